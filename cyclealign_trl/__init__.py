@@ -1,0 +1,68 @@
+"""CycleAlign for the Hugging Face ecosystem: align a model you can train with one you can only call."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .agreement import agreement_ranking as agreement_ranking
+    from .demonstrations import DemonstrationPool as DemonstrationPool
+    from .errors import CycleAlignError as CycleAlignError
+    from .errors import RankerError as RankerError
+    from .errors import TooManyFailuresError as TooManyFailuresError
+    from .losses import pro_loss as pro_loss
+    from .losses import rrhf_loss as rrhf_loss
+    from .rankers.base import Ranker as Ranker
+    from .rankers.cache import CachedRanker as CachedRanker
+    from .rankers.function import FunctionRanker as FunctionRanker
+    from .rankers.llm import LLMRanker as LLMRanker
+    from .trainer.cyclealign_config import CycleAlignConfig as CycleAlignConfig
+    from .trainer.cyclealign_trainer import CycleAlignTrainer as CycleAlignTrainer
+    from .trainer.ranking_config import RankingConfig as RankingConfig
+    from .trainer.ranking_trainer import RankingTrainer as RankingTrainer
+    from .types import Demonstration as Demonstration
+    from .types import RankingFailure as RankingFailure
+    from .types import RankingRequest as RankingRequest
+    from .types import RankingResult as RankingResult
+    from .types import Usage as Usage
+
+__version__ = "0.1.0"
+
+# Every name is imported when it is first used: a script that only builds rankers never loads torch.
+_MODULES = {
+    "CachedRanker": "rankers.cache",
+    "CycleAlignConfig": "trainer.cyclealign_config",
+    "CycleAlignError": "errors",
+    "CycleAlignTrainer": "trainer.cyclealign_trainer",
+    "Demonstration": "types",
+    "DemonstrationPool": "demonstrations",
+    "FunctionRanker": "rankers.function",
+    "LLMRanker": "rankers.llm",
+    "Ranker": "rankers.base",
+    "RankerError": "errors",
+    "RankingConfig": "trainer.ranking_config",
+    "RankingFailure": "types",
+    "RankingRequest": "types",
+    "RankingResult": "types",
+    "RankingTrainer": "trainer.ranking_trainer",
+    "TooManyFailuresError": "errors",
+    "Usage": "types",
+    "agreement_ranking": "agreement",
+    "pro_loss": "losses",
+    "rrhf_loss": "losses",
+}
+
+__all__ = [*_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

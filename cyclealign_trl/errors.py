@@ -1,0 +1,23 @@
+"""The errors that the package raises, all of them below one root:
+
+```
+CycleAlignError
+├── RankerError            the ranker cannot answer at all: a wrong key, an unknown model, a refused request
+└── TooManyFailuresError   more rankings failed than `max_ranking_failures` allows; a checkpoint was saved
+```
+
+Wrong arguments raise `ValueError` or `TypeError` where they are given, as in TRL. A single ranking that fails raises
+nothing: it is a `RankingFailure`.
+"""
+
+
+class CycleAlignError(Exception):
+    """Root of the package's own errors."""
+
+
+class RankerError(CycleAlignError):
+    """The ranker cannot answer, and asking again will not help."""
+
+
+class TooManyFailuresError(CycleAlignError):
+    """The share of failed rankings passed `max_ranking_failures`."""

@@ -1,0 +1,36 @@
+"""The seam between the cycle and whoever ranks: one required method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from ..types import RankingFailure, RankingRequest, RankingResult
+
+Outcome = RankingResult | RankingFailure
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """Anything with a `rank` method.
+
+    A ranker may also have a `fingerprint`, a text that changes whenever its answers might (model, endpoint, prompt
+    version, sampling): with one, its answers can be cached (see `CachedRanker`).
+    """
+
+    def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
+        """Ranks each request; the answers stand in the order of the requests.
+
+        Called from worker threads, several at a time. What fails for one request is a `RankingFailure` in its place;
+        raise `RankerError` only for what no further request can survive.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamingRanker(Ranker, Protocol):
+    """A ranker that also hands out its answers one by one, so that each can be stored the moment it is paid for."""
+
+    def stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+        """Yields (position of the request, its answer) in order of arrival."""
+        ...

@@ -1,0 +1,237 @@
+"""A ranker that pays for no answer twice: valid rankings are kept in SQLite, each from the moment it arrives."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..errors import RankerError
+from ..types import RankingRequest, RankingResult, Usage
+from .base import Outcome, Ranker, StreamingRanker
+
+_APPLICATION_ID = 0x43414C4E  # "CALN": tells our databases from anybody else's
+_SCHEMA_VERSION = 1
+_BUSY_TIMEOUT = 30.0  # seconds
+
+
+class CachedRanker:
+    """Answers from a database what was answered before, and stores what the ranker answers now.
+
+    Only valid rankings are stored, never failures. The key is the ranker's fingerprint together with the request:
+    prompt, completions, demonstrations and metadata. A stored answer comes back with `usage.cached` set. The same
+    request twice in one call is sent once. Any number of threads may call `rank`.
+
+    Args:
+        ranker: The ranker to ask. It must have a `fingerprint`; with a `stream` too, each answer is stored the moment
+            it arrives.
+        path: The database; made where it is missing.
+        also_read: Databases to look into as well, such as those of the other processes of a run. Nothing is added to
+            them, and files that do not exist are passed over.
+
+    Raises:
+        RankerError: If a file is no database of this class, or is damaged.
+        ValueError: If the ranker has no fingerprint.
+    """
+
+    def __init__(
+        self, ranker: Ranker, path: str | PathLike[str], also_read: Sequence[str | PathLike[str]] = ()
+    ) -> None:
+        self._ranker = ranker
+        if not self.fingerprint:
+            raise ValueError(
+                f"A {type(ranker).__name__} has no `fingerprint`, so nothing tells when its stored answers are stale: "
+                "use it without a cache, or give it one."
+            )
+        own = Path(path)
+        others = [other for other in map(Path, also_read) if other.resolve() != own.resolve() and other.exists()]
+        own.parent.mkdir(parents=True, exist_ok=True)
+        self._own = _Database(own)
+        self._databases = [self._own]
+        try:
+            self._databases += [_Database(other, query_only=True) for other in others]
+        except RankerError:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._ranker!r}, {str(self._own.path)!r})"
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the ranker."""
+        return getattr(self._ranker, "fingerprint", None)
+
+    def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
+        """Ranks each request; see `Ranker.rank`. Raises what the ranker raises, and `RankerError` as on opening."""
+        answers = dict(self.stream(requests))
+        return [answers[position] for position in range(len(requests))]
+
+    def stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+        """Yields (position of the request, its answer): first what is stored, then the rest as it arrives."""
+        positions: dict[str, list[int]] = {}
+        for position, request in enumerate(requests):
+            positions.setdefault(_key(self.fingerprint, request), []).append(position)
+        missing = []
+        for key, same in positions.items():
+            stored = self._look_up(key, requests[same[0]])
+            if stored is None:
+                missing.append(key)
+                continue
+            for position in same:
+                yield position, stored
+        for index, outcome in self._ask([requests[positions[key][0]] for key in missing]):
+            key = missing[index]
+            if isinstance(outcome, RankingResult):
+                self._own.put(key, _encode(outcome))
+            first, *repeats = positions[key]
+            yield first, outcome
+            for position in repeats:
+                yield position, _free(outcome)
+
+    def close(self) -> None:
+        """Closes the databases. The ranker belongs to whoever made it, and stays open."""
+        for database in self._databases:
+            database.close()
+
+    def _ask(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+        if not requests:
+            return iter(())
+        if isinstance(self._ranker, StreamingRanker):
+            return self._ranker.stream(requests)
+        return iter(enumerate(self._ranker.rank(requests)))
+
+    def _look_up(self, key: str, request: RankingRequest) -> RankingResult | None:
+        for database in self._databases:
+            value = database.get(key)
+            stored = _decode(value, request) if value is not None else None
+            if stored is not None:
+                return stored
+        return None
+
+
+class _Database:
+    """One file of keys and values, safe to share between threads.
+
+    It keeps SQLite's rollback journal: the write-ahead log needs shared memory, which network disks do not give.
+    """
+
+    def __init__(self, path: Path, *, query_only: bool = False) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        # A file left by a process that was killed may first have to be rolled back, which SQLite refuses to do for
+        # `mode=ro`: `query_only` forbids everything but that.
+        mode = "rw" if query_only else "rwc"
+        with self._errors():
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={mode}",
+                uri=True,
+                timeout=_BUSY_TIMEOUT,
+                isolation_level=None,  # every statement is committed at once
+                check_same_thread=False,
+            )
+        try:
+            with self._errors():
+                self._empty = self._prepare(query_only)
+        except RankerError:
+            self._connection.close()
+            raise
+
+    def get(self, key: str) -> str | None:
+        if self._empty:
+            return None
+        with self._lock, self._errors():
+            row = self._connection.execute("SELECT value FROM rankings WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def put(self, key: str, value: str) -> None:
+        with self._lock, self._errors():
+            self._connection.execute("INSERT OR REPLACE INTO rankings VALUES (?, ?)", (key, value))
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _prepare(self, query_only: bool) -> bool:
+        """Checks that the file is ours, or makes it ours if it is new. Returns whether it is new and to stay so."""
+        if query_only:
+            self._connection.execute("PRAGMA query_only = ON")
+        else:
+            # Two processes may both find the file new: one of them waits here, and then finds it made.
+            self._connection.execute("BEGIN IMMEDIATE")
+        new = self._pragma("schema_version") == 0
+        if not new and (self._pragma("application_id"), self._pragma("user_version")) != (
+            _APPLICATION_ID,
+            _SCHEMA_VERSION,
+        ):
+            raise sqlite3.DatabaseError("it was written by another program, or by another version of this one")
+        if query_only:
+            return new
+        if new:
+            self._connection.execute("CREATE TABLE rankings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+            self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        self._connection.execute("COMMIT")
+        return False
+
+    def _pragma(self, name: str) -> int:
+        return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RankerError(
+                f"The ranking cache {self.path} cannot be used: {error}. If it is damaged or not ours, move it away "
+                "or choose another path; rankings stored there are then paid for again."
+            ) from error
+
+
+def _key(fingerprint: str | None, request: RankingRequest) -> str:
+    content = {
+        "fingerprint": fingerprint,
+        "prompt": request.prompt,
+        "completions": request.completions,
+        "demonstrations": [asdict(demonstration) for demonstration in request.demonstrations],
+        "metadata": dict(request.metadata),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _encode(result: RankingResult) -> str:
+    return json.dumps(asdict(result))
+
+
+def _decode(value: str, request: RankingRequest) -> RankingResult | None:
+    """The stored ranking; `None` where it is no ranking of this request's completions."""
+    try:
+        fields: dict[str, Any] = json.loads(value)
+        ranks, improved, usage = fields["ranks"], fields["improved_completion"], fields["usage"]
+        result = RankingResult(
+            order=tuple(fields["order"]),
+            ranks=None if ranks is None else tuple(ranks),
+            improved_completion=None if improved is None else str(improved),
+            usage=None if usage is None else Usage(**usage),
+        )
+    except (ValueError, TypeError, KeyError):
+        return None
+    indices = (*result.order, *result.resolved_ranks)
+    fits = len(result.order) == len(request.completions) and all(isinstance(index, int) for index in indices)
+    return _cached(result) if fits else None
+
+
+def _cached(result: RankingResult) -> RankingResult:
+    return replace(result, usage=replace(result.usage or Usage(attempts=0), cached=True))
+
+
+def _free(outcome: Outcome) -> Outcome:
+    """The outcome of a request that was not sent because its equal was: its expense is counted there."""
+    return _cached(outcome) if isinstance(outcome, RankingResult) else replace(outcome, usage=None)

@@ -1,0 +1,179 @@
+"""What a judge's reply says: a full ranking, or what is wrong with it. Nothing is ever repaired.
+
+The grammar, after `<think>` text is cut off:
+
+1. The JSON object `{"ranking": ["B", "A", "C"], "improved_response": "..."}`, wherever it stands in the text. Of
+   several, the last counts: a judge that corrects itself does so at the end.
+2. In a text without any brace: a bracketed list (`[B, A, C]`) or a chain (`B > A > C`) of the labels, on the last line
+   that has one. A text with a brace was meant as JSON, and a list inside broken JSON may be half of a ranking.
+
+A reply is untrusted and may be long: a megabyte of anything is read within a second or so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# Not strict: a raw line break inside a string is common in replies, and harmless.
+_DECODER = json.JSONDecoder(strict=False)
+_OBJECT_START = re.compile(r'\{\s*"')
+_BRACKETED = re.compile(r"\[([^\[\]]*)\]")
+# Each break costs a scan of the text before it (the decoder counts its lines), and no honest reply has this many.
+_MAX_BROKEN_OBJECTS = 500
+# What may stand around a label without being part of it: quotes, markdown, the brackets of "[[B>A]]".
+_DECORATION = " \t\"'`*_[]()."
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRanking:
+    """A valid reply.
+
+    Args:
+        order: Indices into the labels, best first; a full permutation.
+        improved_completion: The improved response, where the reply has one.
+    """
+
+    order: tuple[int, ...]
+    improved_completion: str | None = None
+
+
+class InvalidRanking(ValueError):  # noqa: N818 - it names a kind of reply, not a fault of the program
+    """A reply that is no ranking of the labels.
+
+    Attributes:
+        reason: `"unparsable"` where no ranking was found, `"invalid_ranking"` where the one found is not valid.
+    """
+
+    def __init__(self, reason: Literal["unparsable", "invalid_ranking"], message: str) -> None:
+        super().__init__(message)
+        self.reason: str = reason
+
+
+def parse_ranking(text: str, labels: Sequence[str]) -> ParsedRanking:
+    """Reads a judge's reply.
+
+    Args:
+        text: The reply.
+        labels: The labels of the completions, in the order in which they were shown.
+
+    Raises:
+        InvalidRanking: If the text holds no ranking that names each label exactly once. The message can be shown to
+            the judge.
+    """
+    text = _without_thoughts(text)
+    if "{" not in text:
+        return ParsedRanking(_order(_last_line_ranking(text, labels), labels))
+    found = _last_object(text)
+    ranking = found["ranking"]
+    if not isinstance(ranking, list):
+        raise InvalidRanking("invalid_ranking", f'"ranking" must be an array of labels, not {_shown(ranking)}')
+    improved = found.get("improved_response")
+    if improved is not None and not isinstance(improved, str):
+        raise InvalidRanking("unparsable", f'"improved_response" must be a string, not {_shown(improved)}')
+    return ParsedRanking(_order(ranking, labels), (improved or "").strip() or None)
+
+
+def _without_thoughts(text: str) -> str:
+    """The text behind the last `</think>` (templates often swallow the opening tag), up to an unfinished thought."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def _last_object(text: str) -> dict[str, Any]:
+    found: dict[str, Any] | None = None
+    broken = 0
+    start = _OBJECT_START.search(text)
+    while start is not None and broken < _MAX_BROKEN_OBJECTS:
+        try:
+            value, end = _DECODER.raw_decode(text, start.start())
+        except RecursionError:
+            raise InvalidRanking("unparsable", "the JSON is nested too deeply") from None
+        except json.JSONDecodeError as error:
+            # Whatever stands before the break belongs to the broken object: going on behind it keeps a part from
+            # passing for the whole.
+            broken += 1
+            end = max(error.pos, start.end())
+            if '"ranking"' in text[start.start() : end]:
+                found = None  # it was to replace the one before it
+        else:
+            if "ranking" in value:
+                found = value
+        start = _OBJECT_START.search(text, end)
+    if found is None or start is not None:
+        raise InvalidRanking("unparsable", 'it holds no complete JSON object with the key "ranking"')
+    return found
+
+
+def _last_line_ranking(text: str, labels: Sequence[str]) -> list[str]:
+    for line in reversed(text.splitlines()):
+        candidates = [*_lists(line, labels), *_chains(line, labels)]
+        if candidates:
+            if any(candidate != candidates[0] for candidate in candidates):
+                raise InvalidRanking("invalid_ranking", "its last line holds more than one ranking")
+            return candidates[0]
+    raise InvalidRanking("unparsable", "it holds no ranking")
+
+
+def _lists(line: str, labels: Sequence[str]) -> Iterator[list[str]]:
+    """The bracketed lists of the line that name a label at all."""
+    for match in _BRACKETED.finditer(line):
+        items = [item.strip(" \t\"'`") for item in match[1].split(",")]
+        if len(items) > 1 and not set(labels).isdisjoint(items):
+            yield items
+
+
+def _chains(line: str, labels: Sequence[str]) -> Iterator[list[str]]:
+    """The line read as one chain, where it is one that names a label at all; text may stand before and after it."""
+    if ">" not in line:
+        return
+    first, *middle, last = line.split(">")
+    items = [
+        _label_at_end(first, labels),
+        *(item if (item := part.strip()) in labels else item.strip(_DECORATION) for part in middle),
+        _label_at_start(last, labels),
+    ]
+    if not set(labels).isdisjoint(items):
+        yield items
+
+
+def _label_at_end(text: str, labels: Sequence[str]) -> str:
+    for candidate in (text.rstrip(), text.rstrip(_DECORATION)):
+        for label in sorted(labels, key=len, reverse=True):
+            if candidate.endswith(label) and not candidate[: -len(label)][-1:].isalnum():
+                return label
+    return text.strip()[-20:]
+
+
+def _label_at_start(text: str, labels: Sequence[str]) -> str:
+    for candidate in (text.lstrip(), text.lstrip(_DECORATION)):
+        for label in sorted(labels, key=len, reverse=True):
+            if candidate.startswith(label) and not candidate[len(label) :][:1].isalnum():
+                return label
+    return text.strip()[:20]
+
+
+def _order(ranking: Sequence[object], labels: Sequence[str]) -> tuple[int, ...]:
+    """The ranking as indices into the labels."""
+    index = {label: position for position, label in enumerate(labels)}
+    order: list[int] = []
+    for item in ranking:
+        if not isinstance(item, str) or item not in index:
+            raise InvalidRanking(
+                "invalid_ranking", f"it ranks {_shown(item)}, which is none of the labels {', '.join(labels)}"
+            )
+        if index[item] in order:
+            raise InvalidRanking("invalid_ranking", f"it ranks {item} more than once")
+        order.append(index[item])
+    if len(order) < len(labels):
+        missing = ", ".join(label for label in labels if index[label] not in order)
+        raise InvalidRanking("invalid_ranking", f"it leaves out {missing}")
+    return tuple(order)
+
+
+def _shown(value: object) -> str:
+    """A value of the reply, short enough to be quoted back."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,198 @@
+"""Arguments of `CycleAlignTrainer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+from ..demonstrations import DEFAULT, DemonstrationPool, Scope
+from .ranking_config import RankingConfig, check_choice
+
+SFTTarget = Literal["improved", "top_ranked"]
+PolicyScore = Literal["mean_logprob", "sum_logprob"]
+
+
+@dataclass
+class CycleAlignConfig(RankingConfig):
+    """
+    Arguments of [`CycleAlignTrainer`]: those of [`RankingConfig`], and these.
+
+    Args:
+        num_generations (`int`, *optional*, defaults to `3`):
+            Completions sampled per prompt, K. At least 2.
+        num_interactions (`int`, *optional*, defaults to `5`):
+            Interactions per prompt: each generates, ranks, agrees and takes one optimiser step.
+        stop_on_agreement (`bool`, *optional*, defaults to `False`):
+            Whether a prompt whose completions policy and ranker order alike is left out of its remaining interactions.
+        sft_target (`str`, *optional*, defaults to `"improved"`):
+            Target of the SFT loss: the ranker's `"improved"` completion (the top-ranked one where there is none) or
+            the `"top_ranked"` one.
+        policy_score (`str`, *optional*, defaults to `"mean_logprob"`):
+            What the policy ranks its completions by: `"mean_logprob"` per token or `"sum_logprob"`.
+        use_static_demonstrations (`bool`, *optional*, defaults to `True`):
+            Whether requests show the static demonstrations.
+        use_dynamic_demonstrations (`bool`, *optional*, defaults to `True`):
+            Whether requests show the demonstrations that earlier interactions agreed upon.
+        demonstration_scope (`str`, *optional*, defaults to `"prompt"`):
+            Whose dynamic demonstrations a request shows: those of its own `"prompt"` or those of the whole `"run"`.
+        max_demonstrations (`int`, *optional*, defaults to `4`):
+            Dynamic demonstrations kept per prompt or run. The oldest leaves first.
+        min_agreement (`int`, *optional*, defaults to `2`):
+            Completions that policy and ranker must order alike to make a demonstration. At least 2.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature. Scores are always computed at temperature 1.
+        top_p (`float`, *optional*, defaults to `0.95`):
+            Sample from the smallest set of tokens with this total probability.
+        top_k (`int`, *optional*, defaults to `0`):
+            Sample from this many most likely tokens. 0 samples from all.
+        min_p (`float` or `None`, *optional*, defaults to `None`):
+            Sample from tokens with at least this share of the most likely token's probability.
+        generation_kwargs (`dict` or `None`, *optional*, defaults to `None`):
+            Further generation parameters, stronger than the fields above.
+        cache_rankings (`bool`, *optional*, defaults to `True`):
+            Whether rankings are stored in the output directory and never paid for twice. Needs a ranker with a
+            fingerprint.
+        max_ranking_failures (`float`, *optional*, defaults to `0.5`):
+            Share of failed rankings among the last 100 (at least 20) above which the run saves a checkpoint and stops.
+        max_eval_samples (`int` or `None`, *optional*, defaults to `None`):
+            Evaluate on this many prompts at most. Their rankings are paid for too.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to print a table of completions and both rankings at every log. Needs `rich`.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*RankingConfig._VALID_DICT_FIELDS, "generation_kwargs"]
+
+    num_generations: int = field(default=3, metadata={"help": "Completions sampled per prompt, K. At least 2."})
+    num_interactions: int = field(
+        default=5,
+        metadata={"help": "Interactions per prompt: each generates, ranks, agrees and takes one optimiser step."},
+    )
+    stop_on_agreement: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a prompt whose completions policy and ranker order alike is left out of its remaining "
+            "interactions."
+        },
+    )
+    sft_target: str = field(
+        default="improved",
+        metadata={
+            "help": 'Target of the SFT loss: the ranker\'s "improved" completion (the top-ranked one where there is '
+            'none) or the "top_ranked" one.'
+        },
+    )
+    policy_score: str = field(
+        default="mean_logprob",
+        metadata={"help": 'What the policy ranks its completions by: "mean_logprob" per token or "sum_logprob".'},
+    )
+    use_static_demonstrations: bool = field(
+        default=True, metadata={"help": "Whether requests show the static demonstrations."}
+    )
+    use_dynamic_demonstrations: bool = field(
+        default=True,
+        metadata={"help": "Whether requests show the demonstrations that earlier interactions agreed upon."},
+    )
+    demonstration_scope: str = field(
+        default="prompt",
+        metadata={
+            "help": 'Whose dynamic demonstrations a request shows: those of its own "prompt" or those of the whole '
+            '"run".'
+        },
+    )
+    max_demonstrations: int = field(
+        default=4,
+        metadata={"help": "Dynamic demonstrations kept per prompt or run. The oldest leaves first."},
+    )
+    min_agreement: int = field(
+        default=2,
+        metadata={"help": "Completions that policy and ranker must order alike to make a demonstration. At least 2."},
+    )
+    temperature: float = field(
+        default=1.0,
+        metadata={"help": "Sampling temperature. Scores are always computed at temperature 1."},
+    )
+    top_p: float = field(
+        default=0.95,
+        metadata={"help": "Sample from the smallest set of tokens with this total probability."},
+    )
+    top_k: int = field(default=0, metadata={"help": "Sample from this many most likely tokens. 0 samples from all."})
+    min_p: float | None = field(
+        default=None,
+        metadata={"help": "Sample from tokens with at least this share of the most likely token's probability."},
+    )
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further generation parameters, stronger than the fields above."}
+    )
+    cache_rankings: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether rankings are stored in the output directory and never paid for twice. Needs a ranker "
+            "with a fingerprint."
+        },
+    )
+    max_ranking_failures: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of failed rankings among the last 100 (at least 20) above which the run saves a "
+            "checkpoint and stops."
+        },
+    )
+    max_eval_samples: int | None = field(
+        default=None,
+        metadata={"help": "Evaluate on this many prompts at most. Their rankings are paid for too."},
+    )
+    log_completions: bool = field(
+        default=False,
+        metadata={"help": "Whether to print a table of completions and both rankings at every log. Needs rich."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("sft_target", self.sft_target, get_args(SFTTarget))
+        check_choice("policy_score", self.policy_score, get_args(PolicyScore))
+        check_choice("demonstration_scope", self.demonstration_scope, get_args(Scope))
+        for name, minimum in (
+            ("num_generations", 2),
+            ("num_interactions", 1),
+            ("max_demonstrations", 0),
+            ("min_agreement", 2),
+            ("top_k", 0),
+        ):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}: K equal samples have no order.")
+        if not 0 <= self.max_ranking_failures <= 1:
+            raise ValueError(f"max_ranking_failures is a share from 0 to 1, got {self.max_ranking_failures}.")
+        if self.max_eval_samples is not None and self.max_eval_samples < 1:
+            raise ValueError(f"max_eval_samples must be at least 1 prompt or None, got {self.max_eval_samples}.")
+
+
+def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> DemonstrationPool:
+    """The pool that the arguments describe, or the given one.
+
+    Raises:
+        ValueError: If the arguments contradict the given pool.
+    """
+    static = (DEFAULT,) if args.use_static_demonstrations else ()
+    capacity = args.max_demonstrations if args.use_dynamic_demonstrations else 0
+    if given is None:
+        return DemonstrationPool(static, capacity, args.demonstration_scope)  # type: ignore[arg-type]
+    # A field that still has its default says nothing against the pool.
+    contradictions = {
+        f"use_static_demonstrations={args.use_static_demonstrations}": not args.use_static_demonstrations
+        and bool(given.static),
+        f"use_dynamic_demonstrations={args.use_dynamic_demonstrations}": not args.use_dynamic_demonstrations
+        and given.capacity > 0,
+        f"max_demonstrations={args.max_demonstrations}": args.max_demonstrations
+        not in (CycleAlignConfig.max_demonstrations, given.capacity),
+        f"demonstration_scope={args.demonstration_scope!r}": args.demonstration_scope
+        not in (CycleAlignConfig.demonstration_scope, given.scope),
+    }
+    if any(contradictions.values()):
+        wrong = " and ".join(setting for setting, contradicts in contradictions.items() if contradicts)
+        raise ValueError(
+            f"The demonstration pool has {len(given.static)} static demonstrations, capacity {given.capacity} and "
+            f"scope {given.scope!r}, but args say {wrong}. Set either the pool or the arguments."
+        )
+    return given

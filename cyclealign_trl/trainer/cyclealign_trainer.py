@@ -1,0 +1,384 @@
+"""`CycleAlignTrainer`: the cycle of sampling, ranking, agreeing and training inside the Trainer's own loop."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from .._compat import PREFIX_CHECKPOINT_DIR
+from ..demonstrations import DemonstrationPool
+from ..errors import RankerError
+from ..generation.base import GenerationBackend
+from ..generation.transformers import TransformersBackend
+from ..interaction import open_interaction, settle
+from ..losses import ABSENT
+from ..rankers.base import Outcome as RankerOutcome
+from ..rankers.base import Ranker
+from ..rankers.cache import CachedRanker
+from ..types import Prompt, RankingRequest
+from . import cycle_state
+from .collator import PromptCollator
+from .cyclealign_config import CycleAlignConfig, make_pool
+from .cyclealign_metrics import Outcome, counts, means, print_completions
+from .failure_guard import FailureGuard
+from .interaction_log import InteractionLog
+from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, as_dict, column_names, model_name
+from .sampler import InteractionSampler
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+class CycleAlignTrainer(RankingTrainer):
+    """Aligns a policy with a black-box ranker by CycleAlign (arXiv 2310.16271).
+
+    Every optimiser step is one interaction: the policy samples K completions per prompt; the ranker, shown
+    demonstrations, orders them and may offer a better one; the policy orders them by its own probabilities; what both
+    agree on becomes a demonstration; the policy trains on the ranker's order. Each prompt has `num_interactions` of
+    these in a row.
+
+    Args:
+        model: A causal language model, or its name on the Hub or on disk.
+        ranker: The black box: an `LLMRanker`, a `FunctionRanker`, or anything with their `rank` method.
+        args: The arguments.
+        demonstrations: The pool of demonstrations; by default the one that `args` describes.
+        train_dataset: Rows of `prompt` (text or messages) and whatever else the ranker should know about each.
+        eval_dataset: Likewise, or a mapping of several. An evaluation runs one interaction with a frozen pool.
+        processing_class: The policy's tokenizer; by default the one of the model's name.
+        peft_config: Trains an adapter instead of all weights.
+        callbacks: Further callbacks.
+        optimizers: An optimiser and a schedule of your own.
+
+    Raises:
+        ValueError: If a dataset is a stream or lacks `prompt`, the training set is smaller than one optimiser step, or
+            `demonstrations` contradicts `args`; and as `RankingTrainer` does.
+        TypeError: If `ranker` has no `rank` method.
+    """
+
+    args: CycleAlignConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        ranker: Ranker,
+        args: CycleAlignConfig | None = None,
+        demonstrations: DemonstrationPool | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: Optimizers = (None, None),
+    ) -> None:
+        if args is None:
+            args = self._default_args(model)
+        if not isinstance(ranker, Ranker):
+            raise TypeError(f"ranker must have a method rank(requests); {type(ranker).__name__} has none.")
+        if args.log_completions and importlib.util.find_spec("rich") is None:
+            raise ValueError("log_completions=True needs rich: pip install 'cyclealign-trl[report]'.")
+        self.demonstrations = make_pool(args, demonstrations)
+        super().__init__(
+            model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if train_dataset is not None:
+            self._get_train_sampler()  # raises if one step takes more prompts than there are
+        self.eval_dataset = _limit(eval_dataset, args.max_eval_samples)
+        self.ranker = _cached(ranker, args)
+        self.generation: GenerationBackend = TransformersBackend(
+            self.accelerator,
+            args.num_generations,
+            self.encoder.eos_token_ids,
+            self.encoder.tokenizer.pad_token_id,
+            {
+                "max_new_tokens": args.max_completion_length,
+                "temperature": args.temperature,
+                "top_p": args.top_p,
+                "top_k": args.top_k,
+                "min_p": args.min_p,
+                **as_dict(args.generation_kwargs),
+            },
+        )
+        self.interaction_log = InteractionLog(args.output_dir, args.process_index)
+
+        # The step under way: micro-batches waiting for completions, those that have them, and what became of each.
+        self._waiting: list[dict[str, Any]] = []
+        self._rollouts: deque[dict[str, Any]] = deque()
+        self._outcomes: list[list[Outcome]] = []
+        # The window under way: prompts that need no further interaction (`stop_on_agreement`).
+        self._agreed: set[str] = set()
+        self._last_outcomes: list[Outcome] = []
+        self._failure_guard = FailureGuard(args.max_ranking_failures)
+        self.add_callback(self._failure_guard)
+
+    # What RankingTrainer leaves open
+
+    @staticmethod
+    def _default_args(model: str | PreTrainedModel) -> CycleAlignConfig:
+        return CycleAlignConfig(f"{model_name(model)}-CycleAlign")
+
+    @staticmethod
+    def _check_dataset(name: str, dataset: Dataset) -> None:
+        if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
+            raise ValueError(
+                f"{name} is a stream, but the cycle repeats windows of prompts, which takes a dataset with a length. "
+                "Load it without streaming=True, or take a part: Dataset.from_list(list(stream.take(1000)))."
+            )
+        columns = column_names(dataset)
+        if "prompt" not in columns:
+            raise ValueError(f"{name} needs a column 'prompt'; it has {sorted(columns)}.")
+
+    def _make_collator(self) -> Callable[[Any], Any]:
+        return PromptCollator(self.encoder)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> InteractionSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        return InteractionSampler(
+            num_prompts=len(dataset),
+            window=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            num_interactions=args.num_interactions,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
+
+    # The step: generate and ask for all micro-batches, then train on one after the other
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Fetches the micro-batches of the next optimiser step."""
+        # No sampling here: on resume, the random state is loaded after this call.
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._waiting = list(batches)
+        self._rollouts.clear()
+        self._outcomes.clear()
+        return batches, num_items
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if not self.model.training:
+            return self._roll_out(inputs)
+        if self._waiting:  # the first micro-batch of the step starts all of them, so that accumulation changes nothing
+            self._rollouts.extend(self._roll_out(batch) for batch in self._waiting)
+            self._waiting = []
+        return self._rollouts.popleft()
+
+    def _roll_out(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Adds completions to a batch of prompts and sends them to the ranker, without waiting for it."""
+        with self._timer("generate"):
+            completion_ids = self.generation.generate(self.model_wrapped, batch["prompt_ids"])
+        decode = self.encoder.tokenizer.batch_decode
+        interactions = [
+            open_interaction(
+                prompt,
+                decode(ids, skip_special_tokens=True),
+                self.demonstrations.select(prompt),
+                metadata,
+                already_agreed=_key(prompt) in self._agreed,
+            )
+            for prompt, metadata, ids in zip(batch["prompt"], batch["metadata"], completion_ids, strict=True)
+        ]
+        requests = [interaction.request for interaction in interactions if interaction.request is not None]
+        return {
+            **batch,
+            "completion_ids": completion_ids,
+            "interactions": interactions,
+            "ranking": _in_background(_rank, self.ranker, requests),
+        }
+
+    def _targets(self, inputs: dict[str, Any], sums: Tensor, lengths: Tensor) -> RankingTargets:
+        """Waits for the ranker, compares, and turns its order into what the batch trains on."""
+        with self._timer("forward"):  # reading the scores waits for the forward pass on a device
+            scores = (sums / lengths if self.args.policy_score == "mean_logprob" else sums).detach().tolist()
+        with self._timer("rank_wait"):
+            answers = iter(inputs["ranking"].result())
+        settlements = [
+            settle(
+                interaction,
+                None if interaction.request is None else next(answers),
+                row_scores,
+                self.args.min_agreement,
+            )
+            for interaction, row_scores in zip(inputs["interactions"], scores, strict=True)
+        ]
+        num_generations = sums.shape[1]
+        ranks = [settlement.ranks or (ABSENT,) * num_generations for settlement in settlements]
+
+        improved: list[tuple[list[int], bool]] = [
+            ([], False)
+            if settlement.improved_completion is None
+            else self.encoder.completion(settlement.prompt, settlement.improved_completion)
+            for settlement in settlements
+        ]
+        outcomes = [
+            Outcome(
+                settlement,
+                lengths=tuple(len(ids) for ids in completions),
+                num_clipped=sum(ids[-1] not in self.encoder.eos_token_ids for ids in completions),
+                prompt_cut=prompt_cut,
+                improved_cut=improved_cut,
+            )
+            for settlement, completions, prompt_cut, (_, improved_cut) in zip(
+                settlements, inputs["completion_ids"], inputs["prompt_cut"], improved, strict=True
+            )
+        ]
+        if self.model.training:
+            self._outcomes.append(outcomes)
+        else:
+            self._log_outcomes(self._gather([outcomes]))
+        return RankingTargets(
+            torch.tensor(ranks, device=sums.device),
+            sft_ids=[ids for ids, _ in improved] if self.args.sft_target == "improved" else None,
+        )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch, forward and backward; after the step's last one, the interaction is closed."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._close_interaction()
+        return loss
+
+    def _close_interaction(self) -> None:
+        """Logs the step and lets the pool learn from it. Before the optimiser steps, so that no crash can lose it."""
+        position = self.state.global_step % self.args.num_interactions
+        local = [outcome.settlement for outcome in chain.from_iterable(self._outcomes)]
+        self.interaction_log.write(self.state.global_step, position, local)
+
+        outcomes = self._gather(self._outcomes)
+        self._failure_guard.observe(outcome.settlement.failure for outcome in outcomes if outcome.asked)
+        learned = local if self.demonstrations.scope == "prompt" else [outcome.settlement for outcome in outcomes]
+        self.demonstrations.observe(
+            settlement.demonstration for settlement in learned if settlement.demonstration is not None
+        )
+        if self.args.stop_on_agreement:
+            self._agreed.update(_key(settlement.prompt) for settlement in local if settlement.fully_agreed)
+        if position == self.args.num_interactions - 1:
+            self.demonstrations.forget(settlement.prompt for settlement in local)
+            self._agreed.clear()
+        self._log_outcomes(outcomes)
+
+    def _gather(self, micro_batches: list[list[Outcome]]) -> list[Outcome]:
+        """The outcomes of all processes, in the order of the sampler."""
+        per_process: list[list[list[Outcome]]] = gather_object([micro_batches])
+        return [outcome for same_time in zip(*per_process, strict=True) for outcome in chain.from_iterable(same_time)]
+
+    # Evaluation and metrics
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates with a random state of its own: samples compare over time, and training goes on as without."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed + self.args.process_index)
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
+
+    def _log_outcomes(self, outcomes: list[Outcome]) -> None:
+        for name, value in means(outcomes).items():
+            self._log_metric(name, value)
+        for name, count in counts(outcomes).items():
+            self._log_count(name, count)
+        self._log_metric("pool/size", len(self.demonstrations))
+        self._last_outcomes = outcomes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the metrics since the last log, and prints the completions that were logged, if asked to."""
+        super().log(logs, start_time)
+        if self.args.log_completions and "loss" in logs and self.is_world_process_zero():
+            print_completions(self._last_outcomes, self.state.global_step)
+
+    # Checkpoints
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:  # transformers.trainer_utils.TrainOutput
+        """Trains, from the start or from a checkpoint: the last complete one (`True`), or a given folder."""
+        checkpoint: Path | None = None
+        if resume_from_checkpoint is True:
+            checkpoint = cycle_state.last_complete_checkpoint(Path(self.args.output_dir))
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+        if checkpoint is None:
+            if self.is_world_process_zero():
+                self.interaction_log.set_aside()
+            self.accelerator.wait_for_everyone()
+            return super().train(None, *args, **kwargs)
+        state = cycle_state.load(checkpoint, self.args.process_index)
+        self.demonstrations.load_state_dict(state["demonstrations"])
+        self._agreed = set(state["agreed"])
+        return super().train(str(checkpoint), *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Before the Trainer's own part, which pushes the folder to the Hub and may delete old ones.
+        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        cycle_state.save(
+            checkpoint,
+            self.args.process_index,
+            {"demonstrations": self.demonstrations.state_dict(), "agreed": sorted(self._agreed)},
+        )
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            cycle_state.mark_complete(checkpoint)
+        super()._save_checkpoint(model, trial)
+
+
+def _in_background(function: Callable[..., Any], *args: Any) -> Future[Any]:
+    """Runs a function in a thread of its own that does not keep the program from ending."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:  # handed to whoever waits for the result
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="cyclealign-ranking", daemon=True).start()
+    return future
+
+
+def _rank(ranker: Ranker, requests: Sequence[RankingRequest]) -> list[RankerOutcome]:
+    if not requests:
+        return []
+    answers = ranker.rank(requests)
+    if len(answers) != len(requests):
+        raise RankerError(f"{type(ranker).__name__} was given {len(requests)} requests and answered {len(answers)}.")
+    return answers
+
+
+def _key(prompt: Prompt) -> str:
+    return json.dumps(prompt, sort_keys=True)
+
+
+def _cached(ranker: Ranker, args: CycleAlignConfig) -> Ranker:
+    """The ranker behind this process's database, and in view of those that other processes or runs left beside it."""
+    if not args.cache_rankings or isinstance(ranker, CachedRanker) or getattr(ranker, "fingerprint", None) is None:
+        return ranker
+    folder = Path(args.output_dir)
+    own = folder / f"rankings-{args.process_index}.sqlite"
+    folder.mkdir(parents=True, exist_ok=True)
+    return CachedRanker(ranker, own, also_read=sorted(set(folder.glob("rankings-*.sqlite")) - {own}))
+
+
+def _limit(dataset: Any, max_samples: int | None) -> Any:
+    if max_samples is None or dataset is None:
+        return dataset
+    if isinstance(dataset, Mapping):
+        return {name: _limit(part, max_samples) for name, part in dataset.items()}
+    return dataset.select(range(min(max_samples, len(dataset))))

@@ -1,0 +1,358 @@
+"""`RankingTrainer`: PRO and RRHF on ranked completions, and the base of the cycle."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate.utils import is_peft_model, set_seed
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from .._compat import create_model_from_path, get_config_model_id
+from ..losses import ABSENT, pro_loss, rrhf_loss
+from .collator import RankingCollator, TextEncoder
+from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
+from .ranking_config import RankingConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from peft import PeftConfig
+
+Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
+
+
+@dataclass(frozen=True, slots=True)
+class RankingTargets:
+    """What a batch of B prompts with K completions each trains on.
+
+    Args:
+        ranks: `(B, K)`, -1 = absent. A row of -1 weighs nothing.
+        rewards: `(B, K)` for PRO's temperatures, or `None`.
+        sft_ids: Token ids of B completions to imitate; an empty one stands for the top-ranked completion. `None` if
+            no prompt has one of its own.
+    """
+
+    ranks: Tensor
+    rewards: Tensor | None = None
+    sft_ids: list[list[int]] | None = None
+
+
+class RankingTrainer(Trainer):
+    """Trains a policy on completions in order of merit: a ranking loss plus SFT on the best completion.
+
+    The loss of a prompt with K completions is `ranking + sft_weight * (K - 1)^2 * SFT`, with PRO (arXiv 2306.17492) or
+    RRHF (arXiv 2304.05302) as the ranking loss and a sum over tokens as SFT; a batch takes the mean over its prompts.
+
+    Args:
+        model: A causal language model, or its name on the Hub or on disk.
+        args: The arguments.
+        train_dataset: Rows of `prompt`, `completions` (K texts, or K lists of one assistant message), and `ranks`
+            (K integers, 0 = best, equal ranks tie) or `rewards` (K numbers, largest = best) or both. With rewards,
+            PRO uses its temperatures.
+        eval_dataset: Likewise, or a mapping of several.
+        processing_class: The policy's tokenizer; by default the one of the model's name.
+        peft_config: Trains an adapter instead of all weights.
+        callbacks: Further callbacks.
+        optimizers: An optimiser and a schedule of your own.
+
+    Raises:
+        ValueError: If a column is missing, the tokenizer has neither a pad nor an end-of-sequence token, or prompts
+            and completions together can be longer than the model's positions.
+    """
+
+    # Each micro-batch's loss is a mean over its prompts: the Trainer divides by the number of micro-batches.
+    loss_is_scaled_for_ga = False
+    args: RankingConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: RankingConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: Optimizers = (None, None),
+    ) -> None:
+        if args is None:
+            args = self._default_args(model)
+        for name, dataset in _named_datasets(train_dataset, eval_dataset):
+            self._check_dataset(name, dataset)
+
+        set_seed(args.seed)  # before PEFT draws the adapter's weights
+        if isinstance(model, str):
+            model = create_model_from_path(model, **{"trust_remote_code": False, **as_dict(args.model_init_kwargs)})
+        elif args.model_init_kwargs is not None:
+            raise ValueError(
+                "model_init_kwargs has no effect on a model that is loaded already: pass its name instead."
+            )
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(get_config_model_id(model.config))
+        eos_token_ids = _settle_special_tokens(model, processing_class)
+        _check_positions(model, args)
+        self.encoder = TextEncoder(
+            processing_class,
+            eos_token_ids,
+            args.max_prompt_length,
+            args.max_completion_length,
+            as_dict(args.chat_template_kwargs),
+        )
+
+        fuse_lm_head(model.get_base_model() if is_peft_model(model) else model)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = cast("PreTrainedModel", get_peft_model(model, peft_config))
+        self._fused_lm_head = has_plain_lm_head(model)
+        # The Trainer would say that it cannot count floating-point operations: our batches are lists.
+        model.warnings_issued = {**getattr(model, "warnings_issued", {}), "estimate_tokens": True}
+
+        # Since the last log: values to average, and counts to add up.
+        self._metrics: dict[str, defaultdict[str, list[float]]] = {
+            "train": defaultdict(list),
+            "eval": defaultdict(list),
+        }
+        self._counts: dict[str, Counter[str]] = {"train": Counter(), "eval": Counter()}
+        self._seconds: defaultdict[str, float] = defaultdict(float)  # of the current step, by what they went into
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=self._make_collator(),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        set_seed(args.seed, device_specific=True)  # every process samples for itself
+
+    # What a subclass changes
+
+    @staticmethod
+    def _default_args(model: str | PreTrainedModel) -> RankingConfig:
+        return RankingConfig(f"{model_name(model)}-Ranking")
+
+    @staticmethod
+    def _check_dataset(name: str, dataset: Dataset) -> None:
+        columns = column_names(dataset)
+        missing = {"prompt", "completions"} - columns
+        if missing or not columns & {"ranks", "rewards"}:
+            raise ValueError(
+                f"{name} needs the columns 'prompt', 'completions', and 'ranks' or 'rewards'; "
+                f"it has {sorted(columns)}."
+            )
+
+    def _make_collator(self) -> Callable[[Any], Any]:
+        return RankingCollator(self.encoder)
+
+    def _targets(self, inputs: dict[str, Any], sums: Tensor, lengths: Tensor) -> RankingTargets:
+        """What the batch trains on, given the policy's summed log-probabilities and lengths, both `(B, K)`."""
+        ranks = torch.tensor(inputs["ranks"], device=sums.device)
+        rewards = inputs["rewards"]
+        return RankingTargets(ranks, None if rewards is None else torch.tensor(rewards, device=sums.device))
+
+    # The loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+        """Mean over the batch's prompts of the ranking loss plus weighted SFT."""
+        prompt_ids, completion_ids = inputs["prompt_ids"], inputs["completion_ids"]
+        shape = (len(prompt_ids), len(completion_ids[0]))  # (B, K)
+        with self._timer("forward"):
+            sums, lengths = self._sequence_logps(
+                model,
+                [prompt for prompt in prompt_ids for _ in range(shape[1])],
+                [ids for completions in completion_ids for ids in completions],
+            )
+        sums, lengths = sums.view(shape), lengths.view(shape)
+        targets = self._targets(inputs, sums, lengths)
+
+        scores = sums / lengths.clamp(min=1)  # (B, K)
+        if self.args.loss_type == "pro":
+            ranking_loss = pro_loss(scores, targets.ranks, targets.rewards)  # (B,)
+        else:
+            ranking_loss = rrhf_loss(scores, targets.ranks)  # (B,)
+        # Every process decides alike, by the configuration alone: a forward that only some run would hang the others.
+        loss, sft_loss = ranking_loss, None
+        if self.args.sft_weight > 0:
+            sft_loss = self._sft_loss(model, prompt_ids, sums, targets)  # (B,)
+            present = (targets.ranks != ABSENT).sum(dim=1)  # (B,)
+            loss = loss + self.args.sft_weight * (present - 1).clamp(min=0) ** 2 * sft_loss
+
+        self._log_batch({"ranking_loss": ranking_loss, "sft_loss": sft_loss})
+        loss = loss.mean()
+        return (loss, {"scores": scores.detach(), "ranks": targets.ranks}) if return_outputs else loss
+
+    def _sft_loss(
+        self, model: nn.Module, prompt_ids: list[list[int]], sums: Tensor, targets: RankingTargets
+    ) -> Tensor:
+        """Negative summed log-probability `(B,)` of each prompt's SFT target, 0 where nothing is ranked."""
+        unranked = targets.ranks == ABSENT
+        best = targets.ranks.masked_fill(unranked, targets.ranks.shape[1]).argmin(dim=1, keepdim=True)  # (B, 1)
+        sft_loss = -sums.gather(1, best).squeeze(1)
+        if targets.sft_ids is not None:
+            with self._timer("forward"):
+                target_sums, _ = self._sequence_logps(model, prompt_ids, targets.sft_ids)
+            own = torch.tensor([bool(ids) for ids in targets.sft_ids], device=sums.device)
+            sft_loss = torch.where(own, -target_sums, sft_loss)
+        return sft_loss.masked_fill(unranked.all(dim=1), 0.0)
+
+    def _sequence_logps(
+        self, model: nn.Module, prompt_ids: list[list[int]], completion_ids: list[list[int]]
+    ) -> tuple[Tensor, Tensor]:
+        return sequence_logps(
+            model,
+            prompt_ids,
+            completion_ids,
+            pad_token_id=self.encoder.tokenizer.pad_token_id,
+            device=self.accelerator.device,
+            fused=self._fused_lm_head,
+        )
+
+    # The Trainer's seams
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt", "completions", "ranks", "rewards"]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs  # lists, moved to the device where they become tensors
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch, forward and backward."""
+        started, before = time.perf_counter(), sum(self._seconds.values())
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()  # or the backward pass would be charged to whatever waits for it next
+        timed = sum(self._seconds.values()) - before
+        self._seconds["backward"] += time.perf_counter() - started - timed
+        if self.accelerator.sync_gradients:
+            self._log_seconds()
+        return loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss, scores `(B, K)` and ranks `(B, K)` of a batch."""
+        with torch.no_grad():
+            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        self._log_seconds()
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, outputs["scores"], outputs["ranks"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what was measured since the last log: to the logs, and so to what `evaluate` returns."""
+        # Only an evaluation says how long it took, under its own prefix (one per data set).
+        prefixes = [name.removesuffix("runtime") for name in logs if name.endswith("_runtime")]
+        mode, prefix = ("eval", prefixes[0]) if prefixes and prefixes != ["train_"] else ("train", "")
+        logs.update({f"{prefix}{name}": fmean(values) for name, values in self._metrics[mode].items()})
+        logs.update({f"{prefix}{name}": float(count) for name, count in self._counts[mode].items()})
+        self._metrics[mode].clear()
+        self._counts[mode].clear()
+        super().log(logs, start_time)
+
+    # Metrics
+
+    @contextmanager
+    def _timer(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - started
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _log_metric(self, name: str, value: float) -> None:
+        self._metrics[self._mode][name].append(value)
+
+    def _log_count(self, name: str, count: int) -> None:
+        self._counts[self._mode][name] += count
+
+    def _log_seconds(self) -> None:
+        for name, seconds in self._seconds.items():
+            self._log_metric(f"time/{name}", seconds)
+        self._seconds.clear()
+
+    def _log_batch(self, losses: Mapping[str, Tensor | None]) -> None:
+        """Logs means over the batches of all processes."""
+        for name, values in losses.items():
+            if values is not None:
+                self._log_metric(name, self.accelerator.gather(values.detach().mean()).mean().item())
+
+
+def _named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
+    if train is not None:
+        yield "train_dataset", train
+    if isinstance(evaluation, Mapping):
+        yield from ((f"eval_dataset[{name!r}]", dataset) for name, dataset in evaluation.items())
+    elif evaluation is not None:
+        yield "eval_dataset", evaluation
+
+
+def column_names(dataset: Any) -> set[str]:
+    columns = getattr(dataset, "column_names", None)
+    if columns is None:  # any other map-style dataset, or a stream that does not know its columns yet
+        columns = next(iter(dataset))
+    return set(columns)
+
+
+def as_dict(kwargs: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A dictionary field after `TrainingArguments` has parsed what came from a command line."""
+    return dict(cast("dict[str, Any]", kwargs or {}))
+
+
+def model_name(model: str | PreTrainedModel) -> str:
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return str(name).rstrip("/").split("/")[-1] or "model"
+
+
+def _settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Makes model and tokenizer agree on padding; returns every id that ends a completion, the tokenizer's first."""
+    generation_config = model.generation_config
+    declared = None if generation_config is None else generation_config.eos_token_id
+    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    eos_token_ids = tuple(dict.fromkeys([*own, *declared]))
+    if not eos_token_ids:
+        raise ValueError(
+            f"The tokenizer has no eos_token and {type(model).__name__}'s generation config no eos_token_id, so no "
+            "completion could ever end. Set tokenizer.eos_token."
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ValueError("The tokenizer has neither a pad_token nor an eos_token. Set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if generation_config is not None:
+        generation_config.pad_token_id = tokenizer.pad_token_id
+    return eos_token_ids
+
+
+def _check_positions(model: PreTrainedModel, args: RankingConfig) -> None:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = (args.max_prompt_length or 0) + args.max_completion_length
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"max_prompt_length ({args.max_prompt_length}) + max_completion_length ({args.max_completion_length}) is "
+            f"{longest} tokens, but {type(model).__name__} has {positions} positions. Lower one of them."
+        )

@@ -1,0 +1,137 @@
+"""What a ranking is made of. No torch, no I/O: everything here can be built, compared and sent anywhere.
+
+Words used throughout the package: `order` lists the indices of completions, best first; a completion's `rank` is its
+position in that order (0 = best).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Prompt = str | list[dict[str, str]]
+"""A TRL prompt: plain text (standard format) or a list of `{"role", "content"}` messages (conversational format)."""
+
+
+def _check_permutation(order: tuple[int, ...], num_completions: int, what: str) -> None:
+    if sorted(order) != list(range(num_completions)):
+        raise ValueError(
+            f"The order of a {what} must name each of its {num_completions} completions once, as indices from 0 to "
+            f"{num_completions - 1}, best first; got {list(order)}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A ranked example that is shown to the ranker in context.
+
+    Args:
+        prompt: The prompt that the completions answer.
+        completions: The completions, in the order in which they are shown.
+        order: Indices into `completions`, best first.
+
+    Raises:
+        ValueError: If `order` is no permutation of the completions, or there are fewer than two completions.
+    """
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        # Lists (from JSON or YAML) are as good as tuples to write down, but not to hash or share.
+        object.__setattr__(self, "completions", tuple(self.completions))
+        object.__setattr__(self, "order", tuple(self.order))
+        if len(self.completions) < 2:
+            raise ValueError(
+                f"A demonstration shows an order, which takes at least 2 completions; got {len(self.completions)}."
+            )
+        _check_permutation(self.order, len(self.completions), "demonstration")
+
+
+@dataclass(frozen=True, slots=True)
+class RankingRequest:
+    """What a ranker is asked: put `completions` in order of merit as answers to `prompt`.
+
+    Args:
+        prompt: The prompt, as text or messages.
+        completions: At least one distinct text to rank.
+        demonstrations: Ranked examples, to be shown before the query in this order.
+        metadata: The prompt's other dataset columns.
+    """
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    demonstrations: tuple[Demonstration, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one answer of a ranker took.
+
+    Args:
+        prompt_tokens: Tokens sent, over all attempts.
+        completion_tokens: Tokens received, over all attempts.
+        cost: Price in US dollars, where it is known.
+        attempts: Calls that were made, retries included.
+        cached: Whether the answer was read back from a cache, at no expense now.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+    attempts: int = 1
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RankingResult:
+    """A valid ranking.
+
+    Args:
+        order: A permutation of the completions' indices, best first.
+        ranks: Per completion its rank, 0 = best, equal where the ranker sees a tie. `None` means that `order` has
+            no ties.
+        improved_completion: A better completion than those ranked, where the ranker offers one.
+        usage: What the answer took, where it is known.
+
+    Raises:
+        ValueError: If `order` is no permutation of its own indices, or `ranks` has another length.
+    """
+
+    order: tuple[int, ...]
+    ranks: tuple[int, ...] | None = None
+    improved_completion: str | None = None
+    usage: Usage | None = None
+
+    def __post_init__(self) -> None:
+        _check_permutation(self.order, len(self.order), "ranking")
+        if self.ranks is not None and len(self.ranks) != len(self.order):
+            raise ValueError(f"A ranking of {len(self.order)} completions came with {len(self.ranks)} ranks.")
+
+    @property
+    def resolved_ranks(self) -> tuple[int, ...]:
+        """Per completion its rank, 0 = best: `ranks`, or what `order` says where there are no ties."""
+        if self.ranks is not None:
+            return self.ranks
+        ranks = [0] * len(self.order)
+        for rank, index in enumerate(self.order):
+            ranks[index] = rank
+        return tuple(ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class RankingFailure:
+    """No ranking, and why: data, never a made-up order.
+
+    Args:
+        reason: The kind of failure, one word to count by (`"timeout"`, `"unparsable"`, ...).
+        detail: What a person needs to look into it.
+        usage: What the failed attempts took all the same, where it is known.
+    """
+
+    reason: str
+    detail: str = ""
+    usage: Usage | None = None

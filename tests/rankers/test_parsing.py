@@ -1,0 +1,184 @@
+"""What counts as a ranking in a judge's reply, and what must not."""
+
+import collections
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from cyclealign_trl.rankers.parsing import InvalidRanking, ParsedRanking, parse_ranking
+
+LABELS = ("A", "B", "C")
+SHARED = Path(os.environ.get("CYCLEALIGN_SHARED") or Path(__file__).parents[3] / "shared")
+JUDGE_OUTPUTS = SHARED / "data" / "judge" / "judge_outputs.jsonl"
+
+VALID = '{"ranking": ["B", "A", "C"], "improved_response": "Better."}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        VALID,
+        f"  \n{VALID}\n",
+        f"Here is my ranking:\n```json\n{VALID}\n```\nI hope that this helps.",
+        f"The set {{A, B}} and {{x}} aside: {VALID}",
+        f'Not {{"ranking": ["C", "B", "A"]}} after all: {VALID}',
+        f'{{"ranking": ["C", "B", "A" broken}} {VALID}',
+        f'{VALID} {{"note": "done"}}',
+        f'<think>A > B > C? {{"ranking": ["C", "B", "A"]}}</think>{VALID}',
+        f"so A > B > C, I think.</think>\n{VALID}",
+        '{"improved_response": " Better.\\n", "ranking": ["B", "A", "C"]}',
+    ],
+)
+def test_the_json_object_counts_wherever_it_stands(text):
+    assert parse_ranking(text, LABELS) == ParsedRanking((1, 0, 2), "Better.")
+
+
+def test_braces_and_raw_line_breaks_in_a_string_are_text():
+    text = '{"ranking": ["B", "A", "C"], "improved_response": "Use {\n\\"ranking\\": [\\"C\\"]} here"}'
+    assert parse_ranking(text, LABELS) == ParsedRanking((1, 0, 2), 'Use {\n"ranking": ["C"]} here')
+
+
+@pytest.mark.parametrize("improved", ["", ', "improved_response": null', ', "improved_response": " \\n"'])
+def test_an_improved_response_may_be_missing(improved):
+    assert parse_ranking(f'{{"ranking": ["B", "A", "C"]{improved}}}', LABELS) == ParsedRanking((1, 0, 2))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[B, A, C]",
+        '["B", "A", "C"]',
+        "Ranking: ['B','A','C'].",
+        "B > A > C",
+        "B>A>C",
+        "**B** > **A** > **C**",
+        "My verdict is [[B > A > C]], as explained.",
+        "[C, A, B] was my first thought.\nMy last: B > A > C\nThank you [truly, yours].",
+        "B > A > C, that is [B, A, C]",
+        "A > B > C</think>B > A > C",
+        "B > A > C<think>or rather A > B > C",
+    ],
+)
+def test_without_json_the_last_line_with_a_ranking_counts(text):
+    assert parse_ranking(text, LABELS) == ParsedRanking((1, 0, 2))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "I cannot rank these.",
+        "[1, 0, 2]",
+        '{"ranking": ["B", "A"',
+        '{"ranking": ["B", "A", "C"]',
+        '{"ranking": ["B", "A", "C"], "improved_response": "cut',
+        '{"ranking": ["B", "A", "C"],}',
+        "{'ranking': ['B', 'A', 'C']}",
+        f'{VALID} No: {{"ranking": ["C", "B", "A"',
+        '{"result": {"ranking": ["B", "A", "C"]}}',
+        '{"order": ["B", "A", "C"]}',
+        '{"broken": {"ranking": ["B", "A", "C"]}',
+        '{"ranking": ["B", "A", "C"], "improved_response": 3}',
+        "{ B > A > C",
+        f"<think>{VALID}",
+    ],
+)
+def test_no_ranking_is_made_of_what_holds_none(text):
+    with pytest.raises(InvalidRanking) as caught:
+        parse_ranking(text, LABELS)
+    assert caught.value.reason == "unparsable"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"ranking": ["B", "A", "D"]}', 'it ranks "D", which is none of the labels A, B, C'),
+        ('{"ranking": ["B", "A", "b"]}', 'it ranks "b"'),
+        ('{"ranking": [1, 0, 2]}', "it ranks 1"),
+        ('{"ranking": [["B"], "A", "C"]}', r'it ranks \["B"\]'),
+        ('{"ranking": ["B", "A", "B"]}', "it ranks B more than once"),
+        ('{"ranking": ["B", "A", "C", "C"]}', "it ranks C more than once"),
+        ('{"ranking": ["B"]}', "it leaves out A, C"),
+        ('{"ranking": []}', "it leaves out A, B, C"),
+        ('{"ranking": "B > A > C"}', "must be an array"),
+        ("[B, A]", "it leaves out C"),
+        ("B > A", "it leaves out C"),
+        ("B > A > D", 'it ranks "D"'),
+        ("B > A > C > A", "it ranks A more than once"),
+        ("B > A = C", "it leaves out C"),
+        ("B > A, and A > C", "it ranks"),
+        ("B >> A >> C", "it ranks"),
+        ("B > A > C, not [A, B, C]", "more than one ranking"),
+        ("B > A > C\nNo, wait: [A, B]", "it leaves out C"),
+    ],
+)
+def test_an_invalid_ranking_is_never_repaired(text, message):
+    with pytest.raises(InvalidRanking, match=message) as caught:
+        parse_ranking(text, LABELS)
+    assert caught.value.reason == "invalid_ranking"
+
+
+def test_what_is_quoted_back_is_short():
+    with pytest.raises(InvalidRanking) as caught:
+        parse_ranking(json.dumps({"ranking": ["x" * 10_000]}), LABELS)
+    assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "[",
+        "{",
+        '{"',
+        '{"a":',
+        '{"ranking":[',
+        '{"a":"{',
+        ">",
+        "A>",
+        "A > ",
+        "[A,",
+        "A,[\n",
+        "\n",
+        "</think>",
+        '"',
+        "\\",
+    ],
+)
+@pytest.mark.parametrize("start", ["", '{"a": "'])
+def test_a_megabyte_of_anything_is_read_fast(unit, start):
+    text = start + unit * (1_000_000 // len(unit))
+    begin = time.perf_counter()
+    with pytest.raises(InvalidRanking):
+        parse_ranking(text, LABELS)
+    assert time.perf_counter() - begin < 3.0
+
+
+def test_nesting_beyond_the_interpreters_stack_is_unparsable():
+    with pytest.raises(InvalidRanking, match="nested too deeply"):
+        parse_ranking('{"ranking": ' + "[" * 500_000 + "]" * 500_000 + "}", LABELS)
+
+
+@pytest.mark.skipif(not JUDGE_OUTPUTS.exists(), reason=f"{JUDGE_OUTPUTS} is not here (see CYCLEALIGN_SHARED)")
+def test_no_recorded_judge_is_misread():
+    """These judges answered other prompts, so many replies are no rankings to us; none may become another ranking."""
+    outcomes = collections.Counter()
+    for line in JUDGE_OUTPUTS.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        expected = row["expected"]
+        # Four replies lack the second pair of brackets that their collection's parser wanted; their note says what
+        # the people who collected them read.
+        recorded = re.search(r"authors recorded ([AB])>([AB])", row["note"] or "")
+        if expected is None and recorded:
+            expected = [row["labels"].index(label) for label in recorded.groups()]
+        try:
+            order = list(parse_ranking(row["raw"], row["labels"]).order)
+        except InvalidRanking:
+            outcomes["rejected"] += 1
+        else:
+            assert order == expected, row["id"]
+            outcomes["right"] += 1
+    assert outcomes == {"right": 113, "rejected": 310}
