@@ -223,7 +223,7 @@ def _decode(value: str, request: RankingRequest) -> RankingResult | None:
         )
     except (ValueError, TypeError, KeyError):
         return None
-    indices = (*result.order, *result.resolved_ranks)
+    indices = (*result.order, *(result.ranks or ()))
     fits = len(result.order) == len(request.completions) and all(isinstance(index, int) for index in indices)
     return _cached(result) if fits else None
 

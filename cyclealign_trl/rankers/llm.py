@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -261,9 +260,9 @@ class LLMRanker:
         shown = [request.completions[index] for index in order]
         names = labels(len(order))
         note: str | None = None
-        bad_replies = 0
+        attempt = bad_replies = 0
         calls: list[Usage] = []
-        for attempt in itertools.count():
+        while True:
             body = {
                 "model": self._model,
                 "messages": build_messages(
@@ -286,7 +285,7 @@ class LLMRanker:
             else:
                 backoff = min(_BACKOFF_CAP, _BACKOFF_BASE * 2**attempt)
                 await asyncio.sleep(answer.retry_after + self._jitter.uniform(0, backoff))
-        raise AssertionError("unreachable: the attempts end in an answer")
+            attempt += 1
 
     def _shown_order(self, request: RankingRequest) -> list[int]:
         """The request's indices in the order in which they are shown."""

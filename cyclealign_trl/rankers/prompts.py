@@ -140,11 +140,8 @@ def _tag(prompt: Prompt, completions: Sequence[str]) -> str:
     request, and a text cannot foresee the tag it will be fenced with.
     """
     content = json.dumps([prompt, list(completions)])
-    for salt in itertools.count():
-        tag = "data-" + hashlib.sha256(f"{salt} {content}".encode()).hexdigest()[:12]
-        if tag not in content:
-            return tag
-    raise AssertionError("unreachable: the salts never end")
+    tags = ("data-" + hashlib.sha256(f"{salt} {content}".encode()).hexdigest()[:12] for salt in itertools.count())
+    return next(tag for tag in tags if tag not in content)
 
 
 def _reply_grammar(names: Sequence[str], improve: bool) -> str:

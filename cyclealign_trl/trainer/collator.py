@@ -57,7 +57,8 @@ class TextEncoder:
         return (ids, False) if len(ids) <= limit else (ids[:limit], True)
 
     def _tokenize(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+        # Not verbose: a text beyond the model's length is no reason to warn where it is about to be cut.
+        return list(self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def _render(self, prompt: Prompt) -> str:
         rendered = maybe_apply_chat_template({"prompt": prompt}, self.tokenizer, **self.chat_template_kwargs)

@@ -420,12 +420,20 @@ def test_the_stream_yields_what_arrived_before_a_fatal_error(serve):
 
 
 def test_leaving_the_stream_cancels_what_is_open(serve):
-    ranker, _ = serve(lambda body: judge(body) if "quick" in str(body) else Reply(delay=30.0), max_concurrency=2)
+    both = threading.Barrier(2, timeout=5)
+
+    def respond(body):
+        if "together" in str(body):
+            both.wait()
+        return judge(body) if REQUEST.prompt not in str(body) else Reply(delay=30.0)
+
+    ranker, _ = serve(respond, max_concurrency=2)
     stream = ranker.stream([REQUEST, RankingRequest("quick", COMPLETIONS)])
     assert next(stream)[0] == 1
     stream.close()
-    # The slot of the call that hung is free again.
-    assert len(ranker.rank([RankingRequest(f"quick {index}", COMPLETIONS) for index in range(2)])) == 2
+    # Both slots are free again.
+    outcomes = ranker.rank([RankingRequest(f"together {index}", COMPLETIONS) for index in range(2)])
+    assert [outcome.order for outcome in outcomes] == [RIGHT, RIGHT]
 
 
 # Parameters that an endpoint refuses
@@ -548,8 +556,9 @@ def test_calls_in_flight_are_bounded_over_all_threads(serve):
 def test_a_back_off_holds_no_slot(serve, monkeypatch):
     monkeypatch.setattr(llm, "_BACKOFF_BASE", 0.0)
     replies = iter([Reply(status=429, headers={"Retry-After": "1"})])
-    ranker, _ = serve(lambda body: (next(replies, None) if "slow" in str(body) else None) or judge(body))
-    ranker._slots._value = 1  # one call at a time
+    ranker, _ = serve(
+        lambda body: (next(replies, None) if "slow" in str(body) else None) or judge(body), max_concurrency=1
+    )
     arrived = [position for position, _ in ranker.stream([RankingRequest("slow", COMPLETIONS), REQUEST])]
     assert arrived == [1, 0]
 
@@ -580,11 +589,11 @@ def test_closing_ends_what_is_open(serve):
 def test_a_dropped_ranker_frees_its_thread():
     with LoopbackEndpoint(judge) as endpoint:
         assert LLMRanker("a-model", endpoint.base_url).rank([REQUEST])[0].order == RIGHT
-        gc.collect()
         deadline = time.monotonic() + 5
         while any(thread.name == "cyclealign-ranker" for thread in threading.enumerate()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+            gc.collect()  # the last task may have been the last to let go, in a cycle
 
 
 # Arguments

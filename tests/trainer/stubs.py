@@ -50,7 +50,13 @@ class DigestGeneration:
         for ids in prompt_ids:
             call = self.calls[tuple(ids)] = self.calls.get(tuple(ids), -1) + 1
             seeds = [digest(ids, call, index) for index in range(self.num_generations)]
-            groups.append([[3 + (seed >> shift) % 90 for shift in range(seed % 5 + 1)] + [1] for seed in seeds])
+            # The last letter tells the completions of a prompt apart.
+            groups.append(
+                [
+                    [*(3 + (seed >> shift) % 90 for shift in range(seed % 5 + 1)), 40 + index, 1]
+                    for index, seed in enumerate(seeds)
+                ]
+            )
         return groups
 
 

@@ -1,0 +1,27 @@
+"""`cyclealign <command>`: finds the command's script and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+# Each command is a module of `cyclealign_trl.scripts` with `make_parser()` and `main(args)`, imported when it is run.
+COMMANDS = {"demo": "Align a tiny policy with a rule-based judge, offline, in under three minutes on two CPU cores."}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `cyclealign` command."""
+    parser = argparse.ArgumentParser(prog="cyclealign", description="CycleAlign for the Hugging Face ecosystem.")
+    parser.add_argument("--version", action="version", version=f"cyclealign-trl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, description in COMMANDS.items():
+        commands.add_parser(name, help=description, add_help=False)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # What follows the command is the command's own to parse, its --help included.
+    command = parser.parse_args(arguments[:1]).command
+    script = importlib.import_module(f".scripts.{command}", __package__)
+    script.main(script.make_parser().parse_args(arguments[1:]))
