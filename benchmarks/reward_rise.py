@@ -16,7 +16,13 @@ from statistics import fmean
 from typing import Any
 
 CHEERFUL = re.compile(r"\b(happy|happily|smiled|fun|love|loved|friends?|play|played|nice|laughed|best)\b")
-OPENINGS = ("Once upon a time, there was", "One day,", "In a small village,", "There was once", "It was a sunny day and")
+OPENINGS = (
+    "Once upon a time, there was",
+    "One day,",
+    "In a small village,",
+    "There was once",
+    "It was a sunny day and",
+)
 HEROES = ("a dog", "a little girl", "a cat", "Tom", "Lily", "a bird", "an old man", "a bear", "Ben", "a fish")
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -28,7 +34,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def cheerfulness(completions: list[str], **columns: Any) -> list[float]:
+def cheerfulness(completions: list[str], **_: Any) -> list[float]:
     """The number of cheerful words in each completion."""
     return [float(len(CHEERFUL.findall(text.lower()))) for text in completions]
 
@@ -56,7 +62,9 @@ def main() -> None:
         with torch.random.fork_rng():
             torch.manual_seed(1)
             groups = trainer.generation.generate(trainer.model, ids)
-        texts = trainer.encoder.tokenizer.batch_decode([row for group in groups for row in group], skip_special_tokens=True)
+        texts = trainer.encoder.tokenizer.batch_decode(
+            [row for group in groups for row in group], skip_special_tokens=True
+        )
         return fmean(cheerfulness(texts))
 
     print(f"{'objective':<28}{'before':>8}{'after':>8}{'change':>8}   per seed")
@@ -65,7 +73,7 @@ def main() -> None:
         for seed in range(args.seeds):
             noise = random.Random(seed)
             reward = (
-                (lambda completions, noise=noise, **columns: [noise.random() for _ in completions])
+                (lambda completions, noise=noise, **_: [noise.random() for _ in completions])
                 if name.startswith("random")
                 else cheerfulness
             )

@@ -21,7 +21,9 @@ def test_importing_loads_no_torch():
 
 
 def test_rankers_load_no_torch():
-    code = "from cyclealign_trl import LLMRanker, FunctionRanker, CachedRanker; import sys; print('torch' in sys.modules)"
+    code = (
+        "from cyclealign_trl import LLMRanker, FunctionRanker, CachedRanker; import sys; print('torch' in sys.modules)"
+    )
     assert run_python(code) == "False"
 
 
@@ -46,7 +48,7 @@ def test_docstring_and_help_agree(config):
     entries = {
         match["name"]: match
         for match in re.finditer(
-            r"^    (?P<name>\w+) \((?P<type>.+), \*optional\*, defaults to `(?P<default>.+)`\):\n(?P<text>(?:        .+\n?)+)",
+            r"^    (?P<name>\w+) \(.+, \*optional\*, defaults to `(?P<default>.+)`\):\n(?P<text>(?: {8}.+\n?)+)",
             inspect.cleandoc(config.__doc__),
             re.MULTILINE,
         )

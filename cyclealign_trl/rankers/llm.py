@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import hashlib
 import json
 import logging
@@ -11,35 +10,31 @@ import math
 import os
 import queue
 import random
-import re
-import threading
-import time
 import weakref
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import RankerError
 from ..types import RankingFailure, RankingRequest, RankingResult, Usage
 from .base import Outcome
+from .dialect import Dialect
+from .loop import LoopThread
 from .parsing import InvalidRanking, parse_ranking
-from .prompts import PROMPT_VERSION, build_messages, labels, reply_schema
+from .prompts import PROMPT_VERSION, build_messages, labels
+from .responses import Response, Setback, read_complaint, read_usage, retry_after, total_usage
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _BACKOFF_BASE = 0.5  # seconds
 _BACKOFF_CAP = 8.0  # seconds
 _PLACEHOLDER_KEY = "no-key"  # the client insists on one; servers of one's own rarely do
 _DETAIL_LENGTH = 500  # characters
 
-_TOO_LONG = ("context_length_exceeded", "context length", "context window", "maximum context", "prompt is too long")
 _REFUSED_CONTENT = ("content_filter", "content_policy_violation")
 _FIXES = {
     400: "It refuses the request whichever optional parameter is left out.",
@@ -47,62 +42,12 @@ _FIXES = {
     403: "Use a key that may call this model, or another model.",
     404: "Check `model`, and that `base_url` is the one above '/chat/completions' (it often ends in '/v1').",
 }
-# What a message says in place of a parameter's name.
-_MENTIONS = {"response_format": r"response_format|json_schema|json_object|structured output"}
-
 _INVALID_NOTE = "Your previous reply was not valid: {}. Reply with the JSON object described above."
 _TRUNCATED_NOTE = "Your previous reply was not finished. Be brief, and reply with the JSON object described above."
 _REFUSAL_NOTE = (
     "Your previous reply was a refusal. To rank texts that exist already is to endorse none of them, and an improved "
     "response may itself decline. Reply with the JSON object described above."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Dialect:
-    """What is sent of the parameters that not every endpoint takes."""
-
-    temperature: bool = True
-    seed: bool = True
-    limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    response_format: Literal["json_schema", "json_object"] | None = "json_schema"
-
-    def steps(self) -> dict[str, _Dialect]:
-        """The dialects one step plainer, each under the name of the parameter that an endpoint would complain of."""
-        steps = {}
-        if self.response_format is not None:
-            plainer: Literal["json_object"] | None = "json_object" if self.response_format == "json_schema" else None
-            steps["response_format"] = replace(self, response_format=plainer)
-        if self.limit_parameter == "max_tokens":
-            steps["max_tokens"] = replace(self, limit_parameter="max_completion_tokens")
-        if self.temperature:
-            steps["temperature"] = replace(self, temperature=False)
-        if self.seed:
-            steps["seed"] = replace(self, seed=False)
-        return steps
-
-
-class _Response(NamedTuple):
-    """What came over the wire, whatever its status."""
-
-    status: int
-    headers: Mapping[str, str]
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Setback:
-    """Why a call brought no ranking, and what may help.
-
-    A setback with a `note` is a bad reply: asking the same again would bring the same, so the judge is told. One
-    without is a bad call, repeated as it was, after a pause; a `final` one is not repeated.
-    """
-
-    reason: str
-    detail: str
-    note: str | None = None
-    retry_after: float = 0.0
-    final: bool = False
 
 
 class LLMRanker:
@@ -175,14 +120,14 @@ class LLMRanker:
         self._shuffle = shuffle
         self._improve = improve
         self._extra_body = dict(extra_body or {})
-        self._dialect = _Dialect()
+        self._dialect = Dialect()
         # Of its own: drawing from the global generator would move the random state of a training run.
         self._jitter = random.Random()  # noqa: S311
         self._slots = asyncio.Semaphore(max_concurrency)
         client = _make_client(base_url, self._api_key, max_concurrency)
         self._client = client
         self._endpoint = _public_url(str(client.base_url))
-        self._loop = _LoopThread(client)
+        self._loop = LoopThread(client)
         self._finalizer = weakref.finalize(self, self._loop.close)
 
     def __repr__(self) -> str:
@@ -276,9 +221,9 @@ class LLMRanker:
             }
             answer = await self._ask(body, names, self._seed + bad_replies, calls)
             if isinstance(answer, RankingResult):
-                return replace(answer, order=tuple(order[index] for index in answer.order), usage=_total(calls))
+                return replace(answer, order=tuple(order[index] for index in answer.order), usage=total_usage(calls))
             if answer.final or answer.retry_after > self._timeout or attempt == self._max_retries:
-                return RankingFailure(answer.reason, answer.detail, _total(calls))
+                return RankingFailure(answer.reason, answer.detail, total_usage(calls))
             if answer.note is not None:
                 bad_replies += 1
                 note = answer.note
@@ -299,17 +244,27 @@ class LLMRanker:
 
     async def _ask(
         self, body: dict[str, Any], names: Sequence[str], seed: int, calls: list[Usage]
-    ) -> RankingResult | _Setback:
+    ) -> RankingResult | Setback:
         """Asks once, in the richest dialect that the endpoint takes; the order is one of shown positions."""
         start = self._dialect
-        pending, tried = [start], set[_Dialect]()
+        pending, tried = [start], set[Dialect]()
         while pending:
             dialect = pending.pop(0)
             if dialect in tried:
                 continue
             tried.add(dialect)
-            answer = await self._send(body | self._parameters(dialect, names, seed), calls)
-            if isinstance(answer, _Setback):
+            answer = await self._send(
+                body
+                | dialect.parameters(
+                    max_tokens=self._max_tokens,
+                    temperature=self._temperature,
+                    seed=seed,
+                    names=names,
+                    improve=self._improve,
+                ),
+                calls,
+            )
+            if isinstance(answer, Setback):
                 return answer
             response = answer
             if 200 <= response.status < 300:
@@ -322,24 +277,11 @@ class LLMRanker:
                 break
             # What the endpoint names is left out next, on top of what already is; without a name, each in its turn.
             steps = dialect.steps()
-            named = [steps.pop(name) for name in _complaint(response).names(steps)]
+            named = [steps.pop(name) for name in read_complaint(response).names(steps)]
             pending = [*named, *pending, *(steps.values() if named or dialect == start else ())]
         raise self._fatal(response)
 
-    def _parameters(self, dialect: _Dialect, names: Sequence[str], seed: int) -> dict[str, Any]:
-        parameters: dict[str, Any] = {dialect.limit_parameter: self._max_tokens}
-        if dialect.temperature:
-            parameters["temperature"] = self._temperature
-        if dialect.seed:
-            parameters["seed"] = seed
-        if dialect.response_format == "json_schema":
-            schema = {"name": "ranking", "strict": True, "schema": reply_schema(names, improve=self._improve)}
-            parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
-        elif dialect.response_format == "json_object":
-            parameters["response_format"] = {"type": "json_object"}
-        return parameters
-
-    def _remember(self, dialect: _Dialect, start: _Dialect) -> None:
+    def _remember(self, dialect: Dialect, start: Dialect) -> None:
         if dialect in (start, self._dialect):
             return
         was, now = asdict(self._dialect), asdict(dialect)
@@ -347,7 +289,7 @@ class LLMRanker:
         self._dialect = dialect
         logger.warning("%s refuses a parameter for %s. Sent from now on: %s.", self._endpoint, self._model, changes)
 
-    async def _send(self, body: dict[str, Any], calls: list[Usage]) -> _Response | _Setback:
+    async def _send(self, body: dict[str, Any], calls: list[Usage]) -> Response | Setback:
         import openai
 
         async with self._slots:
@@ -359,53 +301,53 @@ class LLMRanker:
                     )
                     response = raw.http_response
             except TimeoutError:
-                return _Setback("timeout", f"No reply within {self._timeout:g} s.")
+                return Setback("timeout", f"No reply within {self._timeout:g} s.")
             except openai.APIStatusError as error:
                 response = error.response
             except openai.APIConnectionError as error:
-                return _Setback("connection", self._public(f"{type(error.__cause__).__name__}: {error.__cause__}"))
-        return _Response(response.status_code, response.headers, response.text)
+                return Setback("connection", self._public(f"{type(error.__cause__).__name__}: {error.__cause__}"))
+        return Response(response.status_code, response.headers, response.text)
 
-    def _read_reply(self, response: _Response, names: Sequence[str], calls: list[Usage]) -> RankingResult | _Setback:
+    def _read_reply(self, response: Response, names: Sequence[str], calls: list[Usage]) -> RankingResult | Setback:
         try:
             body = json.loads(response.text)
-            calls[-1] = _usage(body)
+            calls[-1] = read_usage(body)
             choice = body["choices"][0]
             refusal, content = choice["message"].get("refusal"), choice["message"].get("content") or ""
             finish_reason = choice.get("finish_reason")
             if not isinstance(content, str):
                 raise TypeError("the content of the message is no text")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return _Setback("invalid_response", self._public(f"No chat completion: {response.text}"))
+            return Setback("invalid_response", self._public(f"No chat completion: {response.text}"))
         if refusal or finish_reason == "content_filter":
-            return _Setback("refusal", self._public(str(refusal or finish_reason)), note=_REFUSAL_NOTE)
+            return Setback("refusal", self._public(str(refusal or finish_reason)), note=_REFUSAL_NOTE)
         if finish_reason != "stop":
             detail = (
                 f"finish_reason {finish_reason!r} instead of 'stop', max_tokens={self._max_tokens}: ...{content[-80:]}"
             )
-            return _Setback("truncated", self._public(detail), note=_TRUNCATED_NOTE)
+            return Setback("truncated", self._public(detail), note=_TRUNCATED_NOTE)
         try:
             parsed = parse_ranking(content, names)
         except InvalidRanking as error:
-            return _Setback(error.reason, self._public(f"{error}: {content}"), note=_INVALID_NOTE.format(error))
+            return Setback(error.reason, self._public(f"{error}: {content}"), note=_INVALID_NOTE.format(error))
         return RankingResult(parsed.order, improved_completion=parsed.improved_completion if self._improve else None)
 
-    def _setback(self, response: _Response) -> _Setback | None:
+    def _setback(self, response: Response) -> Setback | None:
         """What a status that may pass, or that concerns this request alone, means; `None` for any other."""
-        status, complaint = response.status, _complaint(response)
+        status, complaint = response.status, read_complaint(response)
         detail = self._public(f"HTTP {status}: {complaint.message}")
         if status in (408, 409, 429) or status >= 500:
             reason = {408: "timeout", 429: "rate_limited"}.get(status, "server_error")
-            return _Setback(reason, detail, retry_after=_retry_after(response.headers))
+            return Setback(reason, detail, retry_after=retry_after(response.headers))
         if status == 413 or (status in (400, 422) and complaint.is_about_length):
-            return _Setback("too_long", detail, final=True)
+            return Setback("too_long", detail, final=True)
         if status in (400, 422) and complaint.code in _REFUSED_CONTENT:
-            return _Setback("refusal", detail, final=True)
+            return Setback("refusal", detail, final=True)
         return None
 
-    def _fatal(self, response: _Response) -> RankerError:
+    def _fatal(self, response: Response) -> RankerError:
         fix = _FIXES.get(response.status, "Asking again would not help.")
-        answer = f"HTTP {response.status}: {_complaint(response).message}"
+        answer = f"HTTP {response.status}: {read_complaint(response).message}"
         return RankerError(
             self._public(
                 f"The model {self._model!r} at {self._endpoint} cannot be asked. {fix} The answer was {answer}"
@@ -417,133 +359,6 @@ class LLMRanker:
         if self._api_key != _PLACEHOLDER_KEY:
             text = text.replace(self._api_key, "[API key]")
         return text if len(text) <= _DETAIL_LENGTH else text[: _DETAIL_LENGTH - 3] + "..."
-
-
-class _LoopThread:
-    """One event loop in one daemon thread, started by the first work; the client lives and dies on it."""
-
-    def __init__(self, client: AsyncOpenAI) -> None:
-        self._client = client
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._closed = False
-
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        with self._lock:
-            if self._closed:
-                work.close()
-                raise RankerError("The ranker is closed: build another one.")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_run_until_stopped, args=(self._loop,), name="cyclealign-ranker", daemon=True
-                )
-                self._thread.start()
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            loop, thread = self._loop, self._thread
-        if loop is None or thread is None or loop.is_closed():
-            return
-        asyncio.run_coroutine_threadsafe(self._drain(), loop)
-        # The last reference to a ranker may be one of its own tasks: then this is the thread that would be waited for.
-        if threading.current_thread() is not thread:
-            thread.join()
-
-    async def _drain(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            await self._client.close()
-        finally:
-            asyncio.get_running_loop().stop()
-
-
-def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Complaint:
-    """The error body of an endpoint, as far as it is in the shape that OpenAI's has."""
-
-    message: str
-    code: str = ""
-    param: str = ""
-
-    @property
-    def is_about_length(self) -> bool:
-        text = f"{self.code} {self.message}".lower()
-        return any(sign in text for sign in _TOO_LONG)
-
-    def names(self, parameters: Mapping[str, object]) -> list[str]:
-        """The one of the parameters that is complained of, if any: the `param`, else the first that is mentioned."""
-        if self.param in parameters:
-            return [self.param]
-        text = f"{self.code} {self.message}"
-        mentioned = [name for name in parameters if re.search(_MENTIONS.get(name, rf"\b{name}\b"), text)]
-        return mentioned[:1]
-
-
-def _complaint(response: _Response) -> _Complaint:
-    try:
-        body = json.loads(response.text)
-    except (ValueError, RecursionError):
-        return _Complaint(response.text)
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if not isinstance(error, dict):
-        return _Complaint(str(error))
-    message = error.get("message")
-    return _Complaint(
-        message if isinstance(message, str) else json.dumps(error),
-        str(error.get("code") or ""),
-        str(error.get("param") or ""),
-    )
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the endpoint asks to wait; 0 where it does not, or not in a form that is known."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        return seconds if 0 <= seconds < math.inf else 0.0
-    try:
-        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return 0.0
-    return max(0.0, date.timestamp() - time.time())
-
-
-def _usage(body: Mapping[str, Any]) -> Usage:
-    """What the endpoint says that one call took. Some (OpenRouter) say the price, too."""
-    told = body.get("usage")
-    told = told if isinstance(told, dict) else {}
-    cost = told.get("cost")
-    return Usage(
-        prompt_tokens=int(told.get("prompt_tokens") or 0),
-        completion_tokens=int(told.get("completion_tokens") or 0),
-        cost=float(cost) if cost is not None else None,
-    )
-
-
-def _total(calls: Sequence[Usage]) -> Usage:
-    costs = [call.cost for call in calls if call.cost is not None]
-    return Usage(
-        prompt_tokens=sum(call.prompt_tokens for call in calls),
-        completion_tokens=sum(call.completion_tokens for call in calls),
-        cost=sum(costs) if costs else None,
-        attempts=len(calls),
-    )
 
 
 def _resolve_key(api_key: str | None, base_url: str | None) -> str:

@@ -1,8 +1,8 @@
 """Log-probabilities of completions under the policy. The one place that knows how they are laid out for the model.
 
 Each completion is a row of its own, `prompt + completion`, padded on the right; which positions count follows from
-lengths, never from token ids. The head runs tile by tile in forward and backward (TRL's fused head), so the logits of a
-whole batch never exist; where the head cannot be fused, they are reduced row by row and recomputed in backward.
+lengths, never from token ids. The head runs tile by tile in forward and backward (TRL's fused head), so a batch's
+logits never exist as a whole; where the head cannot be fused, they are reduced row by row and recomputed in backward.
 """
 
 from __future__ import annotations

@@ -78,7 +78,11 @@ def test_ranking_collator_fills_rows_up_with_absent_completions(encoder):
     batch = RankingCollator(encoder)(
         [
             {"prompt": "A", "completions": ["x", "y", "z"], "rewards": [0.0, 2.0, 0.0]},
-            {"prompt": MULTI_TURN, "completions": [[{"role": "assistant", "content": "x"}], "y"], "rewards": [1.0, 0.5]},
+            {
+                "prompt": MULTI_TURN,
+                "completions": [[{"role": "assistant", "content": "x"}], "y"],
+                "rewards": [1.0, 0.5],
+            },
         ]
     )
     assert batch["ranks"] == [[1, 0, 1], [0, 1, -1]]

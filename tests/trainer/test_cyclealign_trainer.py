@@ -25,7 +25,9 @@ from tests.trainer.stubs import DigestGeneration, DigestRanker, K, config, make_
 
 
 def read_log(output_dir):
-    return [row for path in sorted(Path(output_dir, "interactions").glob("*")) for row in pq.read_table(path).to_pylist()]
+    return [
+        row for path in sorted(Path(output_dir, "interactions").glob("*")) for row in pq.read_table(path).to_pylist()
+    ]
 
 
 def weights(trainer):

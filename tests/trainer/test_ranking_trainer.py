@@ -151,7 +151,7 @@ def test_unset_pad_and_eos_raise(tmp_path):
     tokenizer, model = make_tokenizer(), make_model()
     tokenizer.pad_token = tokenizer.eos_token = None
     model.generation_config.eos_token_id = None
-    with pytest.raises(ValueError, match="no eos_token .* Set tokenizer.eos_token"):
+    with pytest.raises(ValueError, match=r"no eos_token .* Set tokenizer\.eos_token"):
         RankingTrainer(model, RankingConfig(str(tmp_path), max_prompt_length=64, use_cpu=True), None, None, tokenizer)
 
 

@@ -52,7 +52,9 @@ def query(body):
 
 
 def read_log(output_dir):
-    return [row for path in sorted(Path(output_dir, "interactions").glob("*")) for row in pq.read_table(path).to_pylist()]
+    return [
+        row for path in sorted(Path(output_dir, "interactions").glob("*")) for row in pq.read_table(path).to_pylist()
+    ]
 
 
 def test_one_prompt_in_five_gets_no_ranking(tmp_path):

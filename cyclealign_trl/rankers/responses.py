@@ -1,0 +1,119 @@
+"""What comes back over the wire from an OpenAI-compatible endpoint, read without trusting it."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..types import Usage
+
+_TOO_LONG = ("context_length_exceeded", "context length", "context window", "maximum context", "prompt is too long")
+# What a message says in place of a parameter's name.
+_MENTIONS = {"response_format": r"response_format|json_schema|json_object|structured output"}
+
+
+class Response(NamedTuple):
+    """What came over the wire, whatever its status."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """Why a call brought no ranking, and what may help.
+
+    A setback with a `note` is a bad reply: asking the same again would bring the same, so the judge is told. One
+    without is a bad call, repeated as it was, after a pause; a `final` one is not repeated.
+    """
+
+    reason: str
+    detail: str
+    note: str | None = None
+    retry_after: float = 0.0
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """The error body of an endpoint, as far as it is in the shape that OpenAI's has."""
+
+    message: str
+    code: str = ""
+    param: str = ""
+
+    @property
+    def is_about_length(self) -> bool:
+        """Whether the request was too long for the model."""
+        text = f"{self.code} {self.message}".lower()
+        return any(sign in text for sign in _TOO_LONG)
+
+    def names(self, parameters: Mapping[str, object]) -> list[str]:
+        """The one of the parameters that is complained of, if any: the `param`, else the first that is mentioned."""
+        if self.param in parameters:
+            return [self.param]
+        text = f"{self.code} {self.message}"
+        mentioned = [name for name in parameters if re.search(_MENTIONS.get(name, rf"\b{name}\b"), text)]
+        return mentioned[:1]
+
+
+def read_complaint(response: Response) -> Complaint:
+    """The complaint in an error response, whatever its body is."""
+    try:
+        body = json.loads(response.text)
+    except (ValueError, RecursionError):
+        return Complaint(response.text)
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return Complaint(str(error))
+    message = error.get("message")
+    return Complaint(
+        message if isinstance(message, str) else json.dumps(error),
+        str(error.get("code") or ""),
+        str(error.get("param") or ""),
+    )
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the endpoint asks to wait; 0 where it does not, or not in a form that is known."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        return seconds if 0 <= seconds < math.inf else 0.0
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return 0.0
+    return max(0.0, date.timestamp() - time.time())
+
+
+def read_usage(body: Mapping[str, Any]) -> Usage:
+    """What the endpoint says that one call took. Some (OpenRouter) say the price, too."""
+    told = body.get("usage")
+    told = told if isinstance(told, dict) else {}
+    cost = told.get("cost")
+    return Usage(
+        prompt_tokens=int(told.get("prompt_tokens") or 0),
+        completion_tokens=int(told.get("completion_tokens") or 0),
+        cost=float(cost) if cost is not None else None,
+    )
+
+
+def total_usage(calls: Sequence[Usage]) -> Usage:
+    """What all calls for one ranking took together."""
+    costs = [call.cost for call in calls if call.cost is not None]
+    return Usage(
+        prompt_tokens=sum(call.prompt_tokens for call in calls),
+        completion_tokens=sum(call.completion_tokens for call in calls),
+        cost=sum(costs) if costs else None,
+        attempts=len(calls),
+    )
