@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 if TYPE_CHECKING:
     from ..trainer.cyclealign_trainer import CycleAlignTrainer
 
-NUM_SAMPLES = 8  # replies per held-out question that the score is a mean over
+NUM_SAMPLES = 16  # replies per held-out question that the score is a mean over
 BATCH_SIZE = 16
 
 SWAP_IN = 'CycleAlignTrainer("Qwen/Qwen3-0.6B", LLMRanker("gpt-5-mini"), args, train_dataset=your_prompts).train()'
@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cyclealign demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="Where everything is written.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of corpus, weights and sampling.")
-    parser.add_argument("--num_train_epochs", type=int, default=3, help="Passes over the training questions.")
+    parser.add_argument("--num_train_epochs", type=int, default=2, help="Passes over the training questions.")
     parser.add_argument("--loss_type", choices=get_args(LossType), default="pro", help="Ranking loss.")
     parser.add_argument("--sft_target", choices=get_args(SFTTarget), default="improved", help="SFT target.")
     parser.add_argument("--sft_weight", type=float, default=0.05, help="SFT weight, times (K-1)^2.")
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
                 max_prompt_length=64,
                 max_completion_length=48,
                 top_p=1.0,
-                learning_rate=5e-4,
+                learning_rate=4e-4,
                 loss_type=args.loss_type,
                 sft_target=args.sft_target,
                 sft_weight=args.sft_weight,

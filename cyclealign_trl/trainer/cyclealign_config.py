@@ -15,7 +15,8 @@ PolicyScore = Literal["mean_logprob", "sum_logprob"]
 @dataclass
 class CycleAlignConfig(RankingConfig):
     """
-    Arguments of [`CycleAlignTrainer`]: those of [`RankingConfig`], and these.
+    Arguments of [`CycleAlignTrainer`]: those of [`RankingConfig`], and these. `num_train_epochs` defaults to 1, as in
+    the paper.
 
     Args:
         num_generations (`int`, *optional*, defaults to `3`):
@@ -61,6 +62,8 @@ class CycleAlignConfig(RankingConfig):
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*RankingConfig._VALID_DICT_FIELDS, "generation_kwargs"]
+
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})
 
     num_generations: int = field(default=3, metadata={"help": "Completions sampled per prompt, K. At least 2."})
     num_interactions: int = field(

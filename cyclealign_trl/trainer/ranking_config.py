@@ -23,7 +23,8 @@ class RankingConfig(TrainingArguments):
     Arguments of [`RankingTrainer`]: those of [`~transformers.TrainingArguments`], and these.
 
     Of the inherited ones, some have other defaults here: `learning_rate=5e-6` with a constant schedule (PRO's),
-    `logging_steps=10`, `remove_unused_columns=False`, and `bf16` is on where the accelerator has it.
+    `logging_steps=10`, `remove_unused_columns=False`, `dataloader_pin_memory=False` (batches are lists, there is nothing
+    to pin), and `bf16` is on where the accelerator has it.
 
     Args:
         loss_type (`str`, *optional*, defaults to `"pro"`):
@@ -56,6 +57,8 @@ class RankingConfig(TrainingArguments):
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must stay False: the other columns belong to the prompt."}
     )
+
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Of no use: batches are lists."})
 
     loss_type: str = field(
         default="pro", metadata={"help": 'Ranking loss: "pro" (arXiv 2306.17492) or "rrhf" (arXiv 2304.05302).'}

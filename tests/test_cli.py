@@ -1,0 +1,68 @@
+"""The command line, and the demo as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cyclealign_trl.cli import COMMANDS, main
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "cyclealign_trl", *arguments], capture_output=True, text=True, cwd=cwd
+    )
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_the_demo_aligns_and_its_control_does_not(tmp_path, control):
+    arguments = ["demo", "--output_dir", str(tmp_path), "--num_train_epochs", "1", *(["--control"] if control else [])]
+    finished = run(*arguments)
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary) == {
+        "score_before", "score_after", "seconds", "interactions", "failures", "prompt_tokens", "completion_tokens"
+    }  # fmt: skip
+    rise = summary["score_after"] - summary["score_before"]
+    assert abs(rise) < 0.08 if control else rise > 0.25
+    assert (summary["interactions"], summary["failures"]) == (5 * 5 * 16, 0)
+    assert summary["prompt_tokens"] > 100 * summary["interactions"]
+    assert (tmp_path / "model.safetensors").exists()
+    assert len(list((tmp_path / "interactions").iterdir())) == 25
+    for said in ("Held-out score", "A paid judge", "LLMRanker("):
+        assert said in finished.stdout
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_commands_and_version(capsys):
+    for arguments, said in (
+        (["--help"], "demo"),
+        (["--version"], "cyclealign-trl"),
+        (["demo", "--help"], "--control"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert said in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train"])
+    assert stop.value.code == 2
+    assert "demo" in capsys.readouterr().err
+
+
+def test_commands_have_scripts():
+    import importlib
+
+    for command in COMMANDS:
+        script = importlib.import_module(f"cyclealign_trl.scripts.{command}")
+        assert script.make_parser()
+        assert script.main
+
+
+def test_module_without_a_command_is_the_demo():
+    assert "--control" in run("--help").stdout
