@@ -23,8 +23,8 @@ class RankingConfig(TrainingArguments):
     Arguments of [`RankingTrainer`]: those of [`~transformers.TrainingArguments`], and these.
 
     Of the inherited ones, some have other defaults here: `learning_rate=5e-6` with a constant schedule (PRO's),
-    `logging_steps=10`, `remove_unused_columns=False`, `dataloader_pin_memory=False` (batches are lists, there is nothing
-    to pin), and `bf16` is on where the accelerator has it.
+    `logging_steps=10`, `remove_unused_columns=False`, `dataloader_pin_memory=False` (there is nothing to pin: batches
+    are lists), and `bf16` is on where the accelerator has it.
 
     Args:
         loss_type (`str`, *optional*, defaults to `"pro"`):
