@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 from .._compat import print_prompt_completions_sample
 from ..interaction import SKIPPED, Settlement
 
+MAX_PRINTED = 8  # prompts in a printed table
+
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class InteractionRecord:
     """One prompt's interaction with the lengths that its texts had for the policy.
 
     Args:
@@ -41,35 +43,35 @@ class Outcome:
         return self.asked and self.settlement.failure is not None
 
 
-def means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
     """Metrics to average over steps. Those of an agreement are there if at least one prompt was ranked."""
-    lengths = [length for outcome in outcomes for length in outcome.lengths]
+    lengths = [length for record in records for length in record.lengths]
     values = {
         "completions/mean_length": fmean(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": sum(outcome.num_clipped for outcome in outcomes) / len(lengths),
-        "prompts/cut_ratio": fmean(outcome.prompt_cut for outcome in outcomes),
+        "completions/clipped_ratio": sum(record.num_clipped for record in records) / len(lengths),
+        "prompts/cut_ratio": fmean(record.prompt_cut for record in records),
     }
-    ranked = [outcome for outcome in outcomes if outcome.settlement.agreement is not None]
+    ranked = [record for record in records if record.settlement.agreement is not None]
     if ranked:
-        agreed = [len(outcome.settlement.agreement or ()) for outcome in ranked]
-        shown = [len(outcome.settlement.white_box_order) for outcome in ranked]
+        agreed = [len(record.settlement.agreement or ()) for record in ranked]
+        shown = [len(record.settlement.white_box_order) for record in ranked]
         values |= {
             "agreement/length": fmean(agreed),
             "agreement/rate": fmean(part / whole for part, whole in zip(agreed, shown, strict=True)),
-            "agreement/full": fmean(outcome.settlement.fully_agreed for outcome in ranked),
-            "improved/ratio": fmean(outcome.settlement.improved_completion is not None for outcome in ranked),
-            "improved/cut_ratio": fmean(outcome.improved_cut for outcome in ranked),
+            "agreement/full": fmean(record.settlement.fully_agreed for record in ranked),
+            "improved/ratio": fmean(record.settlement.improved_completion is not None for record in ranked),
+            "improved/cut_ratio": fmean(record.improved_cut for record in ranked),
         }
     return values
 
 
-def counts(outcomes: Sequence[Outcome]) -> Counter[str]:
+def counts(records: Sequence[InteractionRecord]) -> Counter[str]:
     """Metrics to add up over steps: failures by kind, and what the ranker took. Cached answers take nothing."""
     total: Counter[str] = Counter()
-    for outcome in outcomes:
-        settlement = outcome.settlement
+    for record in records:
+        settlement = record.settlement
         if settlement.failure is not None:
             total[f"failures/{settlement.failure}"] += 1
         if settlement.usage is None:
@@ -82,11 +84,14 @@ def counts(outcomes: Sequence[Outcome]) -> Counter[str]:
     return total
 
 
-def print_completions(outcomes: Iterable[Outcome], step: int) -> None:
-    """Prints a table, one row per completion: its place in both rankings, and whether they agree. Needs `rich`."""
+def print_completions(records: Sequence[InteractionRecord], step: int) -> None:
+    """Prints a table of up to `MAX_PRINTED` prompts: each completion's place in both rankings, and whether they agree.
+
+    Needs `rich`.
+    """
     rows: dict[str, list[Any]] = {"prompt": [], "completion": [], "ranker": [], "policy": [], "agreed": []}
-    for outcome in outcomes:
-        settlement = outcome.settlement
+    for record in records[:MAX_PRINTED]:
+        settlement = record.settlement
         for index in settlement.white_box_order:
             rows["prompt"].append(settlement.prompt)
             rows["completion"].append(settlement.completions[index])

@@ -25,14 +25,13 @@ from ..generation.base import GenerationBackend
 from ..generation.transformers import TransformersBackend
 from ..interaction import open_interaction, settle
 from ..losses import ABSENT
-from ..rankers.base import Outcome as RankerOutcome
-from ..rankers.base import Ranker
+from ..rankers.base import Outcome, Ranker
 from ..rankers.cache import CachedRanker
 from ..types import Prompt, RankingRequest
 from . import cycle_state
 from .collator import PromptCollator
 from .cyclealign_config import CycleAlignConfig, make_pool
-from .cyclealign_metrics import Outcome, counts, means, print_completions
+from .cyclealign_metrics import InteractionRecord, counts, means, print_completions
 from .failure_guard import FailureGuard
 from .interaction_log import InteractionLog
 from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, as_dict, column_names, model_name
@@ -123,10 +122,10 @@ class CycleAlignTrainer(RankingTrainer):
         # The step under way: micro-batches waiting for completions, those that have them, and what became of each.
         self._waiting: list[dict[str, Any]] = []
         self._rollouts: deque[dict[str, Any]] = deque()
-        self._outcomes: list[list[Outcome]] = []
+        self._records: list[list[InteractionRecord]] = []
         # The window under way: prompts that need no further interaction (`stop_on_agreement`).
         self._agreed: set[str] = set()
-        self._last_outcomes: list[Outcome] = []
+        self._last_records: list[InteractionRecord] = []
         self._failure_guard = FailureGuard(args.max_ranking_failures)
         self.add_callback(self._failure_guard)
 
@@ -155,7 +154,7 @@ class CycleAlignTrainer(RankingTrainer):
         args = self.args
         return InteractionSampler(
             num_prompts=len(dataset),
-            window=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            window=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
             num_interactions=args.num_interactions,
             seed=args.seed if args.data_seed is None else args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),
@@ -171,7 +170,7 @@ class CycleAlignTrainer(RankingTrainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._waiting = list(batches)
         self._rollouts.clear()
-        self._outcomes.clear()
+        self._records.clear()
         return batches, num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -229,8 +228,8 @@ class CycleAlignTrainer(RankingTrainer):
             else self.encoder.completion(settlement.prompt, settlement.improved_completion)
             for settlement in settlements
         ]
-        outcomes = [
-            Outcome(
+        records = [
+            InteractionRecord(
                 settlement,
                 lengths=tuple(len(ids) for ids in completions),
                 num_clipped=sum(ids[-1] not in self.encoder.eos_token_ids for ids in completions),
@@ -242,9 +241,9 @@ class CycleAlignTrainer(RankingTrainer):
             )
         ]
         if self.model.training:
-            self._outcomes.append(outcomes)
+            self._records.append(records)
         else:
-            self._log_outcomes(self._gather([outcomes]))
+            self._log_records(self._gather([records]))
         return RankingTargets(
             torch.tensor(ranks, device=sums.device),
             sft_ids=[ids for ids, _ in improved] if self.args.sft_target == "improved" else None,
@@ -260,12 +259,12 @@ class CycleAlignTrainer(RankingTrainer):
     def _close_interaction(self) -> None:
         """Logs the step and lets the pool learn from it. Before the optimiser steps, so that no crash can lose it."""
         position = self.state.global_step % self.args.num_interactions
-        local = [outcome.settlement for outcome in chain.from_iterable(self._outcomes)]
+        local = [record.settlement for record in chain.from_iterable(self._records)]
         self.interaction_log.write(self.state.global_step, position, local)
 
-        outcomes = self._gather(self._outcomes)
-        self._failure_guard.observe(outcome.settlement.failure for outcome in outcomes if outcome.asked)
-        learned = local if self.demonstrations.scope == "prompt" else [outcome.settlement for outcome in outcomes]
+        records = self._gather(self._records)
+        self._failure_guard.observe(record.settlement.failure for record in records if record.asked)
+        learned = local if self.demonstrations.scope == "prompt" else [record.settlement for record in records]
         self.demonstrations.observe(
             settlement.demonstration for settlement in learned if settlement.demonstration is not None
         )
@@ -274,12 +273,12 @@ class CycleAlignTrainer(RankingTrainer):
         if position == self.args.num_interactions - 1:
             self.demonstrations.forget(settlement.prompt for settlement in local)
             self._agreed.clear()
-        self._log_outcomes(outcomes)
+        self._log_records(records)
 
-    def _gather(self, micro_batches: list[list[Outcome]]) -> list[Outcome]:
-        """The outcomes of all processes, in the order of the sampler."""
-        per_process: list[list[list[Outcome]]] = gather_object([micro_batches])
-        return [outcome for same_time in zip(*per_process, strict=True) for outcome in chain.from_iterable(same_time)]
+    def _gather(self, micro_batches: list[list[InteractionRecord]]) -> list[InteractionRecord]:
+        """The records of all processes, in the order of the sampler."""
+        per_process: list[list[list[InteractionRecord]]] = gather_object([micro_batches])
+        return [record for same_time in zip(*per_process, strict=True) for record in chain.from_iterable(same_time)]
 
     # Evaluation and metrics
 
@@ -290,19 +289,19 @@ class CycleAlignTrainer(RankingTrainer):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
-    def _log_outcomes(self, outcomes: list[Outcome]) -> None:
-        for name, value in means(outcomes).items():
+    def _log_records(self, records: list[InteractionRecord]) -> None:
+        for name, value in means(records).items():
             self._log_metric(name, value)
-        for name, count in counts(outcomes).items():
+        for name, count in counts(records).items():
             self._log_count(name, count)
         self._log_metric("pool/size", len(self.demonstrations))
-        self._last_outcomes = outcomes
+        self._last_records = records
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics since the last log, and prints the completions that were logged, if asked to."""
         super().log(logs, start_time)
         if self.args.log_completions and "loss" in logs and self.is_world_process_zero():
-            print_completions(self._last_outcomes, self.state.global_step)
+            print_completions(self._last_records, self.state.global_step)
 
     # Checkpoints
 
@@ -316,6 +315,7 @@ class CycleAlignTrainer(RankingTrainer):
         elif resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
         if checkpoint is None:
+            self._agreed.clear()
             if self.is_world_process_zero():
                 self.interaction_log.set_aside()
             self.accelerator.wait_for_everyone()
@@ -353,7 +353,7 @@ def _in_background(function: Callable[..., Any], *args: Any) -> Future[Any]:
     return future
 
 
-def _rank(ranker: Ranker, requests: Sequence[RankingRequest]) -> list[RankerOutcome]:
+def _rank(ranker: Ranker, requests: Sequence[RankingRequest]) -> list[Outcome]:
     if not requests:
         return []
     answers = ranker.rank(requests)
