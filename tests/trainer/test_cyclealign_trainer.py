@@ -94,12 +94,13 @@ def test_lora(tmp_path):
 
 
 def test_bfloat16(tmp_path):
-    trainer = make_trainer(tmp_path, dataset=prompts(2), bf16=True, max_steps=2)
-    trainer.train()
-    exact = make_trainer(tmp_path / "exact", dataset=prompts(2), max_steps=2)
-    exact.train()
-    # The first step sees the same weights; sampling may differ by rounding, so the losses are only close.
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(exact.state.log_history[0]["loss"], rel=0.5)
+    losses = []
+    for bf16 in (True, False):
+        trainer = make_trainer(tmp_path / str(bf16), bf16=bf16, max_steps=2, stub_generation=True)
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history[:2]])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 def test_reward_functions_rank(tmp_path):
