@@ -1,7 +1,8 @@
 """Does each objective raise a reward, and does a random ranking not?
 
-Trains the same policy once per objective for a few steps, with a reward function as the ranker: the number of cheerful
-words in a story. Prints the mean reward of samples from prompts that were not trained on, before and after.
+Trains the same policy once per objective for a few steps, with a reward function as the ranker: the number of
+different cheerful words in a story. Prints the mean reward of samples before and after, from prompts that were not
+trained on.
 
     python benchmarks/reward_rise.py --model_name_or_path path/to/a/story/model
 """
@@ -35,8 +36,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def cheerfulness(completions: list[str], **_: Any) -> list[float]:
-    """The number of cheerful words in each completion."""
-    return [float(len(CHEERFUL.findall(text.lower()))) for text in completions]
+    """The number of different cheerful words in each completion."""
+    return [float(len(set(CHEERFUL.findall(text.lower())))) for text in completions]
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True, help="A small model that tells stories.")
     parser.add_argument("--steps", type=int, default=40, help="Optimiser steps.")
-    parser.add_argument("--learning_rate", type=float, default=5e-4, help="Learning rate.")
+    parser.add_argument("--learning_rate", type=float, default=2e-4, help="Learning rate.")
     parser.add_argument("--seeds", type=int, default=3, help="Runs per objective.")
     args = parser.parse_args()
 
@@ -88,6 +89,7 @@ def main() -> None:
                         per_device_train_batch_size=8,
                         max_prompt_length=32,
                         max_completion_length=64,
+                        top_p=1.0,  # SFT on a nucleus of its own samples would sharpen the policy, whatever ranks
                         learning_rate=args.learning_rate,
                         max_steps=args.steps,
                         logging_strategy="no",

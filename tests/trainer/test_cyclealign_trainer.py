@@ -143,6 +143,13 @@ def test_completions_are_printed(tmp_path, capsys):
     assert "policy" in printed
 
 
+def test_every_epoch_has_an_order_of_its_own(tmp_path):
+    make_trainer(tmp_path, num_train_epochs=2, num_interactions=1).train()
+    order = [row["prompt"] for row in read_log(tmp_path)]
+    assert sorted(order[:8]) == sorted(order[8:]) == sorted(prompts()["prompt"])
+    assert order[:8] != order[8:]
+
+
 # Demonstrations
 
 
