@@ -4,8 +4,8 @@ The grammar, after `<think>` text is cut off:
 
 1. The JSON object `{"ranking": ["B", "A", "C"], "improved_response": "..."}`, wherever it stands in the text. Of
    several, the last counts: a judge that corrects itself does so at the end.
-2. In a text without any brace: a bracketed list (`[B, A, C]`) or a chain (`B > A > C`) of the labels, on the last line
-   that has one. A text with a brace was meant as JSON, and a list inside broken JSON may be half of a ranking.
+2. In a text without the start of an object: a bracketed list (`[B, A, C]`) or a chain (`B > A > C`) of the labels, on
+   the last line that has one. Elsewhere, a list may be half of a ranking in broken JSON.
 
 A reply is untrusted and may be long: a megabyte of anything is read within a second or so.
 """
@@ -21,6 +21,8 @@ from typing import Any, Literal
 # Not strict: a raw line break inside a string is common in replies, and harmless.
 _DECODER = json.JSONDecoder(strict=False)
 _OBJECT_START = re.compile(r'\{\s*"')
+# A brace that opens an object, or something that was meant as one; other braces are set notation, code, LaTeX.
+_MEANT_AS_OBJECT = re.compile(r"""\{\s*(?:["']|ranking\b|$)""")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 # Each break costs a scan of the text before it (the decoder counts its lines), and no honest reply has this many.
 _MAX_BROKEN_OBJECTS = 500
@@ -65,7 +67,7 @@ def parse_ranking(text: str, labels: Sequence[str]) -> ParsedRanking:
             the judge.
     """
     text = _without_thoughts(text)
-    if "{" not in text:
+    if not _MEANT_AS_OBJECT.search(text):
         return ParsedRanking(_order(_last_line_ranking(text, labels), labels))
     found = _last_object(text)
     ranking = found["ranking"]

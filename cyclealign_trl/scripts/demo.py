@@ -58,12 +58,19 @@ def main(args: argparse.Namespace) -> None:
     """Runs the demo and writes the model, the interaction log, `summary.json` and `curves.png`."""
     started = time.perf_counter()
     from datasets import Dataset
+    from transformers import ProgressCallback
 
     from .. import CycleAlignConfig, CycleAlignTrainer, LLMRanker
     from ..demo.corpus import questions
     from ..demo.endpoint import LoopbackEndpoint
     from ..demo.judge import DemoJudge
     from ..demo.policy import pretrain_policy
+
+    class ProgressBarOnly(ProgressCallback):
+        """The Trainer's progress bar, without the metrics: the demo says what they come to."""
+
+        def on_log(self, *args: Any, **kwargs: Any) -> None:
+            pass
 
     _say("1/4  Pretraining a tiny policy on a generated corpus (about half a minute) ...")
     model, tokenizer = pretrain_policy(args.seed)
@@ -95,6 +102,8 @@ def main(args: argparse.Namespace) -> None:
             train_dataset=dataset,
             processing_class=tokenizer,
         )
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressBarOnly)
         before = _held_out(trainer, args.seed)
         _say(f"2/4  Held-out score before: {before.score:.3f} (0 to 1, mean over {NUM_SAMPLES} samples a question)")
         _show(before)

@@ -4,7 +4,6 @@ import collections
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +60,7 @@ def test_an_improved_response_may_be_missing(improved):
         "B > A > C, that is [B, A, C]",
         "A > B > C</think>B > A > C",
         "B > A > C<think>or rather A > B > C",
+        "Of the set {A, B, C} and \\frac{1}{2} I say {briefly}: B > A > C",
     ],
 )
 def test_without_json_the_last_line_with_a_ranking_counts(text):
@@ -83,7 +83,8 @@ def test_without_json_the_last_line_with_a_ranking_counts(text):
         '{"order": ["B", "A", "C"]}',
         '{"broken": {"ranking": ["B", "A", "C"]}',
         '{"ranking": ["B", "A", "C"], "improved_response": 3}',
-        "{ B > A > C",
+        "{ranking: [B, A, C]}",
+        "B > A > C {",
         f"<think>{VALID}",
     ],
 )
@@ -149,12 +150,10 @@ def test_what_is_quoted_back_is_short():
     ],
 )
 @pytest.mark.parametrize("start", ["", '{"a": "'])
-def test_a_megabyte_of_anything_is_read_fast(unit, start):
-    text = start + unit * (1_000_000 // len(unit))
-    begin = time.perf_counter()
+@pytest.mark.timeout(60)  # a second, or for ever if reading backtracks
+def test_a_megabyte_of_anything_is_read(unit, start):
     with pytest.raises(InvalidRanking):
-        parse_ranking(text, LABELS)
-    assert time.perf_counter() - begin < 3.0
+        parse_ranking(start + unit * (1_000_000 // len(unit)), LABELS)
 
 
 def test_nesting_beyond_the_interpreters_stack_is_unparsable():
