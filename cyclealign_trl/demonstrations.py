@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
-from .types import Demonstration, Prompt
+from .types import Demonstration, Prompt, prompt_key
 
 Scope = Literal["prompt", "run"]
 
@@ -100,7 +99,7 @@ class DemonstrationPool:
         self.observe(Demonstration(**entry) for entry in state["dynamic"])
 
     def _key(self, prompt: Prompt) -> Hashable:
-        return json.dumps(prompt, sort_keys=True) if self.scope == "prompt" else None
+        return prompt_key(prompt) if self.scope == "prompt" else None
 
 
 def from_agreement(prompt: Prompt, completions: Sequence[str], agreement: Sequence[int]) -> Demonstration:

@@ -6,12 +6,29 @@ position in that order (0 = best).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Prompt = str | list[dict[str, str]]
 """A TRL prompt: plain text (standard format) or a list of `{"role", "content"}` messages (conversational format)."""
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A text that is the same for equal prompts only."""
+    return json.dumps(prompt, sort_keys=True)
+
+
+def ranks_from_scores(scores: Sequence[float]) -> tuple[int, ...]:
+    """Ranks by falling score, 0 = best; equal scores share a rank.
+
+    Example:
+        >>> ranks_from_scores([0.5, 2.0, 0.5, -1.0])
+        (1, 0, 1, 2)
+    """
+    rank_of = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True))}
+    return tuple(rank_of[score] for score in scores)
 
 
 def _check_permutation(order: tuple[int, ...], num_completions: int, what: str) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cyclealign_trl import pro_loss, rrhf_loss
-from cyclealign_trl.trainer.collator import ranks_from_rewards
 from cyclealign_trl.trainer.logps import IGNORED, _reduce_logits, sequence_logps
+from cyclealign_trl.types import ranks_from_scores
 
 FLOAT64 = {"rtol": 0, "atol": 1e-9}
 
@@ -76,7 +76,7 @@ def test_rrhf_golden_scores(golden):
         inputs, expected = case["inputs"], case["expected"]
         sums = float64([inputs["sum_logprob"]])
         scores = sums / float64([inputs["num_tokens"]])
-        ranks = torch.tensor([ranks_from_rewards(inputs["rewards"])])
+        ranks = torch.tensor([ranks_from_scores(inputs["rewards"])])
         close(rrhf_loss(scores, ranks)[0], expected["rank_loss"])
         best = int(ranks[0].argmin())
         assert best == expected["best_index"]
@@ -93,7 +93,7 @@ def test_rrhf_golden_tokens(golden):
         sums, lengths = logps.sum(dim=1), (labels != IGNORED).sum(dim=1)
         torch.testing.assert_close(sums.tolist(), expected["sum_logprob"], rtol=2e-4, atol=2e-4)
         assert lengths.tolist() == expected["num_tokens"]
-        ranks = torch.tensor([ranks_from_rewards(inputs["rewards"])])
+        ranks = torch.tensor([ranks_from_scores(inputs["rewards"])])
         close(rrhf_loss((sums / lengths)[None], ranks)[0], expected["paper"]["rank_loss"], rtol=2e-4, atol=2e-4)
 
 

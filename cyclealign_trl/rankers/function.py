@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from ..errors import RankerError
-from ..types import RankingFailure, RankingRequest, RankingResult
+from ..types import RankingFailure, RankingRequest, RankingResult, ranks_from_scores
 from .base import Outcome
 
 RewardFunction = Callable[..., Any]
@@ -100,8 +100,7 @@ class FunctionRanker:
             if not math.isfinite(total):
                 return RankingFailure("no_score", f"completion {index} has the scores {list(row)}")
             totals.append(total)
-        levels = {total: rank for rank, total in enumerate(sorted(set(totals), reverse=True))}
-        ranks = tuple(levels[total] for total in totals)
+        ranks = ranks_from_scores(totals)
         return RankingResult(order=tuple(sorted(range(len(ranks)), key=ranks.__getitem__)), ranks=ranks)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import is_conversational, maybe_apply_chat_template
 
 from ..losses import ABSENT
-from ..types import Prompt
+from ..types import Prompt, ranks_from_scores
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RankingCollator:
             ranks = row.get("ranks")
             if ranks is None:
                 assert rewards is not None  # the trainer has checked the columns
-                ranks = ranks_from_rewards(rewards)
+                ranks = ranks_from_scores(rewards)
             for name, values in (("ranks", ranks), ("rewards", rewards)):
                 if values is not None and len(values) != len(texts):
                     raise ValueError(f"A row has {len(texts)} completions but {len(values)} {name}.")
@@ -130,17 +130,6 @@ class RankingCollator:
         if any(rewards is None for rewards in batch["rewards"]):
             batch["rewards"] = None
         return batch
-
-
-def ranks_from_rewards(rewards: Sequence[float]) -> list[int]:
-    """Ranks by falling reward, 0 = best; equal rewards share a rank.
-
-    Example:
-        >>> ranks_from_rewards([0.5, 2.0, 0.5, -1.0])
-        [1, 0, 1, 2]
-    """
-    levels = sorted(set(rewards), reverse=True)
-    return [levels.index(reward) for reward in rewards]
 
 
 def _text(completion: Any) -> str:

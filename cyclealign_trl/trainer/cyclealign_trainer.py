@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from ..interaction import open_interaction, settle
 from ..losses import ABSENT
 from ..rankers.base import Outcome, Ranker
 from ..rankers.cache import CachedRanker
-from ..types import Prompt, RankingRequest
+from ..types import RankingRequest, prompt_key
 from . import cycle_state
 from .collator import PromptCollator
 from .cyclealign_config import CycleAlignConfig, make_pool
@@ -192,7 +191,7 @@ class CycleAlignTrainer(RankingTrainer):
                 decode(ids, skip_special_tokens=True),
                 self.demonstrations.select(prompt),
                 metadata,
-                already_agreed=_key(prompt) in self._agreed,
+                already_agreed=prompt_key(prompt) in self._agreed,
             )
             for prompt, metadata, ids in zip(batch["prompt"], batch["metadata"], completion_ids, strict=True)
         ]
@@ -269,7 +268,7 @@ class CycleAlignTrainer(RankingTrainer):
             settlement.demonstration for settlement in learned if settlement.demonstration is not None
         )
         if self.args.stop_on_agreement:
-            self._agreed.update(_key(settlement.prompt) for settlement in local if settlement.fully_agreed)
+            self._agreed.update(prompt_key(settlement.prompt) for settlement in local if settlement.fully_agreed)
         if position == self.args.num_interactions - 1:
             self.demonstrations.forget(settlement.prompt for settlement in local)
             self._agreed.clear()
@@ -360,10 +359,6 @@ def _rank(ranker: Ranker, requests: Sequence[RankingRequest]) -> list[Outcome]:
     if len(answers) != len(requests):
         raise RankerError(f"{type(ranker).__name__} was given {len(requests)} requests and answered {len(answers)}.")
     return answers
-
-
-def _key(prompt: Prompt) -> str:
-    return json.dumps(prompt, sort_keys=True)
 
 
 def _cached(ranker: Ranker, args: CycleAlignConfig) -> Ranker:

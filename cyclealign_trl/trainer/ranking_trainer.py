@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate.utils import is_peft_model, set_seed
+from accelerate.utils import DistributedType, is_peft_model, set_seed
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -91,7 +91,10 @@ class RankingTrainer(Trainer):
 
         set_seed(args.seed)  # before PEFT draws the adapter's weights
         if isinstance(model, str):
-            model = create_model_from_path(model, **{"trust_remote_code": False, **as_dict(args.model_init_kwargs)})
+            init_kwargs = as_dict(args.model_init_kwargs)
+            if args.distributed_state.distributed_type != DistributedType.NO:
+                init_kwargs["device_map"] = None  # each process holds a model of its own
+            model = create_model_from_path(model, **{"trust_remote_code": False, **init_kwargs})
         elif args.model_init_kwargs is not None:
             raise ValueError(
                 "model_init_kwargs has no effect on a model that is loaded already: pass its name instead."

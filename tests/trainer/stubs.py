@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
+import pyarrow.parquet as pq
 from datasets import Dataset
 
 from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, RankingFailure, RankingResult, Usage
@@ -101,3 +103,9 @@ def make_trainer(output_dir, ranker=None, dataset=None, model=None, stub_generat
     if stub_generation:
         trainer.generation = DigestGeneration(trainer.args.num_generations)
     return trainer
+
+
+def read_log(output_dir):
+    """All rows of a run's interaction log, by step and process."""
+    paths = sorted(Path(output_dir, "interactions").glob("*"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]

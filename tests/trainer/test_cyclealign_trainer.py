@@ -1,9 +1,7 @@
 """The cycle: what is sent, what trains, what is logged, remembered and resumed."""
 
 import json
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -21,13 +19,7 @@ from cyclealign_trl.agreement import agreement_ranking
 from cyclealign_trl.demonstrations import DEFAULT
 from cyclealign_trl.trainer.cyclealign_config import CycleAlignConfig
 from tests.conftest import make_model, make_tokenizer
-from tests.trainer.stubs import DigestGeneration, DigestRanker, K, config, make_trainer, prompts
-
-
-def read_log(output_dir):
-    return [
-        row for path in sorted(Path(output_dir, "interactions").glob("*")) for row in pq.read_table(path).to_pylist()
-    ]
+from tests.trainer.stubs import DigestGeneration, DigestRanker, K, config, make_trainer, prompts, read_log
 
 
 def weights(trainer):

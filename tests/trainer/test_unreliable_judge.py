@@ -4,15 +4,13 @@ import json
 import re
 from collections import Counter
 from contextlib import closing
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from cyclealign_trl import LLMRanker, RankerError, TooManyFailuresError
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
 from cyclealign_trl.rankers import llm
-from tests.trainer.stubs import make_trainer, prompts
+from tests.trainer.stubs import make_trainer, prompts, read_log
 
 KEY = "sk-never-to-be-seen-0123456789"
 VALID = {"ranking": ["B", "C", "A"], "improved_response": "better"}
@@ -49,12 +47,6 @@ def no_waiting(monkeypatch):
 def query(body):
     """Which of the numbered prompts is asked about: the last one that is shown."""
     return int(re.findall(r"Question (\d+):", body["messages"][-1]["content"])[-1])
-
-
-def read_log(output_dir):
-    return [
-        row for path in sorted(Path(output_dir, "interactions").glob("*")) for row in pq.read_table(path).to_pylist()
-    ]
 
 
 def test_one_prompt_in_five_gets_no_ranking(tmp_path):
