@@ -64,7 +64,8 @@ def main() -> None:
     trainer.save_model()
     trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.push_to_hub(dataset=script_args.dataset_name)
+    trainer.end()
 
 
 if __name__ == "__main__":

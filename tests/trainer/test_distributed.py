@@ -26,6 +26,7 @@ if trainer.is_world_process_zero():
         "weights": [parameter.double().sum().item() for parameter in trainer.model.parameters()],
         "demonstrations": trainer.demonstrations.state_dict(),
     }))
+trainer.end()
 """
 
 
