@@ -24,6 +24,7 @@ def test_signatures():
     assert {"logits", "index"} <= parameters(_compat.selective_log_softmax)
     assert "model" in parameters(_compat.add_fused_lm_head)
     assert _compat.PREFIX_CHECKPOINT_DIR == "checkpoint"
+    assert "metrics" in _compat.EvalLoopOutput._fields
 
 
 def test_the_fused_head_returns_log_probabilities_of_labels():

@@ -14,9 +14,10 @@ import torch
 from accelerate.utils import DistributedType, is_peft_model, set_seed
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from .._compat import create_model_from_path, get_config_model_id
+from .._compat import EvalLoopOutput, create_model_from_path, get_config_model_id
 from ..losses import ABSENT, pro_loss, rrhf_loss
 from .collator import RankingCollator, TextEncoder
 from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
@@ -120,7 +121,7 @@ class RankingTrainer(Trainer):
         # The Trainer would say that it cannot count floating-point operations: our batches are lists.
         model.warnings_issued = {**getattr(model, "warnings_issued", {}), "estimate_tokens": True}
 
-        # Since the last log: values to average, and counts to add up.
+        # Since they were last drained: values to average, and counts to add up.
         self._metrics: dict[str, defaultdict[str, list[float]]] = {
             "train": defaultdict(list),
             "eval": defaultdict(list),
@@ -262,15 +263,26 @@ class RankingTrainer(Trainer):
             return loss, None, None
         return loss, outputs["scores"], outputs["ranks"]
 
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluates or predicts, and adds what was measured meanwhile to the metrics."""
+        output: EvalLoopOutput = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        assert output.metrics is not None
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._drain("eval").items()})
+        return output
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what was measured since the last log: to the logs, and so to what `evaluate` returns."""
-        # Only an evaluation says how long it took, under its own prefix (one per data set).
-        prefixes = [name.removesuffix("runtime") for name in logs if name.endswith("_runtime")]
-        mode, prefix = ("eval", prefixes[0]) if prefixes and prefixes != ["train_"] else ("train", "")
-        logs.update({f"{prefix}{name}": fmean(values) for name, values in self._metrics[mode].items()})
-        logs.update({f"{prefix}{name}": float(count) for name, count in self._counts[mode].items()})
-        self._metrics[mode].clear()
-        self._counts[mode].clear()
+        """Adds what was measured in training since its last log."""
+        if "loss" in logs or "train_runtime" in logs:
+            logs.update(self._drain("train"))
         super().log(logs, start_time)
 
     # Metrics
@@ -284,6 +296,14 @@ class RankingTrainer(Trainer):
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
+
+    def _drain(self, mode: str) -> dict[str, float]:
+        """The means and counts since the last call, and a fresh start."""
+        drained = {name: fmean(values) for name, values in self._metrics[mode].items()}
+        drained.update({name: float(count) for name, count in self._counts[mode].items()})
+        self._metrics[mode].clear()
+        self._counts[mode].clear()
+        return drained
 
     def _log_metric(self, name: str, value: float) -> None:
         self._metrics[self._mode][name].append(value)

@@ -74,6 +74,9 @@ def test_predictions_are_scores_and_ranks(tmp_path):
     predictions = trainer.predict(Dataset.from_list(ROWS))
     assert predictions.predictions.shape == (2, 3)
     assert predictions.label_ids.tolist() == [[0, 2, 1], [0, 1, -1]]
+    assert "test_ranking_loss" in predictions.metrics
+    evaluated = trainer.evaluate(Dataset.from_list(ROWS[:1]))
+    assert evaluated["eval_ranking_loss"] != pytest.approx(predictions.metrics["test_ranking_loss"])
 
 
 def test_the_loss_is_the_sum_of_its_parts(tmp_path):
