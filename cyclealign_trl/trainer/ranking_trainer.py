@@ -230,9 +230,6 @@ class RankingTrainer(Trainer):
 
     # The Trainer's seams
 
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt", "completions", "ranks", "rewards"]
-
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return inputs  # lists, moved to the device where they become tensors
 
