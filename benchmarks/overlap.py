@@ -10,28 +10,14 @@ chunk waits for its ranking, and the ideal, in which nobody ever waits for more 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 from contextlib import closing
-from multiprocessing.connection import Connection
 from statistics import fmean
 
+from ranker_concurrency import serve
+
 TIMES = ("generate", "forward", "rank_wait", "backward")
-
-
-def serve(connection: Connection, latency: float) -> None:
-    """Serves rankings that take `latency` seconds until the parent goes away."""
-    from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-    from cyclealign_trl.rankers.prompts import labels
-
-    def respond(body: dict[str, object]) -> Reply:
-        names = [name for name in labels(26) if f"# Completion {name}\n" in json.dumps(body).replace("\\n", "\n")]
-        return Reply(json.dumps({"ranking": names[:3], "improved_response": "better"}), delay=latency)
-
-    with LoopbackEndpoint(respond) as endpoint:
-        connection.send(endpoint.base_url)
-        connection.recv()
 
 
 def main() -> None:
@@ -44,9 +30,9 @@ def main() -> None:
     parser.add_argument("--hidden_size", type=int, default=256, help="Width of the policy (random weights).")
     args = parser.parse_args()
 
-    parent, child = multiprocessing.get_context("spawn").Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(child, args.latency), daemon=True)
-    server.start()
+    context = multiprocessing.get_context("spawn")
+    parent, child = context.Pipe()
+    context.Process(target=serve, args=(args.latency, child), daemon=True).start()
     base_url = parent.recv()
 
     from datasets import Dataset
@@ -88,7 +74,7 @@ def main() -> None:
             processing_class=tokenizer,
         )
         trainer.train()
-    parent.send("done")
+    parent.send(None)
 
     logs = trainer.state.log_history[1:-1]
     seconds = {name: fmean(log[f"time/{name}"] for log in logs) for name in TIMES}

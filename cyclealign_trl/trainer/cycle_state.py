@@ -23,29 +23,38 @@ def save(checkpoint: Path, process_index: int, state: dict[str, Any]) -> None:
     unfinished.replace(path)
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Says that every process has written its state. Call it on one process, after a barrier."""
-    (checkpoint / COMPLETE).touch()
+def mark_incomplete(checkpoint: Path) -> None:
+    """Takes the marks of an earlier run off a folder that is about to be overwritten.
+
+    Call it on one process, before a barrier.
+    """
+    for mark in (COMPLETE, TRAINER_STATE):
+        (checkpoint / mark).unlink(missing_ok=True)
 
 
-def load(checkpoint: Path, process_index: int) -> dict[str, Any]:
+def mark_complete(checkpoint: Path, num_processes: int) -> None:
+    """Says that all processes have written their state. Call it on one of them, after a barrier."""
+    (checkpoint / COMPLETE).write_text(f"{num_processes}\n", encoding="utf-8")
+
+
+def load(checkpoint: Path, process_index: int, num_processes: int) -> dict[str, Any]:
     """Reads one process's state.
 
     Raises:
-        ValueError: If the checkpoint is incomplete, or was written by a run with other processes or another version.
+        ValueError: If the checkpoint is incomplete, or was written by another number of processes or another version.
     """
-    path = _path(checkpoint, process_index)
     if not (checkpoint / COMPLETE).exists():
         raise ValueError(
             f"{checkpoint} holds no complete CycleAlign state: CycleAlignTrainer did not write it, or the run was "
             "killed before it was whole. Resume from another checkpoint."
         )
-    if not path.exists():
-        num_saved = len(list(checkpoint.glob(_path(checkpoint, 0).name.replace("0", "*"))))
+    num_saved = int((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+    if num_saved != num_processes:
         raise ValueError(
-            f"{checkpoint} was saved by {num_saved} processes and has no state for process {process_index}. Resume "
-            "with as many processes as it was saved with."
+            f"{checkpoint} was saved by {num_saved} processes, and this run has {num_processes}. Resume with as many "
+            "as it was saved with."
         )
+    path = _path(checkpoint, process_index)
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if state["version"] != VERSION:
         raise ValueError(f"{path} has version {state['version']}; this package reads version {VERSION}.")

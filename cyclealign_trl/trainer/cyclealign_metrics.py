@@ -37,11 +37,6 @@ class InteractionRecord:
         """Whether the ranker was asked at all."""
         return self.settlement.failure not in SKIPPED
 
-    @property
-    def failed(self) -> bool:
-        """Whether the ranker was asked and gave no ranking."""
-        return self.asked and self.settlement.failure is not None
-
 
 def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
     """Metrics to average over steps. Those of an agreement are there if at least one prompt was ranked."""
@@ -92,10 +87,10 @@ def print_completions(records: Sequence[InteractionRecord], step: int) -> None:
     rows: dict[str, list[Any]] = {"prompt": [], "completion": [], "ranker": [], "policy": [], "agreed": []}
     for record in records[:MAX_PRINTED]:
         settlement = record.settlement
-        for index in settlement.white_box_order:
+        for place, index in enumerate(settlement.white_box_order, start=1):
             rows["prompt"].append(settlement.prompt)
             rows["completion"].append(settlement.completions[index])
             rows["ranker"].append(settlement.failure if settlement.ranks is None else str(settlement.ranks[index] + 1))
-            rows["policy"].append(str(settlement.white_box_order.index(index) + 1))
+            rows["policy"].append(str(place))
             rows["agreed"].append("yes" if index in (settlement.agreement or ()) else "")
     print_prompt_completions_sample(rows.pop("prompt"), rows.pop("completion"), {}, None, step, extra=rows)

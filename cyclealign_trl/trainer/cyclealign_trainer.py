@@ -283,7 +283,8 @@ class CycleAlignTrainer(RankingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates with a random state of its own: samples compare over time, and training goes on as without."""
-        with torch.random.fork_rng():
+        device = self.accelerator.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
             torch.manual_seed(self.args.seed + self.args.process_index)
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
@@ -319,7 +320,7 @@ class CycleAlignTrainer(RankingTrainer):
                 self.interaction_log.set_aside()
             self.accelerator.wait_for_everyone()
             return super().train(None, *args, **kwargs)
-        state = cycle_state.load(checkpoint, self.args.process_index)
+        state = cycle_state.load(checkpoint, self.args.process_index, self.args.world_size)
         self.demonstrations.load_state_dict(state["demonstrations"])
         self._agreed = set(state["agreed"])
         return super().train(str(checkpoint), *args, **kwargs)
@@ -327,6 +328,9 @@ class CycleAlignTrainer(RankingTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Before the Trainer's own part, which pushes the folder to the Hub and may delete old ones.
         checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.is_world_process_zero():
+            cycle_state.mark_incomplete(checkpoint)
+        self.accelerator.wait_for_everyone()
         cycle_state.save(
             checkpoint,
             self.args.process_index,
@@ -334,7 +338,7 @@ class CycleAlignTrainer(RankingTrainer):
         )
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            cycle_state.mark_complete(checkpoint)
+            cycle_state.mark_complete(checkpoint, self.args.world_size)
         super()._save_checkpoint(model, trial)
 
 

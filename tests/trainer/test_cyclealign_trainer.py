@@ -17,6 +17,7 @@ from cyclealign_trl import (
 )
 from cyclealign_trl.agreement import agreement_ranking
 from cyclealign_trl.demonstrations import DEFAULT
+from cyclealign_trl.trainer import cycle_state
 from cyclealign_trl.trainer.cyclealign_config import CycleAlignConfig
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import DigestGeneration, DigestRanker, K, config, make_trainer, prompts, read_log
@@ -432,6 +433,20 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path):
         resumed.train(resume_from_checkpoint=str(newest))
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 8
+
+
+def test_another_number_of_processes_raises(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
+    for saved, now, process_index in ((1, 2, 1), (2, 1, 0)):
+        cycle_state.mark_complete(tmp_path / "checkpoint-1", num_processes=saved)
+        with pytest.raises(ValueError, match=f"saved by {saved} processes, and this run has {now}"):
+            cycle_state.load(tmp_path / "checkpoint-1", process_index, num_processes=now)
+
+
+def test_a_checkpoint_that_is_being_overwritten_is_not_complete(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=2).train()
+    cycle_state.mark_incomplete(tmp_path / "checkpoint-2")
+    assert cycle_state.last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
 def test_nothing_to_resume_from_raises(tmp_path):
