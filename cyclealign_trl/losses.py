@@ -13,6 +13,16 @@ ABSENT = -1
 """The rank of a completion that is not there: padding, or a ranking that failed."""
 
 
+def ranks_above(ranks: Tensor) -> Tensor:
+    """Which completions compete: a boolean `(B, K, K)`, `[b, k, i]` where completion k ranks strictly above i.
+
+    Args:
+        ranks: Integer ranks, `(B, K)`.
+    """
+    present = ranks != ABSENT  # (B, K)
+    return (ranks.unsqueeze(2) < ranks.unsqueeze(1)) & present.unsqueeze(2) & present.unsqueeze(1)
+
+
 def pro_loss(scores: Tensor, ranks: Tensor, rewards: Tensor | None = None) -> Tensor:
     """Preference Ranking Optimization (PRO, arXiv 2306.17492): each completion against all that rank below it.
 
@@ -68,12 +78,10 @@ def rrhf_loss(scores: Tensor, ranks: Tensor) -> Tensor:
 
 
 def _compare(scores: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores in float32 or wider, `better[b, k, i]` (completion k ranks strictly above i), and what is absent."""
+    """Scores in float32 or wider, `ranks_above`, and what is absent."""
     if scores.shape != ranks.shape or scores.dim() != 2:
         raise ValueError(f"Scores and ranks must both be (B, K); got {tuple(scores.shape)} and {tuple(ranks.shape)}.")
     absent = ranks == ABSENT  # (B, K)
     # A hole may hold anything, even NaN: fill it before any arithmetic, or it would poison the gradient.
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(absent, 0.0)
-    present = ~absent
-    better = (ranks.unsqueeze(2) < ranks.unsqueeze(1)) & present.unsqueeze(2) & present.unsqueeze(1)
-    return scores, better, absent
+    return scores, ranks_above(ranks), absent

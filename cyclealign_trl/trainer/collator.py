@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl import is_conversational, maybe_apply_chat_template
+from trl import is_conversational, maybe_apply_chat_template, maybe_extract_prompt
 
 from ..losses import ABSENT
 from ..types import Prompt, ranks_from_scores
@@ -96,40 +96,61 @@ class PromptCollator:
 
 @dataclass(frozen=True)
 class RankingCollator:
-    """Batches ranked rows: `prompt`, `completions`, and `ranks` (0 = best) or `rewards` (largest = best), or both.
+    """Batches ranked or preference rows.
 
-    Rows with fewer completions are filled up with absent ones (no tokens, rank -1, reward 0).
+    A row has `prompt`, `completions`, and `ranks` (0 = best) or `rewards` (largest = best) or both; or `chosen` and
+    `rejected`, with `prompt` or with the prompt as what both begin with. Rows with fewer completions are filled up
+    with absent ones (no tokens, rank -1, reward 0).
 
     Returns:
-        `{"prompt_ids", "completion_ids", "ranks", "rewards"}`: lists of B prompts, of B x K completions, ranks and
-        rewards; `rewards` is `None` unless the rows have them.
+        `{"prompt_ids", "completion_ids", "ranks", "rewards", "prompt_cut", "completion_cut"}`: lists of B prompts, of
+        B x K completions, ranks and rewards, of B flags and of one flag per completion that is there, in a flat list;
+        `rewards` is `None` unless all rows have them.
+
+    Raises:
+        ValueError: If a row has another number of ranks or rewards than of completions, or a completion is neither a
+            text nor one assistant message.
     """
 
     encoder: TextEncoder
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        rows = [_ranked(row) for row in rows]
         width = max(len(row["completions"]) for row in rows)
-        batch: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "ranks": [], "rewards": []}
+        batch: dict[str, Any] = {
+            name: [] for name in ("prompt_ids", "completion_ids", "ranks", "rewards", "prompt_cut", "completion_cut")
+        }
         for row in rows:
-            prompt, texts = row["prompt"], [_text(completion) for completion in row["completions"]]
-            rewards = row.get("rewards")
-            ranks = row.get("ranks")
-            if ranks is None:
-                assert rewards is not None  # the trainer has checked the columns
-                ranks = ranks_from_scores(rewards)
-            for name, values in (("ranks", ranks), ("rewards", rewards)):
-                if values is not None and len(values) != len(texts):
-                    raise ValueError(f"A row has {len(texts)} completions but {len(values)} {name}.")
-            missing = width - len(texts)
-            batch["prompt_ids"].append(self.encoder.prompt(prompt)[0])
-            batch["completion_ids"].append(
-                [self.encoder.completion(prompt, text)[0] for text in texts] + [[] for _ in range(missing)]
-            )
-            batch["ranks"].append([*ranks, *[ABSENT] * missing])
-            batch["rewards"].append(None if rewards is None else [*rewards, *[0.0] * missing])
+            prompt_ids, prompt_cut = self.encoder.prompt(row["prompt"])
+            completions = [self.encoder.completion(row["prompt"], text) for text in row["completions"]]
+            missing = width - len(completions)
+            batch["prompt_ids"].append(prompt_ids)
+            batch["prompt_cut"].append(prompt_cut)
+            batch["completion_ids"].append([ids for ids, _ in completions] + [[] for _ in range(missing)])
+            batch["completion_cut"].extend(cut for _, cut in completions)
+            batch["ranks"].append([*row["ranks"], *[ABSENT] * missing])
+            batch["rewards"].append(None if row["rewards"] is None else [*row["rewards"], *[0.0] * missing])
         if any(rewards is None for rewards in batch["rewards"]):
             batch["rewards"] = None
         return batch
+
+
+def _ranked(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in the one form that is trained on: prompt, texts, ranks, and rewards or `None`."""
+    if "completions" not in row:
+        pair = maybe_extract_prompt(dict(row))
+        texts = [_text(pair["chosen"]), _text(pair["rejected"])]
+        return {"prompt": pair["prompt"], "completions": texts, "ranks": [0, 1], "rewards": None}
+    texts = [_text(completion) for completion in row["completions"]]
+    rewards, ranks = row.get("rewards"), row.get("ranks")
+    for name, values in (("ranks", ranks), ("rewards", rewards)):
+        if values is not None and len(values) != len(texts):
+            raise ValueError(f"A row has {len(texts)} completions but {len(values)} {name}.")
+    if ranks is None:
+        if rewards is None:
+            raise ValueError(f"A row has neither ranks nor rewards; its prompt is {row['prompt']!r}.")
+        ranks = ranks_from_scores(rewards)
+    return {"prompt": row["prompt"], "completions": texts, "ranks": ranks, "rewards": rewards}
 
 
 def _text(completion: Any) -> str:

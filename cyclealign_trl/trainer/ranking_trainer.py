@@ -22,6 +22,7 @@ from ..losses import ABSENT, pro_loss, rrhf_loss
 from .collator import RankingCollator, TextEncoder
 from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from .ranking_config import RankingConfig
+from .ranking_metrics import pair_margins
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,8 +58,9 @@ class RankingTrainer(Trainer):
         model: A causal language model, or its name on the Hub or on disk.
         args: The arguments.
         train_dataset: Rows of `prompt`, `completions` (K texts, or K lists of one assistant message), and `ranks`
-            (K integers, 0 = best, equal ranks tie) or `rewards` (K numbers, largest = best) or both. With rewards,
-            PRO uses its temperatures.
+            (K integers, 0 = best, equal ranks tie) or `rewards` (K numbers, largest = best) or both; with rewards,
+            PRO uses its temperatures. Or TRL's preference data, which is K = 2: `chosen` and `rejected`, with
+            `prompt` or with the prompt as what both begin with.
         eval_dataset: Likewise, or a mapping of several.
         processing_class: The policy's tokenizer; by default the one of the model's name.
         peft_config: Trains an adapter instead of all weights.
@@ -66,8 +68,8 @@ class RankingTrainer(Trainer):
         optimizers: An optimiser and a schedule of your own.
 
     Raises:
-        ValueError: If a column is missing, the tokenizer has neither a pad nor an end-of-sequence token, or prompts
-            and completions together can be longer than the model's positions.
+        ValueError: If a column is missing, a data set's first row cannot be read, the tokenizer has neither a pad nor
+            an end-of-sequence token, or prompts and completions together can be longer than the model's positions.
     """
 
     # Each micro-batch's loss is a mean over its prompts: the Trainer divides by the number of micro-batches.
@@ -121,17 +123,21 @@ class RankingTrainer(Trainer):
         # The Trainer would say that it cannot count floating-point operations: our batches are lists.
         model.warnings_issued = {**getattr(model, "warnings_issued", {}), "estimate_tokens": True}
 
-        # Since they were last drained: values to average, and counts to add up.
-        self._metrics: dict[str, defaultdict[str, list[float]]] = {
+        # Since they were last drained: values to average, with weights, and counts to add up.
+        self._metrics: dict[str, defaultdict[str, list[tuple[float, float]]]] = {
             "train": defaultdict(list),
             "eval": defaultdict(list),
         }
         self._counts: dict[str, Counter[str]] = {"train": Counter(), "eval": Counter()}
         self._seconds: defaultdict[str, float] = defaultdict(float)  # of the current step, by what they went into
+        collator = self._make_collator()
+        for name, dataset in _named_datasets(train_dataset, eval_dataset):
+            if hasattr(dataset, "__len__") and len(dataset):
+                _try_first_row(name, dataset, collator)
         super().__init__(
             model=model,
             args=args,
-            data_collator=self._make_collator(),
+            data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -149,11 +155,11 @@ class RankingTrainer(Trainer):
     @staticmethod
     def _check_dataset(name: str, dataset: Dataset) -> None:
         columns = column_names(dataset)
-        missing = {"prompt", "completions"} - columns
-        if missing or not columns & {"ranks", "rewards"}:
+        ranked = {"prompt", "completions"} <= columns and columns & {"ranks", "rewards"}
+        if not ranked and not {"chosen", "rejected"} <= columns:
             raise ValueError(
-                f"{name} needs the columns 'prompt', 'completions', and 'ranks' or 'rewards'; "
-                f"it has {sorted(columns)}."
+                f"{name} needs the columns 'prompt', 'completions', and 'ranks' or 'rewards'; or 'chosen' and "
+                f"'rejected'. It has {sorted(columns)}."
             )
 
     def _make_collator(self) -> Callable[[Any], Any]:
@@ -161,6 +167,12 @@ class RankingTrainer(Trainer):
 
     def _targets(self, inputs: dict[str, Any], sums: Tensor, lengths: Tensor) -> RankingTargets:
         """What the batch trains on, given the policy's summed log-probabilities and lengths, both `(B, K)`."""
+        self._log_batch(
+            {
+                "prompts/cut_ratio": torch.tensor(inputs["prompt_cut"], device=sums.device),
+                "completions/clipped_ratio": torch.tensor(inputs["completion_cut"], device=sums.device),
+            }
+        )
         ranks = torch.tensor(inputs["ranks"], device=sums.device)
         rewards = inputs["rewards"]
         return RankingTargets(ranks, None if rewards is None else torch.tensor(rewards, device=sums.device))
@@ -198,7 +210,15 @@ class RankingTrainer(Trainer):
             present = (targets.ranks != ABSENT).sum(dim=1)  # (B,)
             loss = loss + self.args.sft_weight * (present - 1).clamp(min=0) ** 2 * sft_loss
 
-        self._log_batch({"ranking_loss": ranking_loss, "sft_loss": sft_loss})
+        margins = pair_margins(scores.detach(), targets.ranks)
+        self._log_batch(
+            {
+                "ranking_loss": ranking_loss,
+                **({} if sft_loss is None else {"sft_loss": sft_loss}),
+                "ranking/accuracy": margins > 0,
+                "ranking/margin": margins,
+            }
+        )
         loss = loss.mean()
         return (loss, {"scores": scores.detach(), "ranks": targets.ranks}) if return_outputs else loss
 
@@ -296,14 +316,14 @@ class RankingTrainer(Trainer):
 
     def _drain(self, mode: str) -> dict[str, float]:
         """The means and counts since the last call, and a fresh start."""
-        drained = {name: fmean(values) for name, values in self._metrics[mode].items()}
+        drained = {name: fmean(*zip(*values, strict=True)) for name, values in self._metrics[mode].items()}
         drained.update({name: float(count) for name, count in self._counts[mode].items()})
         self._metrics[mode].clear()
         self._counts[mode].clear()
         return drained
 
-    def _log_metric(self, name: str, value: float) -> None:
-        self._metrics[self._mode][name].append(value)
+    def _log_metric(self, name: str, value: float, weight: float = 1.0) -> None:
+        self._metrics[self._mode][name].append((value, weight))
 
     def _log_count(self, name: str, count: int) -> None:
         self._counts[self._mode][name] += count
@@ -313,11 +333,19 @@ class RankingTrainer(Trainer):
             self._log_metric(f"time/{name}", seconds)
         self._seconds.clear()
 
-    def _log_batch(self, losses: Mapping[str, Tensor | None]) -> None:
-        """Logs means over the batches of all processes."""
-        for name, values in losses.items():
-            if values is not None:
-                self._log_metric(name, self.accelerator.gather(values.detach().mean()).mean().item())
+    def _log_batch(self, metrics: Mapping[str, Tensor]) -> None:
+        """Logs means over all elements of all processes' tensors, which may be of any number, even none."""
+        totals = torch.stack(
+            [part for values in metrics.values() for part in (values.detach().float().sum(), _count(values))]
+        )
+        summed = self.accelerator.reduce(totals).view(-1, 2).tolist()
+        for name, (total, count) in zip(metrics, summed, strict=True):
+            if count:
+                self._log_metric(name, total / count, weight=count)
+
+
+def _count(values: Tensor) -> Tensor:
+    return torch.tensor(float(values.numel()), device=values.device)
 
 
 def _named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
@@ -327,6 +355,13 @@ def _named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"eval_dataset[{name!r}]", dataset) for name, dataset in evaluation.items())
     elif evaluation is not None:
         yield "eval_dataset", evaluation
+
+
+def _try_first_row(name: str, dataset: Any, collator: Callable[[Any], Any]) -> None:
+    try:
+        collator([dataset[0]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The first row of {name} cannot be used: {error}") from error
 
 
 def column_names(dataset: Any) -> set[str]:

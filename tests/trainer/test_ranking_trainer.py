@@ -107,6 +107,90 @@ def test_rewards_give_ranks_and_temperatures(tmp_path):
     assert heated.item() != pytest.approx(plain.item())
 
 
+PAIR = {"prompt": "Say hi:", "chosen": " hi", "rejected": " go away"}
+
+
+def test_preference_data_is_two_ranked_completions(tmp_path):
+    as_messages = [{"role": "user", "content": "Hi"}], *([{"role": "assistant", "content": text}] for text in "ab")
+    prompt, chosen, rejected = as_messages
+    for rows, equivalent in (
+        ([PAIR], [{"prompt": "Say hi:", "completions": [" hi", " go away"], "ranks": [0, 1]}]),
+        (
+            [{"prompt": prompt, "chosen": chosen, "rejected": rejected}],
+            [{"prompt": prompt, "completions": [chosen, rejected], "ranks": [0, 1]}],
+        ),
+        (  # TRL's implicit prompt
+            [{"chosen": [*prompt, *chosen], "rejected": [*prompt, *rejected]}],
+            [{"prompt": prompt, "completions": [chosen, rejected], "ranks": [0, 1]}],
+        ),
+    ):
+        trainers = [make_trainer(tmp_path, rows=data) for data in (rows, equivalent)]
+        batches = [trainer.data_collator(list(trainer.train_dataset)) for trainer in trainers]
+        assert batches[0] == batches[1]
+    trainer = make_trainer(tmp_path, rows=[PAIR] * 2, max_steps=10)
+    trainer.train()
+    assert trainer.state.log_history[-2]["ranking/accuracy"] == 1.0
+
+
+def test_evaluation_compares_the_policys_order_with_the_ranks(tmp_path, monkeypatch):
+    rows = [
+        {"prompt": "A", "completions": ["a", "b", "c"], "ranks": [0, 1, 2]},
+        {"prompt": "B", "completions": ["a", "b", "c"], "ranks": [1, 0, 1]},  # a tie: two pairs
+        {"prompt": "C", "completions": ["a", "b"], "ranks": [1, 0]},
+        {"prompt": "D", "completions": ["a"], "ranks": [0]},  # no pair
+    ]
+    scores = {"A": [-1.0, -3.0, -2.0], "B": [-1.0, -2.0, -4.0], "C": [-2.0, -1.5], "D": [-9.0]}
+    trainer = make_trainer(tmp_path, rows=rows, eval_dataset=Dataset.from_list(rows), per_device_eval_batch_size=3)
+
+    def stub(model, prompt_ids, completion_ids):
+        asked = [scores[trainer.processing_class.decode(ids)] for ids in prompt_ids]
+        position = [index for start in range(0, len(asked), width) for index in range(width)]
+        flat = [row[index] if index < len(row) else 0.0 for row, index in zip(asked, position, strict=True)]
+        return torch.tensor(flat), torch.ones(len(flat))
+
+    width = 3
+    monkeypatch.setattr(trainer, "_sequence_logps", stub)
+    first = trainer.evaluate(Dataset.from_list(rows[:3]))
+    # pairs of A: a>b +2, a>c +1, b>c -1; of B: b>a -1, b>c +2; of C: b>a +0.5
+    assert first["eval_ranking/accuracy"] == pytest.approx(4 / 6)
+    assert first["eval_ranking/margin"] == pytest.approx(3.5 / 6)
+    width = 1
+    alone = trainer.evaluate(Dataset.from_list(rows[3:]))
+    assert "eval_ranking/accuracy" not in alone
+    assert alone["eval_ranking_loss"] == 0.0
+
+
+def test_metrics_are_means_over_prompts_not_batches(tmp_path):
+    whole = make_trainer(tmp_path, rows=ROWS * 3, per_device_eval_batch_size=6)
+    parts = make_trainer(tmp_path, rows=ROWS * 3, per_device_eval_batch_size=4)  # a batch of 4 and one of 2
+    expected, measured = (trainer.evaluate(trainer.train_dataset) for trainer in (whole, parts))
+    for name in ("eval_ranking_loss", "eval_sft_loss", "eval_ranking/accuracy", "eval_ranking/margin"):
+        assert measured[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_what_had_to_be_cut_is_logged(tmp_path):
+    rows = [
+        {"prompt": "Q" * 70, "completions": ["a" * 20, "b"], "ranks": [0, 1]},
+        {"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1]},
+    ]
+    measured = make_trainer(tmp_path, rows=rows).evaluate(Dataset.from_list(rows))
+    assert measured["eval_prompts/cut_ratio"] == 0.5
+    assert measured["eval_completions/clipped_ratio"] == 0.25
+
+
+def test_a_first_row_that_cannot_be_read_raises(tmp_path):
+    for row, said in (
+        ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0]}, "2 completions but 1 ranks"),
+        ({"prompt": "", "completions": ["a", "b"], "ranks": [0, 1]}, "no tokens"),
+        ({"prompt": "Q", "completions": [["a"], ["b"]], "ranks": [0, 1]}, "one assistant message"),
+        ({"prompt": "Q", "completions": ["a", "b"], "ranks": None, "rewards": None}, "neither ranks nor rewards"),
+    ):
+        with pytest.raises(ValueError, match=f"first row of train_dataset cannot be used: .*{said}"):
+            make_trainer(tmp_path, rows=[row])
+    with pytest.raises(ValueError, match=r"first row of eval_dataset\['held-out'\]"):
+        make_trainer(tmp_path, eval_dataset={"held-out": Dataset.from_list([{**ROWS[0], "ranks": [1]}])})
+
+
 def test_conversational_rows_train_the_same_tokens_as_text(tmp_path):
     message = {"role": "user", "content": "Hi"}
     rows = [{"prompt": [message], "completions": [[{"role": "assistant", "content": text}] for text in "ab"]}]
@@ -141,7 +225,7 @@ def test_a_peft_model_can_be_given(tmp_path):
 
 
 def test_missing_columns_raise(tmp_path):
-    with pytest.raises(ValueError, match=r"'ranks' or 'rewards'; it has \['completions', 'prompt'\]"):
+    with pytest.raises(ValueError, match=r"'ranks' or 'rewards'; .* It has \['completions', 'prompt'\]"):
         make_trainer(tmp_path, rows=[{"prompt": "Q", "completions": ["a", "b"]}])
 
 
