@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agreement import agreement_ranking as agreement_ranking
+    from .data.hh_rlhf import load_hh_rlhf as load_hh_rlhf
+    from .data.hh_rlhf import sample_prompts as sample_prompts
+    from .data.interactions import export_interactions as export_interactions
     from .demonstrations import DemonstrationPool as DemonstrationPool
     from .errors import CycleAlignError as CycleAlignError
     from .errors import RankerError as RankerError
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from .rankers.cache import CachedRanker as CachedRanker
     from .rankers.function import FunctionRanker as FunctionRanker
     from .rankers.llm import LLMRanker as LLMRanker
+    from .rankers.reward_model import RewardModelRanker as RewardModelRanker
     from .trainer.cyclealign_config import CycleAlignConfig as CycleAlignConfig
     from .trainer.cyclealign_trainer import CycleAlignTrainer as CycleAlignTrainer
     from .trainer.ranking_config import RankingConfig as RankingConfig
@@ -46,11 +50,15 @@ _MODULES = {
     "RankingRequest": "types",
     "RankingResult": "types",
     "RankingTrainer": "trainer.ranking_trainer",
+    "RewardModelRanker": "rankers.reward_model",
     "TooManyFailuresError": "errors",
     "Usage": "types",
     "agreement_ranking": "agreement",
+    "export_interactions": "data.interactions",
+    "load_hh_rlhf": "data.hh_rlhf",
     "pro_loss": "losses",
     "rrhf_loss": "losses",
+    "sample_prompts": "data.hh_rlhf",
 }
 
 __all__ = [*_MODULES]

@@ -2,8 +2,8 @@
 
 import sys
 
-from .cli import COMMANDS, main
+from .cli import main
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    main(arguments if arguments[:1] and arguments[0] in COMMANDS else ["demo", *arguments])
+    main(arguments if arguments and not arguments[0].startswith("-") else ["demo", *arguments])

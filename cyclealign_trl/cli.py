@@ -9,8 +9,13 @@ from collections.abc import Sequence
 
 from . import __version__
 
-# Each command is a module of `cyclealign_trl.scripts` with `make_parser()` and `main(args)`, imported when it is run.
-COMMANDS = {"demo": "Align a tiny policy with a rule-based judge, offline, in under three minutes on two CPU cores."}
+# Each command is a module of `cyclealign_trl.scripts` with `make_parser()` and `main(argv)`, imported when it is run.
+COMMANDS = {
+    "demo": "Align a tiny policy with a rule-based judge, offline, in under three minutes on two CPU cores.",
+    "train": "Align a policy with a black-box ranker (CycleAlign).",
+    "train-ranked": "Train a policy on ranked completions or preference pairs (PRO, RRHF).",
+    "export": "Turn a run's feedback into data for DPO, PRO, RRHF or SFT.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,5 +28,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # What follows the command is the command's own to parse, its --help included.
     command = parser.parse_args(arguments[:1]).command
-    script = importlib.import_module(f".scripts.{command}", __package__)
-    script.main(script.make_parser().parse_args(arguments[1:]))
+    importlib.import_module(f".scripts.{command.replace('-', '_')}", __package__).main(arguments[1:])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
+import random
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from .types import Demonstration, Prompt, prompt_key
 
 Scope = Literal["prompt", "run"]
+Selection = Literal["recent", "random"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 DEFAULT = Demonstration(
     prompt="Human: I am short of money and need some quickly. What could I do this week?\n\nAssistant:",
@@ -27,44 +29,68 @@ DEFAULT = Demonstration(
 """The static demonstration in the layout of the paper's: one helpful completion, one useless, two harmful."""
 
 
+@dataclass
+class _Group:
+    """The dynamic demonstrations that are shown together, oldest first, and how many there ever were."""
+
+    observed: int = 0
+    demonstrations: list[Demonstration] = field(default_factory=list)
+
+
 class DemonstrationPool:
     """Static and dynamic demonstrations, and which of them a request shows.
 
     Args:
         static: Demonstrations that every request shows, first and in this order.
-        capacity: How many dynamic demonstrations are kept, per prompt or per run. The oldest leaves first. 0 keeps
-            none.
+        capacity: How many dynamic demonstrations are kept, per prompt or per run. 0 keeps none.
         scope: `"prompt"`: a demonstration is shown for its own prompt only. `"run"`: for every prompt.
+        selection: `"recent"`: the oldest demonstration leaves first. `"random"`: those kept are a uniform sample of
+            all that were ever observed, per prompt or per run (reservoir sampling).
+        seed: Seed of the random selection. Pools of one seed that observe the same keep the same.
 
     Raises:
-        ValueError: If `capacity` is negative or `scope` unknown.
+        ValueError: If `capacity` is negative, or `scope` or `selection` unknown.
     """
 
     def __init__(
-        self, static: Iterable[Demonstration] = (DEFAULT,), capacity: int = 4, scope: Scope = "prompt"
+        self,
+        static: Iterable[Demonstration] = (DEFAULT,),
+        capacity: int = 4,
+        scope: Scope = "prompt",
+        selection: Selection = "recent",
+        seed: int = 0,
     ) -> None:
         if capacity < 0:
             raise ValueError(f"capacity must be 0 or more dynamic demonstrations, got {capacity}.")
         if scope not in get_args(Scope):
             raise ValueError(f"scope must be one of {get_args(Scope)}, got {scope!r}.")
+        if selection not in get_args(Selection):
+            raise ValueError(f"selection must be one of {get_args(Selection)}, got {selection!r}.")
         self.static = tuple(static)
         self.capacity = capacity
         self.scope: Scope = scope
-        self._dynamic: dict[Hashable, deque[Demonstration]] = {}
+        self.selection: Selection = selection
+        self.seed = seed
+        self._dynamic: dict[Hashable, _Group] = {}
 
     def __len__(self) -> int:
         """The number of dynamic demonstrations held."""
-        return sum(len(demonstrations) for demonstrations in self._dynamic.values())
+        return sum(len(group.demonstrations) for group in self._dynamic.values())
 
     def select(self, prompt: Prompt) -> tuple[Demonstration, ...]:
         """What a request for `prompt` shows: static demonstrations, then dynamic ones from oldest to newest."""
-        return self.static + tuple(self._dynamic.get(self._key(prompt), ()))
+        group = self._dynamic.get(self._key(prompt), _Group())
+        return (*self.static, *group.demonstrations)
 
     def observe(self, demonstrations: Iterable[Demonstration]) -> None:
         """Takes in dynamic demonstrations, oldest first."""
         for demonstration in demonstrations:
             key = self._key(demonstration.prompt)
-            self._dynamic.setdefault(key, deque(maxlen=self.capacity)).append(demonstration)
+            group = self._dynamic.setdefault(key, _Group())
+            group.observed += 1
+            group.demonstrations.append(demonstration)
+            if len(group.demonstrations) > self.capacity:
+                del group.demonstrations[self._leaving(key, group.observed)]
 
     def forget(self, prompts: Iterable[Prompt]) -> None:
         """Drops the dynamic demonstrations of prompts whose interactions are over. Those of a run stay."""
@@ -77,26 +103,48 @@ class DemonstrationPool:
         return {
             "version": STATE_VERSION,
             "scope": self.scope,
+            "selection": self.selection,
             "dynamic": [
-                {"prompt": demo.prompt, "completions": list(demo.completions), "order": list(demo.order)}
-                for demonstrations in self._dynamic.values()
-                for demo in demonstrations
+                {
+                    "observed": group.observed,
+                    "demonstrations": [
+                        {"prompt": demo.prompt, "completions": list(demo.completions), "order": list(demo.order)}
+                        for demo in group.demonstrations
+                    ],
+                }
+                for group in self._dynamic.values()
+                if group.demonstrations
             ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replaces the dynamic demonstrations by those of `state_dict`.
+        """Replaces the dynamic demonstrations by those of `state_dict`; of more than `capacity`, the newest stay.
 
         Raises:
-            ValueError: If the state is of another version or scope.
+            ValueError: If the state is of another version, scope or selection.
         """
-        if (state["version"], state["scope"]) != (STATE_VERSION, self.scope):
+        saved = (state["version"], state["scope"], state.get("selection"))
+        if saved != (STATE_VERSION, self.scope, self.selection):
             raise ValueError(
-                f"The saved demonstrations have version {state['version']} and scope {state['scope']!r}; this pool "
-                f"has version {STATE_VERSION} and scope {self.scope!r}. Resume with the settings of the saved run."
+                f"The saved demonstrations have version {saved[0]}, scope {saved[1]!r} and selection {saved[2]!r}; "
+                f"this pool has version {STATE_VERSION}, scope {self.scope!r} and selection {self.selection!r}. "
+                "Resume with the settings of the saved run."
             )
         self._dynamic.clear()
-        self.observe(Demonstration(**entry) for entry in state["dynamic"])
+        for entry in state["dynamic"]:
+            demonstrations = [Demonstration(**demo) for demo in entry["demonstrations"]]
+            excess = max(0, len(demonstrations) - self.capacity)
+            group = _Group(entry["observed"], demonstrations[excess:])
+            self._dynamic[self._key(demonstrations[0].prompt)] = group
+
+    def _leaving(self, key: Hashable, observed: int) -> int:
+        """Position of the one that leaves when there is one too many; the newcomer stands last."""
+        if self.selection == "recent":
+            return 0
+        # Algorithm R: the newcomer stays with probability capacity / observed, in place of any other. No generator is
+        # carried along, so that every process of a run, and a resumed one, draws the same.
+        draw = random.Random(f"{self.seed}:{key}:{observed}").randrange(observed)  # noqa: S311
+        return min(draw, self.capacity)
 
     def _key(self, prompt: Prompt) -> Hashable:
         return prompt_key(prompt) if self.scope == "prompt" else None

@@ -50,7 +50,7 @@ def test_commands_and_version(capsys):
 
 def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["train"])
+        main(["trian"])
     assert stop.value.code == 2
     assert "demo" in capsys.readouterr().err
 
@@ -59,7 +59,7 @@ def test_commands_have_scripts():
     import importlib
 
     for command in COMMANDS:
-        script = importlib.import_module(f"cyclealign_trl.scripts.{command}")
+        script = importlib.import_module(f"cyclealign_trl.scripts.{command.replace('-', '_')}")
         assert script.make_parser()
         assert script.main
 

@@ -180,9 +180,31 @@ class LLMRanker:
         finally:
             work.cancel()
 
+    def check_connection(self) -> None:
+        """Asks for the list of models, which costs nothing; any answer shows that somebody listens.
+
+        Raises:
+            RankerError: If nothing answers at the endpoint.
+        """
+        self._loop.submit(self._connect()).result()
+
     def close(self) -> None:
         """Cancels the calls in flight and frees the connections. Happens by itself when the ranker is dropped."""
         self._finalizer()
+
+    async def _connect(self) -> None:
+        import openai
+
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._client.models.with_raw_response.list()
+        except openai.APIStatusError:
+            return  # not every server lists its models
+        except (TimeoutError, openai.APIConnectionError) as error:
+            raise RankerError(
+                f"Nothing answers at {self._endpoint}: start the server, or check `base_url`. "
+                + self._public(f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}")
+            ) from None
 
     async def _answer_all(
         self, requests: Sequence[RankingRequest], arrivals: queue.SimpleQueue[tuple[int, Outcome] | BaseException]

@@ -54,8 +54,9 @@ class HeldOut:
     score: float
 
 
-def main(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str]) -> None:
     """Runs the demo and writes the model, the interaction log, `summary.json` and `curves.png`."""
+    args = make_parser().parse_args(argv)
     started = time.perf_counter()
     from datasets import Dataset
     from transformers import ProgressCallback

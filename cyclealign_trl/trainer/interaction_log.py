@@ -27,7 +27,10 @@ _USAGE = pa.struct(
 
 
 def schema(conversational: bool) -> pa.Schema:
-    """The columns of the log. Prompts are chat messages or text, orders list indices into `completions`."""
+    """The columns of the log. Prompts are chat messages or text, orders list indices into `completions`.
+
+    `ranks` holds the rank of each completion (0 = best), where ties show, which orders cannot.
+    """
     return pa.schema(
         [
             ("step", pa.int64()),
@@ -37,6 +40,7 @@ def schema(conversational: bool) -> pa.Schema:
             ("black_box_order", _ORDER),
             ("white_box_order", _ORDER),
             ("agreement", _ORDER),
+            ("ranks", _ORDER),
             ("improved_completion", pa.string()),
             ("failure", pa.string()),
             ("usage", _USAGE),
@@ -93,6 +97,7 @@ def _row(step: int, interaction: int, settlement: Settlement) -> dict[str, Any]:
         "black_box_order": settlement.black_box_order,
         "white_box_order": settlement.white_box_order,
         "agreement": settlement.agreement,
+        "ranks": settlement.ranks,
         "improved_completion": settlement.improved_completion,
         "failure": settlement.failure,
         "usage": None if settlement.usage is None else asdict(settlement.usage),

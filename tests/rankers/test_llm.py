@@ -680,3 +680,11 @@ def test_importing_rankers_loads_no_heavy_library():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_connection_is_anybody_who_answers():
+    with LoopbackEndpoint(lambda body: Reply()) as endpoint:  # it has no list of models
+        LLMRanker("judge", endpoint.base_url).check_connection()
+        assert endpoint.requests == []
+    with pytest.raises(RankerError, match=f"Nothing answers at {re.escape(endpoint.base_url)}: start the server"):
+        LLMRanker("judge", endpoint.base_url).check_connection()

@@ -1,0 +1,43 @@
+"""`cyclealign export`: a run's feedback as training data for other trainers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from ..data.interactions import ExportType, export_interactions
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="cyclealign export",
+        description="Turns a run's interaction log into data for TRL's trainers, or for `cyclealign train-ranked`.",
+    )
+    parser.add_argument("run", type=Path, help="The run's output directory.")
+    parser.add_argument(
+        "--to",
+        choices=get_args(ExportType),
+        default="preference",
+        help="preference (DPO), ranked (PRO, RRHF) or prompt-completion (SFT). Default: preference.",
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, help="Folder that datasets.load_dataset can read. Default: RUN/<what --to says>."
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes one Parquet file, and says how many interactions went into it."""
+    args = make_parser().parse_args(argv)
+    try:
+        dataset = export_interactions(args.run, args.to)
+    except FileNotFoundError as error:
+        sys.exit(f"cyclealign export: error: {error}")
+    folder = args.output_dir or args.run / args.to
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset.to_parquet(folder / "train.parquet")
+    print(f"{dataset.info.description}\nWritten: {folder / 'train.parquet'}")

@@ -1,0 +1,117 @@
+"""What the training commands' arguments stand for: models, data sets, rankers."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
+
+from ..rankers.base import Ranker
+from ..rankers.llm import LLMRanker
+from ..trainer.ranking_config import RankingConfig
+from .arguments import RankerArguments
+
+_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def add_model_arguments(training_args: RankingConfig, model_args: ModelConfig) -> None:
+    """Hands what `ModelConfig` says about loading to the trainer's `model_init_kwargs`, which is stronger."""
+    if model_args.model_name_or_path is None:
+        raise ValueError("Say what to train, with --model_name_or_path.")
+    given = training_args.model_init_kwargs
+    init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "quantization_config": get_quantization_config(model_args),
+        **(given if isinstance(given, dict) else {}),
+    }
+    training_args.model_init_kwargs = {name: value for name, value in init_kwargs.items() if value is not None}
+
+
+def load_splits(
+    script_args: ScriptArguments, mixture_args: DatasetMixtureConfig, training_args: RankingConfig
+) -> tuple[Dataset, Dataset | None]:
+    """The rows to train on, and those to evaluate on where evaluation is on.
+
+    `dataset_name` may be a name on the Hub, a folder, or one file (JSON, JSON lines, Parquet, CSV), which is the
+    training split.
+
+    Raises:
+        ValueError: If no data set is named, or it lacks a split.
+        FileNotFoundError: If a file is not there.
+    """
+    name = script_args.dataset_name
+    if mixture_args.datasets:
+        if name is not None:
+            raise ValueError(f"dataset_name ({name}) and datasets both say what to train on: give one of them.")
+        splits = get_dataset(mixture_args)
+    elif name is None:
+        raise ValueError("Say what to train on, with --dataset_name, or with `datasets` in the YAML file.")
+    elif (reader := _READERS.get(Path(name.removesuffix(".gz")).suffix)) is not None:
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"There is no file {name} (--dataset_name).")
+        splits = load_dataset(reader, data_files={script_args.dataset_train_split: name})
+    else:
+        splits = load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+
+    def take(field: str) -> Dataset:
+        split = getattr(script_args, field)
+        if split not in splits:
+            raise ValueError(f"The data set has no split {split!r} (--{field}), only {', '.join(splits)}.")
+        return splits[split]
+
+    evaluates = training_args.eval_strategy != "no"
+    return take("dataset_train_split"), take("dataset_test_split") if evaluates else None
+
+
+def make_ranker(args: RankerArguments) -> Ranker:
+    """The ranker that the arguments describe.
+
+    Raises:
+        ValueError: If they describe none, two, or one that cannot be built.
+        RankerError: If nothing answers at the endpoint.
+    """
+    try:
+        given = args.ranker_kwargs or {}
+        kwargs = dict(json.loads(given) if isinstance(given, str) else given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"ranker_kwargs must be a JSON object, got {args.ranker_kwargs}: {error}.") from error
+    if "api_key" in kwargs:
+        raise ValueError(
+            "ranker_kwargs must hold no API key, which files and process lists would show: set OPENAI_API_KEY."
+        )
+    if args.ranker_model is not None and args.ranker_factory is None:
+        factory: Callable[..., Ranker] = partial(LLMRanker, args.ranker_model, args.ranker_base_url)
+    elif args.ranker_factory is not None and args.ranker_model is args.ranker_base_url is None:
+        factory = _imported(args.ranker_factory)
+    else:
+        raise ValueError("Say who ranks, with either --ranker_model (and --ranker_base_url) or --ranker_factory.")
+    try:
+        inspect.signature(factory).bind(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"ranker_kwargs {kwargs} do not fit: {error}.") from error
+    ranker = factory(**kwargs)
+    if isinstance(ranker, LLMRanker):
+        ranker.check_connection()
+    return ranker
+
+
+def _imported(path: str) -> Callable[..., Ranker]:
+    """The class or function that a dotted path names."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    module_name, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        factory: Callable[..., Ranker] = getattr(importlib.import_module(module_name), name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ValueError(f"ranker_factory {path!r} names nothing that can be imported: {error}.") from error
+    return factory

@@ -1,0 +1,219 @@
+"""The training commands from their arguments to a saved model, and their errors."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from cyclealign_trl import FunctionRanker, LLMRanker, RewardModelRanker
+from cyclealign_trl.cli import main
+from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.scripts.arguments import RankerArguments
+from cyclealign_trl.scripts.inputs import make_ranker
+from tests.conftest import make_model, make_tokenizer
+from tests.trainer.stubs import prompts
+
+STUB = "--ranker_factory tests.scripts.test_train.make_stub"
+
+
+@pytest.fixture
+def judge():
+    reply = json.dumps({"ranking": ["B", "A"], "improved_response": "better"})
+    with LoopbackEndpoint(lambda body: Reply(reply)) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def policy(tmp_path):
+    make_model().save_pretrained(tmp_path / "policy")
+    make_tokenizer().save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+@pytest.fixture
+def run_yaml(tmp_path, policy, monkeypatch):
+    """What both commands need, in a file."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model_name_or_path: {policy}\noutput_dir: {tmp_path / 'out'}\nmax_prompt_length: 32\n"
+        "max_completion_length: 8\nper_device_train_batch_size: 2\nmax_steps: 9\nuse_cpu: true\n"
+        "report_to: none\ndisable_tqdm: true\nlogging_steps: 1\nsave_strategy: 'no'\nlearning_rate: 1e-3\n"
+    )
+    return config
+
+
+def write_prompts(tmp_path):
+    prompts(2).to_json(tmp_path / "prompts.jsonl")
+    return tmp_path / "prompts.jsonl"
+
+
+def write_pairs(folder):
+    for split in ("train", "test"):
+        rows = Dataset.from_list([{"prompt": "Q:", "chosen": " yes", "rejected": " no"}] * 4)
+        rows.to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def test_train(tmp_path, run_yaml, judge, capfd):
+    main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)), "--num_generations", "2",
+          "--num_interactions", "2", "--max_steps", "2", "--ranker_model", "judge", "--ranker_base_url",
+          judge.base_url, "--ranker_kwargs", '{"criteria": "the kindest"}', "--use_peft", "--lora_target_modules",
+          "q_proj", "v_proj"])  # fmt: skip
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert len(list((tmp_path / "out" / "interactions").iterdir())) == 2
+    assert len(judge.requests) == 4
+    assert all("the kindest" in json.dumps(request) for request in judge.requests)
+    out, err = capfd.readouterr()
+    assert f"Model saved to {tmp_path / 'out'}." in out
+    assert "Warning" not in err
+
+
+def test_train_ranked_on_preference_pairs_in_a_folder(tmp_path, run_yaml, policy, capfd):
+    (tmp_path / "pairs").mkdir()
+    main(["train-ranked", "--config", str(run_yaml), "--dataset_name", str(write_pairs(tmp_path / "pairs")),
+          "--loss_type", "rrhf", "--eval_strategy", "epoch", "--max_steps", "2"])  # fmt: skip
+    out, err = capfd.readouterr()
+    assert "eval_ranking/accuracy" in out
+    assert "Warning" not in err
+    trained, before = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "out", policy))
+    assert any(not new.equal(old) for new, old in zip(trained.parameters(), before.parameters(), strict=True))
+
+
+def test_datasets_of_the_yaml_file(tmp_path, run_yaml, capfd):
+    (tmp_path / "pairs").mkdir()
+    folder = write_pairs(tmp_path / "pairs")
+    run_yaml.write_text(
+        run_yaml.read_text() + f"datasets:\n  - path: parquet\n    data_files: {folder / 'train.parquet'}\n"
+    )
+    main(["train-ranked", "--config", str(run_yaml), "--max_steps", "1"])
+    assert "Model saved" in capfd.readouterr().out
+
+
+def test_through_accelerate(tmp_path, run_yaml):
+    """The one that costs two processes' imports: arguments of accelerate make it launch the command's module."""
+    (tmp_path / "pairs").mkdir()
+    arguments = ["train-ranked", "--config", str(run_yaml), "--num_processes", "1", "--max_steps", "1",
+                 "--dataset_name", str(write_pairs(tmp_path / "pairs"))]  # fmt: skip
+    command = [sys.executable, "-m", "cyclealign_trl", *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "Model saved" in finished.stdout
+    assert "not passed to `accelerate launch`" not in finished.stderr
+    failed = subprocess.run([*command, "--dataset_train_split", "trian"], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert "cyclealign train-ranked: error: The data set has no split 'trian'" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--config nowhere.yaml", "nowhere.yaml"),
+        (f"--dataset_name nowhere.jsonl {STUB}", "no file nowhere.jsonl"),
+        ("--ranker_model judge --ranker_base_url http://127.0.0.1:9/v1", "Nothing answers at http://127.0.0.1:9/v1"),
+        ("", "Say who ranks"),
+        (STUB, "Say what to train on"),
+        ("--num_generations 1", "num_generations must be at least 2, got 1"),
+        (f"--dataset_name PROMPTS {STUB} --model_name_or_path nowhere/nothing", "couldn't find them"),
+        (f"--dataset_name PROMPTS {STUB} --per_device_train_batch_size 64", "64"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_1(tmp_path, run_yaml, arguments, said):
+    arguments = arguments.replace("PROMPTS", str(write_prompts(tmp_path))).split()
+    if "--config" not in arguments:
+        arguments = ["--config", str(run_yaml), *arguments]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *arguments])
+    message = stop.value.code  # a text: printed to stderr, with status 1
+    assert message.startswith("cyclealign train: error: ")
+    assert said in message
+    assert "\n" not in message
+
+
+def test_broken_yaml_is_one_line(tmp_path):
+    (tmp_path / "run.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", str(tmp_path / "run.yaml")])
+    assert "expected" in stop.value.code
+    assert "\n" not in stop.value.code
+
+
+def test_a_defect_keeps_its_traceback(tmp_path, run_yaml):
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)),
+              "--ranker_factory", "tests.scripts.test_train.make_broken"])  # fmt: skip
+
+
+def test_an_error_of_the_ranker_during_training_is_one_line(tmp_path, run_yaml):
+    with (
+        LoopbackEndpoint(lambda body: Reply(), api_key="another") as endpoint,
+        pytest.raises(SystemExit) as stop,
+    ):
+        main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)),
+              "--ranker_model", "judge", "--ranker_base_url", endpoint.base_url])  # fmt: skip
+    assert "cannot be asked. Set OPENAI_API_KEY" in stop.value.code
+
+
+# Rankers
+
+
+def make_stub(**kwargs):
+    return FunctionRanker(lambda completions, **_: [float(len(text)) for text in completions], **kwargs)
+
+
+def make_broken():
+    return FunctionRanker(lambda completions, **_: [1 / 0 for _ in completions])
+
+
+def test_a_ranking_llm(judge):
+    arguments = RankerArguments("judge", judge.base_url, ranker_kwargs='{"max_concurrency": 3}')
+    assert isinstance(make_ranker(arguments), LLMRanker)
+
+
+def test_a_factory():
+    arguments = RankerArguments(ranker_factory="tests.scripts.test_train:make_stub", ranker_kwargs={"weights": [2.0]})
+    assert isinstance(make_ranker(arguments), FunctionRanker)
+
+
+def test_a_factory_in_the_current_directory(tmp_path, monkeypatch):
+    (tmp_path / "my_ranking_module.py").write_text("from tests.scripts.test_train import make_stub as make\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert isinstance(make_ranker(RankerArguments(ranker_factory="my_ranking_module.make")), FunctionRanker)
+
+
+def test_a_reward_model(tmp_path):
+    from transformers import LlamaForSequenceClassification
+
+    config = make_model().config
+    config.num_labels = 1
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    arguments = RankerArguments(
+        ranker_factory="cyclealign_trl.RewardModelRanker", ranker_kwargs={"model": str(tmp_path), "device": "cpu"}
+    )
+    assert isinstance(make_ranker(arguments), RewardModelRanker)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"ranker_model": "judge", "ranker_factory": "a.b"}, "either"),
+        ({"ranker_factory": "a.b", "ranker_base_url": "http://x"}, "either"),
+        ({"ranker_factory": "nowhere.make"}, "'nowhere.make' names nothing"),
+        ({"ranker_factory": "make"}, "'make' names nothing"),
+        ({"ranker_factory": "json.nothing"}, "'json.nothing' names nothing"),
+        ({"ranker_model": "judge", "ranker_kwargs": {"max_conc": 3}}, "max_conc"),
+        ({"ranker_model": "judge", "ranker_kwargs": {"api_key": "secret"}}, "set OPENAI_API_KEY"),
+        ({"ranker_model": "judge", "ranker_kwargs": "{"}, "ranker_kwargs"),
+    ],
+)
+def test_wrong_rankers_raise(fields, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        make_ranker(RankerArguments(**fields))
+    assert "secret" not in str(error.value)
