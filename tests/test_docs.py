@@ -1,110 +1,326 @@
-"""The code in README and docs runs as it is printed; only names that need a network are exchanged."""
+"""What README and docs print runs: code, commands, examples. Only names that need a network are exchanged."""
 
+import ast
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import datasets
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 import cyclealign_trl
-from cyclealign_trl import CycleAlignConfig
+from cyclealign_trl import CycleAlignConfig, RankingConfig, RankingTrainer
+from cyclealign_trl.cli import COMMANDS
+from cyclealign_trl.data import hh_rlhf
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.scripts import export, train, train_ranked
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import make_trainer, prompts
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+ALL = [README, *PAGES]
+DOCS = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
-def snippets(name):
-    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def reply(text):
+    return [{"role": "assistant", "content": text}]
 
 
 @pytest.fixture
 def judge():
-    reply = json.dumps({"ranking": ["B", "D", "A", "C"], "improved_response": "better"})
-    with LoopbackEndpoint(lambda body: Reply(reply)) as endpoint:
+    """Ranks however many completions it is shown by their labels' order."""
+
+    def respond(body):
+        shown = body["messages"][-1]["content"]
+        number = max(size for size in range(2, 9) if chr(ord("A") + size - 1) in re.findall(r"\b[A-H]\b", shown))
+        names = [chr(ord("A") + index) for index in range(number)]
+        return Reply(json.dumps({"ranking": names[::-1], "improved_response": "better"}))
+
+    with LoopbackEndpoint(respond) as endpoint:
         yield endpoint
 
 
-def test_readme(tmp_path, monkeypatch, judge):
-    (code,) = snippets("README.md")
-    make_model(max_position_embeddings=1024).save_pretrained(tmp_path / "policy")
-    make_tokenizer().save_pretrained(tmp_path / "policy")
-    prompts(4, conversational=True).select_columns(["prompt"]).to_json(tmp_path / "prompts.jsonl")
-    exchanged = {
-        '"Qwen/Qwen3-0.6B"': repr(str(tmp_path / "policy")),
-        'LLMRanker("gpt-5-mini")': f'LLMRanker("judge", {judge.base_url!r})',
-        '"trl-lib/ultrafeedback-prompt", split="train[:1000]"': (
-            f'"json", data_files={str(tmp_path / "prompts.jsonl")!r}, split="train[:1000]"'
-        ),
-    }
-    for printed, here in exchanged.items():
-        assert code.count(printed) == 1, printed
-        code = code.replace(printed, here)
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    exec(code, namespace)
-    assert namespace["trainer"].state.global_step == 5
-    assert len(judge.requests) == 5 * 4
+@pytest.fixture
+def offline(tmp_path, monkeypatch, judge):
+    """A folder to work in, where the names that the docs use lead to tiny stand-ins and every run takes two steps."""
+    from transformers import LlamaForSequenceClassification
 
-
-def test_concepts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    make_trainer("outputs/demo", dataset=prompts(2)).train()
-    codes = snippets("docs/concepts.md")
-    assert len(codes) == 4
-    for code in codes:
-        exec(code, {})
-    assert "Question" in capsys.readouterr().out
+    monkeypatch.setenv("OPENAI_BASE_URL", judge.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    model, tokenizer = make_model(max_position_embeddings=1024), make_tokenizer()
+    model.save_pretrained("Qwen/Qwen3-0.6B")
+    tokenizer.save_pretrained("Qwen/Qwen3-0.6B")
+    model.config.num_labels = 1
+    LlamaForSequenceClassification(model.config).save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
+    tokenizer.save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
+
+    stand_ins = {
+        "trl-lib/ultrafeedback-prompt": prompts(12, conversational=True).select_columns(["prompt"]),
+        "trl-lib/ultrafeedback_binarized": Dataset.from_list(
+            [{"chosen": MESSAGES + reply("yes"), "rejected": MESSAGES + reply("no")}] * 12
+        ),
+        hh_rlhf.HUB_ID: Dataset.from_list(
+            [
+                {"chosen": f"\n\nHuman: Q{i}\n\nAssistant: yes", "rejected": f"\n\nHuman: Q{i}\n\nAssistant: no"}
+                for i in range(250)
+            ]
+        ),
+    }
+    load_dataset = datasets.load_dataset
+
+    def load(path, *args, split=None, **kwargs):
+        if path not in stand_ins:
+            return load_dataset(path, *args, split=split, **kwargs)
+        rows = stand_ins[path]
+        if path == hh_rlhf.HUB_ID:  # each subset has prompts of its own
+            subset = kwargs["data_dir"]
+            return rows.map(lambda row: {name: text.replace(": Q", f": {subset} ") for name, text in row.items()})
+        return DatasetDict(train=rows, test=rows) if split is None else rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(hh_rlhf, "load_dataset", load)
+
+    settle = RankingConfig.__post_init__
+
+    def two_steps(self):
+        self.max_steps, self.use_cpu, self.disable_tqdm, self.report_to = 2, True, True, "none"
+        self.max_completion_length = min(self.max_completion_length, 8)
+        settle(self)
+
+    monkeypatch.setattr(RankingConfig, "__post_init__", two_steps)
+    return tmp_path
 
 
-def test_every_logged_metric_is_explained(tmp_path):
-    trainer = make_trainer(tmp_path, dataset=prompts(2), max_steps=1)
+def run_of(folder):
+    make_trainer(folder, dataset=prompts(2, conversational=True), max_steps=1).train()
+
+
+@pytest.mark.parametrize("page", [page for page in ALL if blocks(page, "python")], ids=lambda page: page.stem)
+def test_the_code_on_each_page_runs_in_its_order(page, offline):
+    run_of("outputs/cyclealign")
+    run_of("outputs/first")
+    export.main(["outputs/first"])
+    namespace = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), namespace)
+    trainer = namespace.get("trainer")
+    assert trainer is None or trainer.state.global_step == 2
+
+
+def test_every_page_with_code_was_found():
+    assert {page.stem for page in ALL if blocks(page, "python")} >= {
+        "README", "quickstart", "concepts", "cyclealign_trainer", "ranking_trainer", "rankers", "demonstrations",
+        "losses", "data",
+    }  # fmt: skip
+
+
+def test_the_documented_rows_train(offline):
+    namespace = {}
+    _, code = blocks(ROOT / "docs/ranking_trainer.md", "python")
+    exec(code, namespace)
+    for name in ("ranked", "rewarded", "preference", "messages"):
+        row = namespace[name]
+        trainer = RankingTrainer(
+            make_model(),
+            RankingConfig("out", max_prompt_length=64),
+            Dataset.from_list([row] * 2),
+            None,
+            make_tokenizer(),
+        )
+        trainer.train()
+
+
+def test_the_losses_are_what_the_page_says(capsys):
+    (code,) = blocks(ROOT / "docs/losses.md", "python")
+    exec(code, {})
+    said = [float(number) for number in re.findall(r"\)\)  # ([\d.]+)", code)]
+    printed = [float(number) for number in re.findall(r"tensor\(\[([\d.]+)\]\)", capsys.readouterr().out)]
+    assert printed == said
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in ALL if "cyclealign " in str(blocks(page, "bash"))], ids=lambda p: p.stem
+)
+def test_the_commands_on_each_page_are_understood(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("cyclealign ")]
+    assert lines
+    for line in lines:
+        _, command, *arguments = shlex.split(line, comments=True)
+        assert command in COMMANDS
+        if command in ("train", "train-ranked"):
+            (train if command == "train" else train_ranked).make_parser().split(arguments)
+        elif command == "export":
+            export.make_parser().parse_args(arguments)
+
+
+def test_the_yaml_of_the_page_is_understood(tmp_path):
+    (code,) = blocks(ROOT / "docs/cli.md", "yaml")
+    (tmp_path / "run.yaml").write_text(code)
+    train.make_parser().split(["--config", str(tmp_path / "run.yaml")])
+
+
+# What is said
+
+
+def logged(trainer):
     trainer.train()
-    text = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
     trainers_own = {"grad_norm", "learning_rate", "epoch", "step"}
-    for name in set(trainer.state.log_history[0]) - trainers_own:
-        assert f"`{name}`" in text or f"`{name.split('/')[-1]}`" in text, name
+    return set(trainer.state.log_history[0]) - trainers_own
+
+
+def explained(page):
+    """The metrics that a page's table names; a name without a folder stands in that of the one before it."""
+    table = (ROOT / "docs" / page).read_text(encoding="utf-8").split("## What is logged")[1].split("\n## ")[0]
+    names = set()
+    for cell in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", cell):
+            folder = f"{name.rpartition('/')[0]}/" if "/" in name else folder
+            names.add(name if "/" in name or not folder else folder + name)
+    return names
+
+
+def test_every_logged_metric_of_the_cycle_is_explained(tmp_path):
+    assert logged(make_trainer(tmp_path, dataset=prompts(2), max_steps=1)) <= explained("cyclealign_trainer.md")
+
+
+def test_every_logged_metric_of_ranked_training_is_explained(tmp_path):
+    rows = Dataset.from_list([{"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1]}])
+    settings = {"max_prompt_length": 64, "max_steps": 1, "logging_steps": 1, "use_cpu": True, "report_to": "none"}
+    config = RankingConfig(str(tmp_path), **settings, disable_tqdm=True)
+    trainer = RankingTrainer(make_model(), config, rows, None, make_tokenizer())
+    assert logged(trainer) == explained("ranking_trainer.md")
+
+
+def test_every_failure_is_explained():
+    table = (ROOT / "docs/concepts.md").read_text(encoding="utf-8").split("## When a ranking fails")[1]
+    sources = "\n".join(path.read_text() for path in (ROOT / "cyclealign_trl").rglob("*.py"))
+    reasons = set(re.findall(r"(?:RankingFailure|Setback|InvalidRanking)\(\s*\"(\w+)\"", sources))
+    assert len(reasons) > 5
+    for reason in reasons:
+        assert f"`{reason}`" in table, reason
+
+
+def test_every_public_name_has_its_place_in_the_docs():
+    shown = set(re.findall(r"^::: cyclealign_trl\.(\S+)$", DOCS, re.MULTILINE))
+    for name, module in cyclealign_trl._MODULES.items():
+        assert {f"{module}.{name}", module} & shown, name
 
 
 def test_every_setting_in_the_docs_exists():
-    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/concepts.md"))
-    names = set(re.findall(r"`(\w+)=", text))
-    known = set(CycleAlignConfig.__dataclass_fields__) | {"api_key", "ranker", "resume_from_checkpoint"}
+    text = "\n".join(page.read_text(encoding="utf-8") for page in ALL)
+    names = set(re.findall(r"`([a-z]\w*)=", text))
+    known = set(CycleAlignConfig.__dataclass_fields__) | {
+        "api_key", "ranker", "resume_from_checkpoint", "peft_config", "chat_template", "selection", "keep_paragraphs",
+        "conversational", "dataset_type",
+    }  # fmt: skip
     assert names
     assert names <= known
 
 
 def test_the_file_tree_is_the_file_tree():
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## What is where")[1]
+    tree = README.read_text(encoding="utf-8").split("## What is where")[1]
     package = Path(cyclealign_trl.__file__).parent
-    for path in [*package.glob("*.py"), *(package / "rankers").glob("*.py")]:
+    for path in [*package.glob("*.py"), *(package / "rankers").glob("*.py"), *(package / "data").glob("*.py")]:
         if path.name not in ("__init__.py", "__main__.py"):
             assert path.name in tree, path
     for name in re.findall(r"(\w+\.py)", tree):
         assert list(package.rglob(name)), name
 
 
-def test_the_example_is_short():
-    lines = (ROOT / "examples/cyclealign.py").read_text(encoding="utf-8").splitlines()
-    assert len(lines) < 80
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stderr
+    losses = (tmp_path / "site" / "losses" / "index.html").read_text(encoding="utf-8")
+    assert losses.count("<math ") == 3
+    assert "https://fonts" not in losses
 
 
-def test_the_example_runs(tmp_path, monkeypatch, judge):
-    make_model().save_pretrained(tmp_path / "policy")
-    make_tokenizer().save_pretrained(tmp_path / "policy")
-    (tmp_path / "data").mkdir()
-    Dataset.from_list([{"prompt": f"Q{i}:"} for i in range(2)]).to_json(tmp_path / "data" / "train.jsonl")
-    arguments = f"""--model_name_or_path {tmp_path / "policy"} --dataset_name {tmp_path / "data"} --ranker_model judge
-        --ranker_base_url {judge.base_url} --output_dir {tmp_path / "out"} --num_generations 4 --num_interactions 2
-        --max_prompt_length 32 --max_completion_length 8 --per_device_train_batch_size 2 --use_cpu --dtype float32
-        --report_to none --use_peft --lora_target_modules q_proj v_proj --lora_task_type CAUSAL_LM"""
-    pytest.importorskip("peft")
+# Examples
+
+
+def run_example(name, monkeypatch, arguments):
+    code = (ROOT / "examples" / name).read_text(encoding="utf-8")
     namespace = {"__name__": "example"}
-    exec((ROOT / "examples/cyclealign.py").read_text(encoding="utf-8"), namespace)
-    monkeypatch.setattr("sys.argv", ["cyclealign.py", *arguments.split()])
+    exec(compile(code, name, "exec"), namespace)
+    monkeypatch.setattr("sys.argv", [name, *shlex.split(arguments)])
     namespace["main"]()
-    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
-    assert len(list((tmp_path / "out" / "interactions").iterdir())) == 2
+
+
+SMALL = """--model_name_or_path Qwen/Qwen3-0.6B --output_dir out --max_prompt_length 64 --per_device_train_batch_size 2
+    --dtype float32"""
+
+
+def test_the_example_of_the_cycle(offline, monkeypatch, judge):
+    pytest.importorskip("peft")
+    run_example(
+        "cyclealign.py",
+        monkeypatch,
+        f"""{SMALL} --dataset_name trl-lib/ultrafeedback-prompt --ranker_model judge --use_peft
+            --lora_target_modules q_proj v_proj --num_interactions 2""",
+    )
+    assert (offline / "out" / "adapter_model.safetensors").is_file()
+    assert len(list((offline / "out" / "interactions").iterdir())) == 2
+
+
+def test_the_example_of_a_custom_ranker(offline, monkeypatch, judge):
+    run_example(
+        "custom_ranker.py",
+        monkeypatch,
+        f"{SMALL} --dataset_name trl-lib/ultrafeedback-prompt --judges one another --num_interactions 2",
+    )
+    assert (offline / "out" / "model.safetensors").is_file()
+    assert {request["model"] for request in judge.requests} == {"one", "another"}
+
+
+def test_the_command_of_the_custom_ranker(offline, monkeypatch, judge):
+    monkeypatch.syspath_prepend(ROOT)
+    docstring = ast.get_docstring(ast.parse((ROOT / "examples" / "custom_ranker.py").read_text(encoding="utf-8")))
+    arguments = shlex.split(docstring[docstring.index("cyclealign train") :])[2:]
+    train.main([*arguments, "--max_prompt_length", "64", "--per_device_train_batch_size", "2"])
+    assert {request["model"] for request in judge.requests} == {"gpt-5-mini", "gpt-5-nano"}
+
+
+def test_the_example_of_offline_pro(offline, monkeypatch, capsys):
+    run_example("offline_pro.py", monkeypatch, f"{SMALL} --subsets harmless-base --max_eval_pairs 4")
+    said = capsys.readouterr().out
+    assert "harmless-base/train: 250 rows, 250 kept" in said
+    assert re.search(r"Held-out ranking accuracy: \d\.\d{3} -> \d\.\d{3}", said)
+
+
+def test_the_example_of_a_reward_model(offline, monkeypatch):
+    run_example(
+        "reward_model_ranker.py",
+        monkeypatch,
+        f"{SMALL} --reward_model Skywork/Skywork-Reward-V2-Qwen3-0.6B --num_prompts 8 --num_interactions 2",
+    )
+    assert len(list((offline / "out" / "interactions").iterdir())) == 2
+
+
+def test_the_examples_are_short_and_all_run_here():
+    names = {path.name for path in (ROOT / "examples").glob("*.py")}
+    tested = set(re.findall(r'"(\w+\.py)",\s*monkeypatch', Path(__file__).read_text(encoding="utf-8")))
+    assert names == tested
+    for name in names:
+        assert len((ROOT / "examples" / name).read_text(encoding="utf-8").splitlines()) < 100, name

@@ -686,5 +686,6 @@ def test_a_connection_is_anybody_who_answers():
     with LoopbackEndpoint(lambda body: Reply()) as endpoint:  # it has no list of models
         LLMRanker("judge", endpoint.base_url).check_connection()
         assert endpoint.requests == []
-    with pytest.raises(RankerError, match=f"Nothing answers at {re.escape(endpoint.base_url)}: start the server"):
-        LLMRanker("judge", endpoint.base_url).check_connection()
+        address = endpoint.base_url
+    with pytest.raises(RankerError, match=f"Nothing answers at {re.escape(address)}: start the server"):
+        LLMRanker("judge", address).check_connection()
