@@ -18,7 +18,7 @@ from cyclealign_trl import CycleAlignConfig, RankingConfig, RankingTrainer
 from cyclealign_trl.cli import COMMANDS
 from cyclealign_trl.data import hh_rlhf
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.scripts import export, train, train_ranked
+from cyclealign_trl.scripts import export, inputs, train, train_ranked
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import make_trainer, prompts
 
@@ -92,8 +92,8 @@ def offline(tmp_path, monkeypatch, judge):
             return rows.map(lambda row: {name: text.replace(": Q", f": {subset} ") for name, text in row.items()})
         return DatasetDict(train=rows, test=rows) if split is None else rows
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(hh_rlhf, "load_dataset", load)
+    for module in (datasets, hh_rlhf, inputs):
+        monkeypatch.setattr(module, "load_dataset", load)
 
     settle = RankingConfig.__post_init__
 
@@ -254,6 +254,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "WARNING" not in built.stderr
     losses = (tmp_path / "site" / "losses" / "index.html").read_text(encoding="utf-8")
     assert losses.count("<math ") == 3
+    trainer = (tmp_path / "site" / "cyclealign_trainer" / "index.html").read_text(encoding="utf-8")
+    assert "<code>int</code>, default <code>3</code>" in trainer
+    assert "*optional*" not in trainer
+    assert "[<code>" not in trainer
     assert "https://fonts" not in losses
 
 

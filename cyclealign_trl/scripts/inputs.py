@@ -84,7 +84,7 @@ def make_ranker(args: RankerArguments) -> Ranker:
         given = args.ranker_kwargs or {}
         kwargs = dict(json.loads(given) if isinstance(given, str) else given)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"ranker_kwargs must be a JSON object, got {args.ranker_kwargs}: {error}.") from error
+        raise ValueError(f"ranker_kwargs must be a JSON object: {error}.") from error
     if "api_key" in kwargs:
         raise ValueError(
             "ranker_kwargs must hold no API key, which files and process lists would show: set OPENAI_API_KEY."
@@ -98,7 +98,7 @@ def make_ranker(args: RankerArguments) -> Ranker:
     try:
         inspect.signature(factory).bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"ranker_kwargs {kwargs} do not fit: {error}.") from error
+        raise ValueError(f"ranker_kwargs do not fit: {error}.") from error
     ranker = factory(**kwargs)
     if isinstance(ranker, LLMRanker):
         ranker.check_connection()

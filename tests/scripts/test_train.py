@@ -210,7 +210,8 @@ def test_a_reward_model(tmp_path):
         ({"ranker_factory": "json.nothing"}, "'json.nothing' names nothing"),
         ({"ranker_model": "judge", "ranker_kwargs": {"max_conc": 3}}, "max_conc"),
         ({"ranker_model": "judge", "ranker_kwargs": {"api_key": "secret"}}, "set OPENAI_API_KEY"),
-        ({"ranker_model": "judge", "ranker_kwargs": "{"}, "ranker_kwargs"),
+        ({"ranker_model": "judge", "ranker_kwargs": '{"api_key": "secret"'}, "ranker_kwargs must be a JSON object"),
+        ({"ranker_model": "judge", "ranker_kwargs": {"extra": "secret"}}, "ranker_kwargs do not fit"),
     ],
 )
 def test_wrong_rankers_raise(fields, said):
