@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="Learning rate.")
     parser.add_argument("--max_prompt_length", type=int, default=256, help="Tokens.")
     parser.add_argument("--max_completion_length", type=int, default=256, help="Tokens.")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=[*OBJECTIVES], help="Which ones.")
     parser.add_argument("--seeds", type=int, default=3, help="Runs per objective.")
     args = parser.parse_args()
 
@@ -57,7 +58,7 @@ def main() -> None:
     rows = [dict(row) for row in Dataset.from_json(args.dataset).select_columns(["prompt", "completions", "ranks"])]
     print(f"{len(rows)} rows, {args.epochs:g} epochs, learning rate {args.learning_rate:g}")
     print(f"{'objective':<28}{'before':>8}{'after':>8}{'change':>8}   per seed")
-    for name, objective in OBJECTIVES.items():
+    for name in args.objectives:
         for control in (False, True):
             before, after = [], []
             for seed in range(args.seeds):
@@ -77,7 +78,7 @@ def main() -> None:
                             save_strategy="no",
                             report_to="none",
                             disable_tqdm=True,
-                            **objective,
+                            **OBJECTIVES[name],
                         ),
                         train_dataset=Dataset.from_list(shuffled(train, seed) if control else train),
                         eval_dataset=Dataset.from_list(held_out),

@@ -9,6 +9,12 @@ One process:
         --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/ultrafeedback-prompt \
         --ranker_model gpt-5-mini --output_dir qwen-cyclealign
 
+On four GPUs, the same with a configuration of `examples/accelerate_configs`, or with a file of `examples/deepspeed`:
+
+    accelerate launch --config_file examples/accelerate_configs/zero2.yaml --num_processes 4 examples/cyclealign.py ...
+    accelerate launch --config_file examples/accelerate_configs/multi_gpu.yaml --num_processes 4 \
+        examples/cyclealign.py --deepspeed examples/deepspeed/zero2.json ...
+
 With an adapter, and a ranker served by vLLM:
 
     accelerate launch examples/cyclealign.py \

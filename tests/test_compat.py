@@ -1,6 +1,8 @@
 """A contract with TRL and transformers: if an upgrade moves or changes what `_compat` takes, this says so."""
 
 import inspect
+import subprocess
+import sys
 
 import torch
 
@@ -25,6 +27,24 @@ def test_signatures():
     assert "model" in parameters(_compat.add_fused_lm_head)
     assert _compat.PREFIX_CHECKPOINT_DIR == "checkpoint"
     assert "metrics" in _compat.EvalLoopOutput._fields
+    assert "model" in parameters(_compat.remove_hooks) & parameters(_compat.add_hooks)
+
+
+def test_the_signature_of_vllm_generation():
+    engine = _compat.VLLMGeneration
+    settings = {"mode", "server_base_url", "tensor_parallel_size", "gpu_memory_utilization", "max_model_length"}
+    sampling = {"temperature", "top_p", "top_k", "min_p", "max_completion_length", "logprobs", "generation_kwargs"}
+    assert {"model", "accelerator", "processing_class"} | settings | sampling <= parameters(engine)
+    assert parameters(engine.generate) == {"self", "prompts", "images", "num_generations", "profiler"}
+    assert parameters(engine.sync_weights) == {"self"}
+
+
+def test_vllm_is_not_imported_before_it_is_used():
+    code = (
+        "import sys, cyclealign_trl.trainer.cyclealign_trainer; print('trl.generation.vllm_generation' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split()[-1] == "False"
 
 
 def test_the_fused_head_returns_log_probabilities_of_labels():
@@ -37,9 +57,29 @@ def test_the_fused_head_returns_log_probabilities_of_labels():
     torch.testing.assert_close(output.log_probs, torch.tensor([[expected.item(), 0.0]]), rtol=1e-5, atol=1e-5)
 
 
+def test_the_trainer_uploads_through_the_function_that_is_exchanged(monkeypatch):
+    from huggingface_hub import HfApi
+    from transformers import Trainer, trainer
+
+    for method, uploads in ((Trainer.push_to_hub, 1), (Trainer._push_from_checkpoint, 2)):
+        source = inspect.getsource(method)
+        assert source.count("hf_api().upload_folder(") == uploads
+    asked = []
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kwargs: asked.append(kwargs))
+    given = trainer.hf_api
+    with _compat.uploading_without(["*.sqlite"]):
+        trainer.hf_api().upload_folder(repo_id="a", ignore_patterns=["_*"])
+        trainer.hf_api().upload_folder(repo_id="b")
+    assert trainer.hf_api is given
+    assert asked == [
+        {"repo_id": "a", "ignore_patterns": ["_*", "*.sqlite"]},
+        {"repo_id": "b", "ignore_patterns": ["*.sqlite"]},
+    ]
+
+
 def test_the_names_of_a_checkpoint_are_the_trainers(tmp_path):
     from transformers.trainer import TRAINER_STATE_NAME
 
-    from cyclealign_trl.trainer.cycle_state import TRAINER_STATE
+    from cyclealign_trl.trainer.checkpoints import TRAINER_STATE
 
     assert TRAINER_STATE == TRAINER_STATE_NAME

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from torch import nn
 
 
 class GenerationBackend(Protocol):
-    """Samples completions from the policy as it is now."""
+    """Samples completions from the policy as it is now. One that is a `TrainerCallback` too is told of every step."""
 
     def generate(self, model: nn.Module, prompt_ids: Sequence[Sequence[int]]) -> list[list[list[int]]]:
         """Samples K completions for each of B prompts.
@@ -23,3 +23,19 @@ class GenerationBackend(Protocol):
             end-of-sequence token; one without was cut off.
         """
         ...
+
+
+def group_by_prompt(
+    completion_ids: Sequence[list[int]], num_generations: int, eos_token_ids: Collection[int]
+) -> list[list[list[int]]]:
+    """Groups the completions of one prompt after the other, each cut after its first end-of-sequence token."""
+    completions = [_until_eos(ids, eos_token_ids) for ids in completion_ids]
+    return [completions[start : start + num_generations] for start in range(0, len(completions), num_generations)]
+
+
+def _until_eos(ids: list[int], eos_token_ids: Collection[int]) -> list[int]:
+    # By position, not by pad id: the pad token is often an end-of-sequence token too.
+    for position, token in enumerate(ids):
+        if token in eos_token_ids:
+            return ids[: position + 1]
+    return ids

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import GenerationConfig
+
+from .._compat import add_hooks, remove_hooks
+from .base import group_by_prompt
 
 
 class TransformersBackend:
@@ -20,6 +25,9 @@ class TransformersBackend:
         eos_token_ids: Every id that ends a completion.
         pad_token_id: Any valid id.
         sampling: Further fields of `GenerationConfig` (`max_new_tokens`, `temperature`, ...).
+
+    Raises:
+        ValueError: If FSDP 1 is to split the model.
     """
 
     def __init__(
@@ -30,7 +38,13 @@ class TransformersBackend:
         pad_token_id: int,
         sampling: Mapping[str, Any],
     ) -> None:
+        if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+            raise ValueError(
+                "model.generate cannot sample from a policy that FSDP 1 has split. Set fsdp_version: 2 in "
+                "accelerate's config, or fsdp_config={'version': 2}."
+            )
         self._accelerator = accelerator
+        self._num_generations = num_generations
         self._eos_token_ids = tuple(eos_token_ids)
         self._pad_token_id = pad_token_id
         self._config = GenerationConfig(
@@ -57,19 +71,31 @@ class TransformersBackend:
         was_training = policy.training
         policy.eval()  # no dropout, and activation checkpointing (which turns the KV cache off) rests
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._gathered(model):
                 sequences = policy.generate(
-                    input_ids=input_ids, attention_mask=attention_mask, generation_config=self._config
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    generation_config=self._config,
+                    # The processes meet in every forward: whoever is done goes on until all are. `generate` sees by
+                    # itself that it must under ZeRO-3, but not under accelerate's FSDP2.
+                    synced_gpus=True if self._accelerator.is_fsdp2 else None,
                 )  # (B * K, W + T)
         finally:
             policy.train(was_training)
-        completions = [self._until_eos(ids) for ids in sequences[:, width:].tolist()]
-        num_generations = len(completions) // len(prompt_ids)
-        return [completions[start : start + num_generations] for start in range(0, len(completions), num_generations)]
+        return group_by_prompt(sequences[:, width:].tolist(), self._num_generations, self._eos_token_ids)
 
-    def _until_eos(self, ids: list[int]) -> list[int]:
-        # By position, not by pad id: the pad token is often an end-of-sequence token too.
-        for position, token in enumerate(ids):
-            if token in self._eos_token_ids:
-                return ids[: position + 1]
-        return ids
+    @contextmanager
+    def _gathered(self, model: nn.Module) -> Iterator[None]:
+        """Under ZeRO-3, the whole weights on every process: not gathered for each token, or mistaken for training."""
+        plugin = self._accelerator.state.deepspeed_plugin
+        if plugin is None or plugin.zero_stage != 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(model.parameters()):
+            remove_hooks(model)
+            try:
+                yield
+            finally:
+                add_hooks(model)

@@ -15,7 +15,8 @@ class Ranker(Protocol):
     """Anything with a `rank` method.
 
     A ranker may also have a `fingerprint`, a text that changes whenever its answers might (model, endpoint, prompt
-    version, sampling): with one, its answers can be cached (see `CachedRanker`).
+    version, sampling): with one, its answers can be cached (see `CachedRanker`). And a `name`, by which a published
+    model card calls it; without one, that says its class.
     """
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
@@ -34,3 +35,8 @@ class StreamingRanker(Ranker, Protocol):
     def stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
         """Yields (position of the request, its answer) in order of arrival."""
         ...
+
+
+def ranker_name(ranker: Ranker) -> str:
+    """What to call a ranker in public: its `name`, or its class."""
+    return getattr(ranker, "name", None) or type(ranker).__name__

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import RankerError
 from ..types import RankingRequest, RankingResult, Usage
-from .base import Outcome, Ranker, StreamingRanker
+from .base import Outcome, Ranker, StreamingRanker, ranker_name
 
 _APPLICATION_ID = 0x43414C4E  # "CALN": tells our databases from anybody else's
 _SCHEMA_VERSION = 1
@@ -63,6 +63,11 @@ class CachedRanker:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._ranker!r}, {str(self._own.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """That of the ranker."""
+        return ranker_name(self._ranker)
 
     @property
     def fingerprint(self) -> str | None:

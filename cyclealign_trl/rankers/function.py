@@ -55,7 +55,12 @@ class FunctionRanker:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(_name, self._funcs))})"
+        return f"{type(self).__name__}({self.name})"
+
+    @property
+    def name(self) -> str:
+        """The functions' names."""
+        return ", ".join(map(_name, self._funcs))
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
         """Ranks each request; see `Ranker.rank`. What a function raises is raised here.

@@ -134,6 +134,11 @@ class LLMRanker:
         return f"{type(self).__name__}(model={self._model!r}, base_url={self._endpoint!r})"
 
     @property
+    def name(self) -> str:
+        """The model's name, without the endpoint."""
+        return self._model
+
+    @property
     def fingerprint(self) -> str:
         """JSON text that changes whenever the answers might. It holds no key, and of `extra_body` only a hash."""
         return json.dumps(

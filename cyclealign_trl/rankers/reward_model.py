@@ -122,6 +122,11 @@ class RewardModelRanker:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self._name!r}, device={str(self._model.device)!r})"
 
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._name
+
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
         """Ranks each request; see `Ranker.rank`.
 

@@ -10,6 +10,8 @@ from .ranking_config import RankingConfig, check_choice
 
 SFTTarget = Literal["improved", "top_ranked"]
 PolicyScore = Literal["mean_logprob", "sum_logprob"]
+Backend = Literal["transformers", "vllm"]
+VLLMMode = Literal["colocate", "server"]
 
 
 @dataclass
@@ -49,7 +51,18 @@ class CycleAlignConfig(RankingConfig):
         min_p (`float` or `None`, *optional*, defaults to `None`):
             Sample from tokens with at least this share of the most likely token's probability.
         generation_kwargs (`dict` or `None`, *optional*, defaults to `None`):
-            Further generation parameters, stronger than the fields above.
+            Further generation parameters, stronger than the fields above: those of `GenerationConfig`, or of vLLM's
+            `SamplingParams`.
+        generation_backend (`str`, *optional*, defaults to `"transformers"`):
+            Who samples: `"transformers"` (`model.generate`) or `"vllm"`.
+        vllm_mode (`str`, *optional*, defaults to `"colocate"`):
+            Where vLLM runs: on the training GPUs (`"colocate"`) or in a `"server"` on GPUs of its own.
+        vllm_server_base_url (`str` or `None`, *optional*, defaults to `None`):
+            Address of the vLLM server. `None` is `http://0.0.0.0:8000`.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            Share of each training GPU's memory that vLLM reserves, its copy of the weights included.
+        vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
+            Training GPUs among which one vLLM engine splits its copy of the weights.
         cache_rankings (`bool`, *optional*, defaults to `True`):
             Whether rankings are stored in the output directory and never paid for twice. Needs a ranker with a
             fingerprint.
@@ -124,7 +137,29 @@ class CycleAlignConfig(RankingConfig):
         metadata={"help": "Sample from tokens with at least this share of the most likely token's probability."},
     )
     generation_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further generation parameters, stronger than the fields above."}
+        default=None,
+        metadata={
+            "help": "Further generation parameters, stronger than the fields above: those of GenerationConfig, or of "
+            "vLLM's SamplingParams."
+        },
+    )
+    generation_backend: str = field(
+        default="transformers", metadata={"help": 'Who samples: "transformers" (model.generate) or "vllm".'}
+    )
+    vllm_mode: str = field(
+        default="colocate",
+        metadata={"help": 'Where vLLM runs: on the training GPUs ("colocate") or in a "server" on GPUs of its own.'},
+    )
+    vllm_server_base_url: str | None = field(
+        default=None, metadata={"help": "Address of the vLLM server. None is http://0.0.0.0:8000."}
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3,
+        metadata={"help": "Share of each training GPU's memory that vLLM reserves, its copy of the weights included."},
+    )
+    vllm_tensor_parallel_size: int = field(
+        default=1,
+        metadata={"help": "Training GPUs among which one vLLM engine splits its copy of the weights."},
     )
     cache_rankings: bool = field(
         default=True,
@@ -154,12 +189,15 @@ class CycleAlignConfig(RankingConfig):
         check_choice("sft_target", self.sft_target, get_args(SFTTarget))
         check_choice("policy_score", self.policy_score, get_args(PolicyScore))
         check_choice("demonstration_scope", self.demonstration_scope, get_args(Scope))
+        check_choice("generation_backend", self.generation_backend, get_args(Backend))
+        check_choice("vllm_mode", self.vllm_mode, get_args(VLLMMode))
         for name, minimum in (
             ("num_generations", 2),
             ("num_interactions", 1),
             ("max_demonstrations", 0),
             ("min_agreement", 2),
             ("top_k", 0),
+            ("vllm_tensor_parallel_size", 1),
         ):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
@@ -169,6 +207,34 @@ class CycleAlignConfig(RankingConfig):
             raise ValueError(f"max_ranking_failures is a share from 0 to 1, got {self.max_ranking_failures}.")
         if self.max_eval_samples is not None and self.max_eval_samples < 1:
             raise ValueError(f"max_eval_samples must be at least 1 prompt or None, got {self.max_eval_samples}.")
+        if not 0 < self.vllm_gpu_memory_utilization <= 1:
+            raise ValueError(
+                "vllm_gpu_memory_utilization is a share above 0 and at most 1, got "
+                f"{self.vllm_gpu_memory_utilization}."
+            )
+        self._check_vllm_settings()
+
+    def _check_vllm_settings(self) -> None:
+        modes = {  # where each setting has an effect
+            "vllm_mode": ("colocate", "server"),
+            "vllm_server_base_url": ("server",),
+            "vllm_gpu_memory_utilization": ("colocate",),
+            "vllm_tensor_parallel_size": ("colocate",),
+        }
+        for name in modes:
+            value = getattr(self, name)
+            if value == getattr(CycleAlignConfig, name):
+                continue
+            if self.generation_backend != "vllm":
+                raise ValueError(
+                    f"{name}={value!r} has no effect with generation_backend={self.generation_backend!r}. Set "
+                    f"generation_backend='vllm', or leave {name} out."
+                )
+            if self.vllm_mode not in modes[name]:
+                raise ValueError(
+                    f"{name}={value!r} has no effect with vllm_mode={self.vllm_mode!r}, only with {modes[name][0]!r}: "
+                    "a server is told its share of memory and its GPUs when it is started. Leave it out."
+                )
 
 
 def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> DemonstrationPool:

@@ -5,35 +5,37 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from .._compat import PREFIX_CHECKPOINT_DIR
+from .._compat import is_vllm_available, uploading_without
 from ..demonstrations import DemonstrationPool
 from ..errors import RankerError
-from ..generation.base import GenerationBackend
-from ..generation.transformers import TransformersBackend
-from ..interaction import open_interaction, settle
+from ..generation import make_backend
+from ..interaction import Settlement, open_interaction, settle
 from ..losses import ABSENT
-from ..rankers.base import Outcome, Ranker
+from ..rankers.base import Outcome, Ranker, ranker_name
 from ..rankers.cache import CachedRanker
-from ..types import RankingRequest, prompt_key
-from . import cycle_state
+from ..types import RankingFailure, RankingRequest, prompt_key
 from .collator import PromptCollator
 from .cyclealign_config import CycleAlignConfig, make_pool
 from .cyclealign_metrics import InteractionRecord, counts, means, print_completions
 from .failure_guard import FailureGuard
 from .interaction_log import InteractionLog
-from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, as_dict, column_names, model_name
+from .interaction_summary import COLUMNS, summarize
+from .model_card import CYCLEALIGN, TrainedModel, public_name
+from .publishing import NOT_WITH_THE_MODEL, interaction_sections, push_interactions, save_demonstrations
+from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, column_names, model_name
 from .sampler import InteractionSampler
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ class CycleAlignTrainer(RankingTrainer):
             raise TypeError(f"ranker must have a method rank(requests); {type(ranker).__name__} has none.")
         if args.log_completions and importlib.util.find_spec("rich") is None:
             raise ValueError("log_completions=True needs rich: pip install 'cyclealign-trl[report]'.")
+        if args.generation_backend == "vllm" and not is_vllm_available():
+            raise ValueError("generation_backend='vllm' needs vLLM: pip install 'cyclealign-trl[vllm]'.")
         self.demonstrations = make_pool(args, demonstrations)
         super().__init__(
             model,
@@ -102,26 +106,16 @@ class CycleAlignTrainer(RankingTrainer):
             self._get_train_sampler()  # raises if one step takes more prompts than there are
         self.eval_dataset = _limit(eval_dataset, args.max_eval_samples)
         self.ranker = _cached(ranker, args)
-        self.generation: GenerationBackend = TransformersBackend(
-            self.accelerator,
-            args.num_generations,
-            self.encoder.eos_token_ids,
-            self.encoder.tokenizer.pad_token_id,
-            {
-                "max_new_tokens": args.max_completion_length,
-                "temperature": args.temperature,
-                "top_p": args.top_p,
-                "top_k": args.top_k,
-                "min_p": args.min_p,
-                **as_dict(args.generation_kwargs),
-            },
-        )
+        self.generation = make_backend(args, self.model, self.accelerator, self.encoder)
+        if isinstance(self.generation, TrainerCallback):  # it asks to be told of every step
+            self.add_callback(self.generation)
         self.interaction_log = InteractionLog(args.output_dir, args.process_index)
 
         # The step under way: micro-batches waiting for completions, those that have them, and what became of each.
         self._waiting: list[dict[str, Any]] = []
         self._rollouts: deque[dict[str, Any]] = deque()
         self._records: list[list[InteractionRecord]] = []
+        self._ranking_error: Exception | None = None  # raised where the processes meet
         # The window under way: prompts that need no further interaction (`stop_on_agreement`).
         self._agreed: set[str] = set()
         self._last_records: list[InteractionRecord] = []
@@ -170,6 +164,7 @@ class CycleAlignTrainer(RankingTrainer):
         self._waiting = list(batches)
         self._rollouts.clear()
         self._records.clear()
+        self._ranking_error = None
         return batches, num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -207,17 +202,14 @@ class CycleAlignTrainer(RankingTrainer):
         """Waits for the ranker, compares, and turns its order into what the batch trains on."""
         with self._timer("forward"):  # reading the scores waits for the forward pass on a device
             scores = (sums / lengths if self.args.policy_score == "mean_logprob" else sums).detach().tolist()
-        with self._timer("rank_wait"):
-            answers = iter(inputs["ranking"].result())
-        settlements = [
-            settle(
-                interaction,
-                None if interaction.request is None else next(answers),
-                row_scores,
-                self.args.min_agreement,
-            )
-            for interaction, row_scores in zip(inputs["interactions"], scores, strict=True)
-        ]
+        try:
+            with self._timer("rank_wait"):
+                answers = inputs["ranking"].result()
+            settlements = self._settle(inputs, answers, scores)
+        except Exception as error:
+            # Raised here, it would leave the other processes waiting for this one in the backward pass.
+            self._ranking_error = self._ranking_error or error
+            settlements = self._settle(inputs, repeat(RankingFailure(type(error).__name__)), scores)
         num_generations = sums.shape[1]
         ranks = [settlement.ranks or (ABSENT,) * num_generations for settlement in settlements]
 
@@ -248,6 +240,20 @@ class CycleAlignTrainer(RankingTrainer):
             sft_ids=[ids for ids, _ in improved] if self.args.sft_target == "improved" else None,
         )
 
+    def _settle(
+        self, inputs: dict[str, Any], answers: Iterable[Outcome], scores: list[list[float]]
+    ) -> list[Settlement]:
+        answers = iter(answers)
+        return [
+            settle(
+                interaction,
+                None if interaction.request is None else next(answers),
+                row_scores,
+                self.args.min_agreement,
+            )
+            for interaction, row_scores in zip(inputs["interactions"], scores, strict=True)
+        ]
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, forward and backward; after the step's last one, the interaction is closed."""
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -257,11 +263,11 @@ class CycleAlignTrainer(RankingTrainer):
 
     def _close_interaction(self) -> None:
         """Logs the step and lets the pool learn from it. Before the optimiser steps, so that no crash can lose it."""
+        records = self._gather(self._records)
         position = self.state.global_step % self.args.num_interactions
         local = [record.settlement for record in chain.from_iterable(self._records)]
         self.interaction_log.write(self.state.global_step, position, local)
 
-        records = self._gather(self._records)
         self._failure_guard.observe(record.settlement.failure for record in records if record.asked)
         learned = local if self.demonstrations.scope == "prompt" else [record.settlement for record in records]
         self.demonstrations.observe(
@@ -275,8 +281,16 @@ class CycleAlignTrainer(RankingTrainer):
         self._log_records(records)
 
     def _gather(self, micro_batches: list[list[InteractionRecord]]) -> list[InteractionRecord]:
-        """The records of all processes, in the order of the sampler."""
-        per_process: list[list[list[InteractionRecord]]] = gather_object([micro_batches])
+        """The records of all processes, in the order of the sampler; raises on all if the ranker did so on one."""
+        error, self._ranking_error = self._ranking_error, None
+        said = None if error is None else f"{type(error).__name__}: {error}"
+        gathered: list[tuple[str | None, list[list[InteractionRecord]]]] = gather_object([(said, micro_batches)])
+        if error is not None:
+            raise error
+        for process_index, (said, _) in enumerate(gathered):
+            if said is not None:
+                raise RankerError(f"The ranker failed on process {process_index}. {said}")
+        per_process = [theirs for _, theirs in gathered]
         return [record for same_time in zip(*per_process, strict=True) for record in chain.from_iterable(same_time)]
 
     # Evaluation and metrics
@@ -294,7 +308,7 @@ class CycleAlignTrainer(RankingTrainer):
             self._log_metric(name, value)
         for name, count in counts(records).items():
             self._log_count(name, count)
-        self._log_metric("pool/size", len(self.demonstrations))
+        self._log_local({"pool/size": len(self.demonstrations)})
         self._last_records = records
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -305,41 +319,107 @@ class CycleAlignTrainer(RankingTrainer):
 
     # Checkpoints
 
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
-    ) -> Any:  # transformers.trainer_utils.TrainOutput
-        """Trains, from the start or from a checkpoint: the last complete one (`True`), or a given folder."""
-        checkpoint: Path | None = None
-        if resume_from_checkpoint is True:
-            checkpoint = cycle_state.last_complete_checkpoint(Path(self.args.output_dir))
-        elif resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
-        if checkpoint is None:
-            self._agreed.clear()
-            if self.is_world_process_zero():
-                self.interaction_log.set_aside()
-            self.accelerator.wait_for_everyone()
-            return super().train(None, *args, **kwargs)
-        state = cycle_state.load(checkpoint, self.args.process_index, self.args.world_size)
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "num_interactions": self.args.num_interactions}
+
+    def _state(self) -> dict[str, Any]:
+        return {"demonstrations": self.demonstrations.state_dict(), "agreed": sorted(self._agreed)}
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.demonstrations.load_state_dict(state["demonstrations"])
         self._agreed = set(state["agreed"])
-        return super().train(str(checkpoint), *args, **kwargs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Before the Trainer's own part, which pushes the folder to the Hub and may delete old ones.
-        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+    def _start_afresh(self) -> None:
+        self._agreed.clear()
         if self.is_world_process_zero():
-            cycle_state.mark_incomplete(checkpoint)
+            self.interaction_log.set_aside()
         self.accelerator.wait_for_everyone()
-        cycle_state.save(
-            checkpoint,
-            self.args.process_index,
-            {"demonstrations": self.demonstrations.state_dict(), "agreed": sorted(self._agreed)},
+
+    # Publishing
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # huggingface_hub.CommitInfo
+        """Publishes model or adapter, tokenizer, card, and the demonstrations of a run; see `Trainer.push_to_hub`.
+
+        The log of interactions stays here, see `push_interactions_to_hub`, and so do the stored rankings.
+        """
+        with uploading_without(NOT_WITH_THE_MODEL):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with uploading_without(NOT_WITH_THE_MODEL):
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the model card, and beside it the demonstrations of a run; see `RankingTrainer.create_model_card`."""
+        if self.is_world_process_zero():
+            save_demonstrations(self.demonstrations, Path(self.args.output_dir))
+        super().create_model_card(*args, **kwargs)
+
+    def push_interactions_to_hub(
+        self, repo_id: str | None = None, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Publishes the log of interactions as a data set with a card. Call it on all processes.
+
+        Args:
+            repo_id: Where to; by default the model's repository with `-interactions` behind its name.
+            private: Whether a new repository is private; by default as `hub_private_repo` says.
+            token: A token that may write; by default `hub_token`, or the one that is logged in.
+
+        Returns:
+            The data set's address.
+
+        Raises:
+            FileNotFoundError: If the run has no log.
+            RuntimeError: On the other processes, if it failed on the main one, which raises the error itself.
+        """
+        address: str | None = None
+        error: Exception | None = None
+        if self.is_world_process_zero():
+            try:
+                address = push_interactions(
+                    self.interaction_log.read(),
+                    repo_id or f"{self._repo_id}-interactions",
+                    self._cycle_settings(),
+                    private=self.args.hub_private_repo if private is None else private,
+                    token=self.args.hub_token if token is None else token,
+                )
+            except Exception as raised:  # raised below: the other processes are waiting
+                error = raised
+        (address,) = broadcast_object_list([address])
+        if error is not None:
+            raise error
+        if address is None:
+            raise RuntimeError("The main process could not publish the log of interactions: see its error.")
+        return address
+
+    def _describe(self, model: TrainedModel) -> TrainedModel:
+        model = super()._describe(model)
+        (loss,) = model.papers
+        sections: list[str] = []
+        if self.interaction_log.paths:
+            rows = self.interaction_log.read(COLUMNS).to_pylist()
+            sections = interaction_sections(summarize(rows, self.args.min_agreement), Path(self.args.output_dir))
+        return replace(
+            model,
+            papers=(CYCLEALIGN, loss),
+            method=f"{CYCLEALIGN.link}: it sampled completions, a ranker put them in order, what both agreed on was "
+            f"shown to the ranker as a demonstration, and it learned the order by {loss.link}.",
+            settings={**model.settings, **self._cycle_settings()},
+            sections=sections,
         )
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            cycle_state.mark_complete(checkpoint, self.args.world_size)
-        super()._save_checkpoint(model, trial)
+
+    def _cycle_settings(self) -> dict[str, str]:
+        args, pool = self.args, self.demonstrations
+        target = {"improved": "the ranker's improved completion", "top_ranked": "the top-ranked completion"}
+        dynamic = f"at most {pool.capacity} dynamic per {pool.scope}" if pool.capacity else "no dynamic"
+        return {
+            "SFT loss": f"{args.sft_weight} (K - 1)², on {target[args.sft_target]}" if args.sft_weight else "none",
+            "ranker": f"`{public_name(ranker_name(self.ranker))}`",
+            "completions per prompt, K": str(args.num_generations),
+            "interactions per prompt": f"{'at most ' if args.stop_on_agreement else ''}{args.num_interactions}",
+            "demonstrations": f"{len(pool.static)} static, {dynamic}",
+            "sampling": f"temperature {args.temperature}, top_p {args.top_p}, top_k {args.top_k}",
+        }
 
 
 def _in_background(function: Callable[..., Any], *args: Any) -> Future[Any]:

@@ -78,9 +78,27 @@ class InteractionLog:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema(conversational)), unfinished)
         unfinished.replace(path)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of all processes, by step."""
+        return sorted(self.folder.glob("*.parquet"))
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The log of all processes, by step.
+
+        Args:
+            columns: Those to read; `None` reads all.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        if not self.paths:
+            raise FileNotFoundError(f"No interaction log in {self.folder}: train first, in this output directory.")
+        return pa.concat_tables(pq.read_table(path, columns=columns) for path in self.paths)
+
     def set_aside(self) -> None:
         """Moves the log of an earlier run in the same directory to `interactions-K`, so that no two runs mix."""
-        if not any(self.folder.glob("*.parquet")):
+        if not self.paths:
             return
         number = 1
         while (target := self.folder.with_name(f"{self.folder.name}-{number}")).exists():

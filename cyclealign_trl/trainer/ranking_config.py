@@ -86,6 +86,13 @@ class RankingConfig(TrainingArguments):
         metadata={"help": "Keyword arguments for from_pretrained where the model is given by name."},
     )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The Trainer pickles its arguments next to the weights, and publishes both.
+        state = {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+        if isinstance(state["model_init_kwargs"], dict):
+            state["model_init_kwargs"] = {k: v for k, v in state["model_init_kwargs"].items() if k != "token"}
+        return state
+
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()

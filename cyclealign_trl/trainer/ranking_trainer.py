@@ -6,7 +6,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,12 +16,23 @@ from accelerate.utils import DistributedType, is_peft_model, set_seed
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SchedulerType,
+    Trainer,
+    TrainerCallback,
+)
+from trl import is_conversational
 
-from .._compat import EvalLoopOutput, create_model_from_path, get_config_model_id
+from .._compat import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, create_model_from_path, get_config_model_id
 from ..losses import ABSENT, pro_loss, rrhf_loss
+from . import checkpoints
 from .collator import RankingCollator, TextEncoder
 from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
+from .model_card import RANKING_LOSSES, TrainedModel, evaluation_metrics, hub_link, model_card
+from .publishing import CardBeforePush
 from .ranking_config import RankingConfig
 from .ranking_metrics import pair_margins
 
@@ -93,6 +105,8 @@ class RankingTrainer(Trainer):
             self._check_dataset(name, dataset)
 
         set_seed(args.seed)  # before PEFT draws the adapter's weights
+        if args.data_seed is None:
+            args.data_seed = args.seed  # or each process would shuffle by a seed of its own, and take others' rows
         if isinstance(model, str):
             init_kwargs = as_dict(args.model_init_kwargs)
             if args.distributed_state.distributed_type != DistributedType.NO:
@@ -144,6 +158,7 @@ class RankingTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.add_callback(CardBeforePush(self.create_model_card))
         set_seed(args.seed, device_specific=True)  # every process samples for itself
 
     # What a subclass changes
@@ -302,13 +317,147 @@ class RankingTrainer(Trainer):
             logs.update(self._drain("train"))
         super().log(logs, start_time)
 
+    # Checkpoints
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:  # transformers.trainer_utils.TrainOutput
+        """Trains, from the start or from a checkpoint: the last complete one (`True`), or a given folder.
+
+        Raises:
+            ValueError: If there is no complete checkpoint, or it was saved by another number of processes or with
+                settings under which other prompts would come next.
+        """
+        checkpoint: Path | None = None
+        if str(resume_from_checkpoint).lower() == "true":  # a command line has only texts
+            checkpoint = checkpoints.last_complete_checkpoint(Path(self.args.output_dir))
+        elif resume_from_checkpoint:
+            checkpoint = Path(str(resume_from_checkpoint))
+        if checkpoint is None:
+            self._start_afresh()
+            return super().train(None, *args, **kwargs)
+        self._restore(checkpoints.load(checkpoint, self.args.process_index, self.args.world_size, self._settings()))
+        return super().train(str(checkpoint), *args, **kwargs)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that it goes on with: what comes in which step."""
+        args = self.args
+        return {
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+            "rows of train_dataset": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this process, beside the Trainer's part."""
+        return {}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `_state` kept."""
+
+    def _start_afresh(self) -> None:
+        """Makes room for a new run."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Before the Trainer's own part, which pushes the folder to the Hub and may delete old ones.
+        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.mark_incomplete(checkpoint)
+        self.accelerator.wait_for_everyone()
+        checkpoints.save(checkpoint, self.args.process_index, self._settings(), self._state())
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # the last that each process writes: the Trainer's own state follows
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.mark_complete(Path(output_dir), self.args.world_size)
+
+    # Publishing
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Writes the model card into the output directory, as `README.md`. `push_to_hub` does so by itself.
+
+        Args:
+            language: The model's language, for the metadata.
+            license: Its license, for the metadata. None is declared by default.
+            tags: Further tags.
+            model_name: The heading; by default the name of the repository.
+            finetuned_from: What it was trained from; by default the name that the model was loaded by.
+            tasks: Its task on the Hub; by default text generation.
+            dataset_tags: Names of the data sets on the Hub.
+            dataset: The same.
+            dataset_args: Their configurations.
+        """
+        if not self.is_world_process_zero():
+            return
+        repo_id = self._repo_id
+        datasets = list(dict.fromkeys([*_as_list(dataset_tags), *_as_list(dataset)]))
+        source = ", ".join(hub_link(name, "datasets/") for name in datasets)
+        if dataset_args:
+            source += f" ({', '.join(_as_list(dataset_args))})"
+        model = self._describe(
+            TrainedModel(
+                name=model_name or repo_id.split("/")[-1],
+                repo_id=repo_id,
+                base_model=finetuned_from or get_config_model_id(self.model.config) or None,
+                is_adapter=is_peft_model(self.model),
+                conversational=self.train_dataset is not None and is_conversational(next(iter(self.train_dataset))),
+                data={
+                    **({"source": source} if source else {}),
+                    "training": _size(self.train_dataset),
+                    "evaluation": _size(self.eval_dataset),
+                },
+                evaluation=evaluation_metrics(self.state.log_history),
+            )
+        )
+        metadata = {"language": language, "license": license, **({"pipeline_tag": tasks} if tasks else {})}
+        card = model_card(model, datasets=datasets, tags=_as_list(tags), **metadata)
+        card.save(Path(self.args.output_dir, "README.md"))
+
+    def _describe(self, model: TrainedModel) -> TrainedModel:
+        """Adds to a description of the model how it was trained."""
+        args = self.args
+        loss = RANKING_LOSSES[args.loss_type]
+        return replace(
+            model,
+            papers=(loss,),
+            method=f"{loss.link}: it learned an order of completions that was already there.",
+            settings={
+                "ranking loss": loss.link,
+                "SFT loss": f"{args.sft_weight} (K - 1)², on the top-ranked completion" if args.sft_weight else "none",
+                "learning rate": f"{args.learning_rate}, {SchedulerType(args.lr_scheduler_type).value}",
+                "prompts per step": str(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
+                "optimiser steps": str(self.state.global_step),
+            },
+        )
+
+    @property
+    def _repo_id(self) -> str:
+        return self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
     # Metrics
 
     @contextmanager
     def _timer(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        self._seconds[name] += time.perf_counter() - started
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - started
 
     @property
     def _mode(self) -> str:
@@ -329,9 +478,14 @@ class RankingTrainer(Trainer):
         self._counts[self._mode][name] += count
 
     def _log_seconds(self) -> None:
-        for name, seconds in self._seconds.items():
-            self._log_metric(f"time/{name}", seconds)
+        self._log_local({f"time/{name}": seconds for name, seconds in self._seconds.items()})
         self._seconds.clear()
+
+    def _log_local(self, metrics: Mapping[str, float]) -> None:
+        """Logs the means over processes of what each has measured for itself, all of them the same metrics."""
+        values = torch.tensor(list(metrics.values()), dtype=torch.float32, device=self.accelerator.device)
+        for name, value in zip(metrics, self.accelerator.reduce(values, "mean").tolist(), strict=True):
+            self._log_metric(name, value)
 
     def _log_batch(self, metrics: Mapping[str, Tensor]) -> None:
         """Logs means over all elements of all processes' tensors, which may be of any number, even none."""
@@ -342,6 +496,19 @@ class RankingTrainer(Trainer):
         for name, (total, count) in zip(metrics, summed, strict=True):
             if count:
                 self._log_metric(name, total / count, weight=count)
+
+
+def _as_list(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])
+
+
+def _size(dataset: Any) -> str:
+    if dataset is None:
+        return "none"
+    if isinstance(dataset, Mapping):
+        return "; ".join(f"{name}: {_size(part)}" for name, part in dataset.items())
+    columns = ", ".join(f"`{name}`" for name in sorted(column_names(dataset)))
+    return f"{len(dataset):,} rows of {columns}" if hasattr(dataset, "__len__") else f"a stream of {columns}"
 
 
 def _count(values: Tensor) -> Tensor:

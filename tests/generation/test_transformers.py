@@ -1,8 +1,11 @@
 """Sampling: grouping, ends, padding, cache."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from cyclealign_trl.generation.transformers import TransformersBackend
 from tests.conftest import make_model
@@ -55,3 +58,9 @@ def test_the_mode_of_the_model_is_restored_and_the_cache_is_used(training):
     backend().generate(model, [[40, 41, 42]])
     assert model.training is training
     assert widths == [3, *[1] * 11]
+
+
+def test_a_policy_that_fsdp_1_splits():
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False)
+    with pytest.raises(ValueError, match="Set fsdp_version: 2"):
+        TransformersBackend(accelerator, 1, (1,), pad_token_id=0, sampling={})

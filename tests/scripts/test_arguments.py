@@ -18,6 +18,8 @@ OTHERS = {
     "sft_target": {"top_ranked": "improved"},
     "lr_scheduler_type": {"linear": "cosine"},
     "eval_strategy": {"steps": "epoch"},
+    "generation_backend": {"vllm": "transformers"},
+    "vllm_mode": {"colocate": "server"},
 }
 
 
@@ -55,7 +57,7 @@ def cases():
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) == 5
+    assert len(CONFIGS) == 6
 
 
 @pytest.mark.parametrize(("config", "name", "value"), list(cases()))

@@ -17,7 +17,6 @@ from cyclealign_trl import (
 )
 from cyclealign_trl.agreement import agreement_ranking
 from cyclealign_trl.demonstrations import DEFAULT
-from cyclealign_trl.trainer import cycle_state
 from cyclealign_trl.trainer.cyclealign_config import CycleAlignConfig
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import DigestGeneration, DigestRanker, K, config, make_trainer, prompts, read_log
@@ -327,6 +326,26 @@ def test_an_error_of_the_ranker_reaches_the_caller(tmp_path):
         make_trainer(tmp_path, Locked()).train()
 
 
+def test_an_error_of_the_ranker_takes_its_step_back(tmp_path):
+    class Unlocked(DigestRanker):
+        fingerprint = None
+
+        def rank(self, requests):
+            answers = super().rank(requests)
+            if len(self.requests) == 4:  # the second micro-batch
+                raise RankerError("wrong key")
+            return answers
+
+    trainer = make_trainer(tmp_path, Unlocked(), gradient_accumulation_steps=2, stub_generation=True)
+    before = weights(trainer)
+    with pytest.raises(RankerError, match=r"^wrong key$"):
+        trainer.train()
+    assert_same_weights(weights(trainer), before)
+    assert not list((tmp_path / "interactions").glob("*"))
+    trainer.train()
+    assert len(read_log(tmp_path)) == 16
+
+
 def test_a_ranker_that_loses_requests_raises(tmp_path):
     class Forgetful:
         def rank(self, requests):
@@ -429,24 +448,35 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path):
     newest = tmp_path / "checkpoint-8"
     (newest / "cyclealign.complete").unlink()
     resumed = make_trainer(tmp_path, save_strategy="steps", save_steps=3)
-    with pytest.raises(ValueError, match="no complete CycleAlign state"):
+    with pytest.raises(ValueError, match="the run was killed before it was whole"):
         resumed.train(resume_from_checkpoint=str(newest))
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 8
 
 
-def test_another_number_of_processes_raises(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"per_device_train_batch_size": 4}, "per_device_train_batch_size was 2 and is 4"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1 and is 2"),
+        ({"num_interactions": 4}, "num_interactions was 2 and is 4"),
+        ({"seed": 7, "data_seed": 3}, "seed was 42 and is 7; data_seed was 42 and is 3"),
+        ({"dataset": prompts(6)}, "rows of train_dataset was 8 and is 6"),
+        ({"demonstration_scope": "run"}, "scope 'prompt' .* scope 'run'"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_raise_on_resumption(tmp_path, changes, said):
     make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
-    for saved, now, process_index in ((1, 2, 1), (2, 1, 0)):
-        cycle_state.mark_complete(tmp_path / "checkpoint-1", num_processes=saved)
-        with pytest.raises(ValueError, match=f"saved by {saved} processes, and this run has {now}"):
-            cycle_state.load(tmp_path / "checkpoint-1", process_index, num_processes=now)
+    resumed = make_trainer(tmp_path, **changes)
+    with pytest.raises(ValueError, match=said):
+        resumed.train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_that_is_being_overwritten_is_not_complete(tmp_path):
-    make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=2).train()
-    cycle_state.mark_incomplete(tmp_path / "checkpoint-2")
-    assert cycle_state.last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+def test_settings_that_can_be_honoured_may_change(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
+    resumed = make_trainer(tmp_path, loss_type="rrhf", learning_rate=1e-4, num_generations=4)
+    resumed.train(resume_from_checkpoint="true")  # as it comes from a command line
+    assert resumed.state.global_step == 8
 
 
 def test_nothing_to_resume_from_raises(tmp_path):
@@ -457,7 +487,8 @@ def test_nothing_to_resume_from_raises(tmp_path):
 def test_the_state_is_json(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
     state = json.loads((tmp_path / "checkpoint-1" / "cyclealign-0.json").read_text())
-    assert set(state) == {"version", "demonstrations", "agreed"}
+    assert set(state) == {"version", "settings", "state"}
+    assert set(state["state"]) == {"demonstrations", "agreed"}
 
 
 # Evaluation

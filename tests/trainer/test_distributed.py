@@ -1,4 +1,4 @@
-"""Two processes train what one does: same losses, same weights, same demonstrations, one log."""
+"""Two processes train what one does, under DDP and DeepSpeed: losses, metrics, weights, demonstrations, log."""
 
 import json
 import os
@@ -6,53 +6,107 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from tests.trainer.stubs import make_trainer
-output_dir, num_processes = sys.argv[1], int(sys.argv[2])
-trainer = make_trainer(
-    output_dir, per_device_train_batch_size=2 // num_processes, gradient_accumulation_steps=2, num_interactions=3,
-    demonstration_scope="run", stub_generation=True, save_strategy="steps", save_steps=6,
+from tests.trainer.stubs import read_log
+from tests.trainer.worker import train
+
+ROOT = Path(__file__).parents[2]
+TIMED = ("time/", "_runtime", "_per_second")
+
+
+def launch(*arguments):
+    """Runs a script or module in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=280)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process comes to."""
+    folder = tmp_path_factory.mktemp("one")
+    return folder, train(folder, 1)
+
+
+def untimed(history):
+    return [{name: value for name, value in log.items() if not any(word in name for word in TIMED)} for log in history]
+
+
+def rows(folder):
+    return sorted(
+        ({**row, "usage": None} for row in read_log(folder / "cycle")), key=lambda row: (row["step"], row["prompt"])
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, "zero2.json", pytest.param("zero3.json", marks=pytest.mark.slow)],
+    ids=["ddp", "zero2", "zero3"],
 )
-assert trainer.args.world_size == num_processes
-trainer.train()
-if trainer.is_world_process_zero():
-    (Path(output_dir) / "result.json").write_text(json.dumps({
-        "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
-        "weights": [parameter.double().sum().item() for parameter in trainer.model.parameters()],
-        "demonstrations": trainer.demonstrations.state_dict(),
-    }))
-trainer.end()
+def test_two_processes_train_what_one_does(tmp_path, alone, config):
+    if config:
+        pytest.importorskip("deepspeed")
+    launch(
+        "-m", "tests.trainer.worker", str(tmp_path), "2", *([f"{ROOT}/examples/deepspeed/{config}"] if config else [])
+    )
+    results = [json.loads((tmp_path / f"result-{index}.json").read_text()) for index in range(2)]
+    folder, trainers = alone
+
+    for index, trainer in enumerate(trainers):
+        first, second = (result["logs"][index] for result in results)
+        assert untimed(first) == untimed(second)
+        for theirs, ours in zip(untimed(first), untimed(trainer.state.log_history), strict=True):
+            assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
+    for name in ("cycle", "ranked"):
+        weights, expected = (load_file(path / name / "model.safetensors") for path in (tmp_path, folder))
+        torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-4)
+
+    assert [result["demonstrations"] for result in results] == [trainers[0].demonstrations.state_dict()] * 2
+    assert rows(tmp_path) == rows(folder)
+    written = {path.name for path in (tmp_path / "cycle" / "checkpoint-6").iterdir()}
+    assert {"cyclealign-0.json", "cyclealign-1.json", "cyclealign.complete"} <= written
+
+    # A ranker that raises on one process: neither waits for the other.
+    others, own = "The ranker failed on process 1. RankerError: wrong key", "wrong key"
+    assert [result["said"] for result in results] == [[[others] * 2, 0], [[own] * 2, 0]]
+
+
+FSDP2 = """
+import torch
+from torch.distributed.fsdp import fully_shard
+from cyclealign_trl.trainer.logps import fuse_lm_head, sequence_logps
+from tests.conftest import make_model
+
+torch.distributed.init_process_group("gloo")
+whole, split = make_model(), make_model()
+fuse_lm_head(whole), fuse_lm_head(split)
+mesh = torch.distributed.init_device_mesh("cpu", (2,))
+for layer in split.model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(split, mesh=mesh)
+
+for fused in (True, False):
+    for model in (whole, split):
+        model.zero_grad()
+        both = [  # completions, and the SFT target: two forwards before one backward
+            sequence_logps(model, prompts, texts, pad_token_id=0, device=torch.device("cpu"), fused=fused)[0]
+            for prompts, texts in (([[5, 6, 7], [8, 9]], [[10, 11, 1], [12, 1]]), ([[5, 6, 7]], [[20, 1]]))
+        ]
+        torch.cat(both).sum().backward()
+    for one, other in zip(split.parameters(), whole.parameters()):
+        torch.testing.assert_close(one.grad.full_tensor(), other.grad)
+print("equal\\n", end="")
+torch.distributed.destroy_process_group()
 """
 
 
-def run(output_dir, num_processes):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    script = output_dir / "script.py"
-    output_dir.mkdir()
-    script.write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    finished = subprocess.run(
-        [sys.executable, *launcher, str(script), str(output_dir), str(num_processes)],
-        capture_output=True, text=True, env=environment,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    rows = [row for path in (output_dir / "interactions").iterdir() for row in pq.read_table(path).to_pylist()]
-    rows = sorted(rows, key=lambda row: (row["step"], row["prompt"]))
-    return json.loads((output_dir / "result.json").read_text()), [{**row, "usage": None} for row in rows]
-
-
-def test_two_processes_train_what_one_does(tmp_path):
-    (one, one_rows), (two, two_rows) = run(tmp_path / "one", 1), run(tmp_path / "two", 2)
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
-    assert two["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=1e-3)
-    assert two["demonstrations"] == one["demonstrations"]
-    assert two_rows == one_rows
-    checkpoint = tmp_path / "two" / "checkpoint-6"
-    assert {"cyclealign-0.json", "cyclealign-1.json", "cyclealign.complete"} <= {
-        path.name for path in checkpoint.iterdir()
-    }
+@pytest.mark.slow
+def test_a_policy_split_by_fsdp2_has_the_same_gradients(tmp_path):
+    """By hand: on a CPU, accelerate makes DDP of FSDP."""
+    (tmp_path / "script.py").write_text(FSDP2)
+    assert launch(str(tmp_path / "script.py")).count("equal") == 2

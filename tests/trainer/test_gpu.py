@@ -19,6 +19,28 @@ def test_a_run_in_bfloat16(tmp_path):
     assert trainer.state.log_history[0]["time/backward"] > 0
 
 
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_qlora_trains_the_adapter(tmp_path, activation_checkpointing):
+    peft = pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    make_model(hidden_size=128, intermediate_size=256).save_pretrained(tmp_path / "base")
+    trainer = make_trainer(
+        tmp_path,
+        model=str(tmp_path / "base"),
+        dataset=prompts(4),
+        peft_config=peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]),
+        model_init_kwargs={"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")},
+        activation_checkpointing=activation_checkpointing,
+        use_cpu=False,
+    )
+    trainer.train()
+    assert all(log["grad_norm"] > 0 for log in trainer.state.log_history if "grad_norm" in log)
+    trainer.save_model()
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
 def test_scores_are_those_of_the_cpu():
     prompt_ids, completion_ids = [[40, 41, 42], [50]], [[43, 44, 1], [51, 1]]
     sums = []

@@ -1,0 +1,93 @@
+"""What each process of `test_distributed.py` runs: both trainers, then the cycle with a ranker that fails in one."""
+
+import json
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import Dataset
+
+from cyclealign_trl import RankerError, RankingConfig, RankingTrainer
+from tests.conftest import make_model, make_tokenizer
+from tests.trainer.stubs import DigestRanker, config, make_trainer, prompts
+
+ROWS = [{"prompt": f"Q{i}:", "completions": ["yes", "maybe", "no" * i], "rewards": [2.0, i, -1.0]} for i in range(8)]
+
+
+def train(folder, num_processes, **changes):
+    """Trains 8 rows in steps of 4 with each trainer, by as many processes as there are; returns both."""
+    batch_size = {f"per_device_{mode}_batch_size": 2 // num_processes for mode in ("train", "eval")}
+    settings = {**batch_size, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2, **changes}
+    cycle = make_trainer(
+        folder / "cycle",
+        DigestRanker(fail=lambda request: "timeout" if request.metadata["topic"] == 3 else None),
+        eval_dataset=prompts(12).select(range(8, 12)),
+        num_interactions=3,
+        demonstration_scope="run",
+        stub_generation=True,
+        **settings,
+    )
+    rows = Dataset.from_list(ROWS)
+    shared = config(folder / "ranked", **settings).to_dict()
+    names = RankingConfig.__dataclass_fields__
+    ranked = RankingTrainer(
+        make_model(),
+        RankingConfig(**{name: value for name, value in shared.items() if name in names}),
+        rows,
+        rows.select(range(4)),
+        make_tokenizer(),
+    )
+    for trainer in (cycle, ranked):
+        assert trainer.args.world_size == num_processes
+        trainer.train()
+        trainer.evaluate()
+        trainer.save_model()
+    return cycle, ranked
+
+
+class LockedOut(DigestRanker):
+    """Cannot be asked on the last process."""
+
+    fingerprint = None
+
+    def rank(self, requests):
+        if PartialState().is_last_process:
+            raise RankerError("wrong key")
+        return super().rank(requests)
+
+
+def fail(folder, **changes):
+    """What each process says of a ranker that fails on one: in training, in evaluation."""
+    trainer = make_trainer(
+        folder, LockedOut(), eval_dataset=prompts(2), per_device_train_batch_size=1, per_device_eval_batch_size=1,
+        gradient_accumulation_steps=2, stub_generation=True, **changes,
+    )  # fmt: skip
+    said = []
+    for act in (trainer.train, trainer.evaluate):
+        try:
+            act()
+        except RankerError as error:
+            said.append(str(error))
+    return said, trainer.state.global_step
+
+
+def main(folder, num_processes, deepspeed=None):
+    changes = {}
+    if deepspeed:
+        import deepspeed as library
+
+        # Or it would compile a faster all-reduce for CPUs, for a minute.
+        library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        changes = {"deepspeed": deepspeed}
+    trainers = train(Path(folder), int(num_processes), **changes)
+    result = {
+        "logs": [trainer.state.log_history for trainer in trainers],
+        "demonstrations": trainers[0].demonstrations.state_dict(),
+        "said": fail(Path(folder, "failing"), **changes),
+    }
+    Path(folder, f"result-{PartialState().process_index}.json").write_text(json.dumps(result))
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
