@@ -319,10 +319,10 @@ class CycleAlignTrainer(RankingTrainer):
 
     # Checkpoints
 
-    def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "num_interactions": self.args.num_interactions}
+    def _fixed_settings(self) -> dict[str, Any]:
+        return {**super()._fixed_settings(), "num_interactions": self.args.num_interactions}
 
-    def _state(self) -> dict[str, Any]:
+    def _kept_state(self) -> dict[str, Any]:
         return {"demonstrations": self.demonstrations.state_dict(), "agreed": sorted(self._agreed)}
 
     def _restore(self, state: dict[str, Any]) -> None:

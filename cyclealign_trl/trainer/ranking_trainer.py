@@ -21,20 +21,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     SchedulerType,
-    Trainer,
     TrainerCallback,
 )
 from trl import is_conversational
 
-from .._compat import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, create_model_from_path, get_config_model_id
+from .._compat import EvalLoopOutput, create_model_from_path, get_config_model_id
 from ..losses import ABSENT, pro_loss, rrhf_loss
-from . import checkpoints
 from .collator import RankingCollator, TextEncoder
 from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from .model_card import RANKING_LOSSES, TrainedModel, evaluation_metrics, hub_link, model_card
 from .publishing import CardBeforePush
 from .ranking_config import RankingConfig
 from .ranking_metrics import pair_margins
+from .resumable_trainer import ResumableTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +59,7 @@ class RankingTargets:
     sft_ids: list[list[int]] | None = None
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(ResumableTrainer):
     """Trains a policy on completions in order of merit: a ranking loss plus SFT on the best completion.
 
     The loss of a prompt with K completions is `ranking + sft_weight * (K - 1)^2 * SFT`, with PRO (arXiv 2306.17492) or
@@ -319,28 +318,7 @@ class RankingTrainer(Trainer):
 
     # Checkpoints
 
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
-    ) -> Any:  # transformers.trainer_utils.TrainOutput
-        """Trains, from the start or from a checkpoint: the last complete one (`True`), or a given folder.
-
-        Raises:
-            ValueError: If there is no complete checkpoint, or it was saved by another number of processes or with
-                settings under which other prompts would come next.
-        """
-        checkpoint: Path | None = None
-        if str(resume_from_checkpoint).lower() == "true":  # a command line has only texts
-            checkpoint = checkpoints.last_complete_checkpoint(Path(self.args.output_dir))
-        elif resume_from_checkpoint:
-            checkpoint = Path(str(resume_from_checkpoint))
-        if checkpoint is None:
-            self._start_afresh()
-            return super().train(None, *args, **kwargs)
-        self._restore(checkpoints.load(checkpoint, self.args.process_index, self.args.world_size, self._settings()))
-        return super().train(str(checkpoint), *args, **kwargs)
-
-    def _settings(self) -> dict[str, Any]:
-        """What a resumed run must share with the one that it goes on with: what comes in which step."""
+    def _fixed_settings(self) -> dict[str, Any]:
         args = self.args
         return {
             "per_device_train_batch_size": args.per_device_train_batch_size,
@@ -349,31 +327,6 @@ class RankingTrainer(Trainer):
             "data_seed": args.data_seed,
             "rows of train_dataset": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
         }
-
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this process, beside the Trainer's part."""
-        return {}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Takes back what `_state` kept."""
-
-    def _start_afresh(self) -> None:
-        """Makes room for a new run."""
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Before the Trainer's own part, which pushes the folder to the Hub and may delete old ones.
-        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            checkpoints.mark_incomplete(checkpoint)
-        self.accelerator.wait_for_everyone()
-        checkpoints.save(checkpoint, self.args.process_index, self._settings(), self._state())
-        super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)  # the last that each process writes: the Trainer's own state follows
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.mark_complete(Path(output_dir), self.args.world_size)
 
     # Publishing
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from cyclealign_trl import RankingConfig, RankingTrainer
 from cyclealign_trl.trainer.ranking_trainer import RankingTargets
@@ -85,6 +86,51 @@ def test_the_loss_is_the_sum_of_its_parts(tmp_path):
     for log in trainer.state.log_history[:2]:
         factors = [log["loss"] - log["ranking_loss"] - 0.5 * (size - 1) ** 2 * log["sft_loss"] for size in (2, 3)]
         assert min(map(abs, factors)) < 1e-4
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    rows = [{**row, "prompt": f"{number} {row['prompt']}"} for number in range(4) for row in (ROWS[0], ROWS[0])]
+    trainers = []
+    for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
+        sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        trainers.append(make_trainer(tmp_path / str(batch_size), rows=rows, num_train_epochs=2, **sizes))
+        trainers[-1].train()
+    names = ("loss", "ranking_loss", "sft_loss", "ranking/accuracy", "ranking/margin", "grad_norm")
+    whole, *others = (
+        [[log[name] for name in names] for log in trainer.state.log_history[:-1]] for trainer in trainers
+    )
+    assert len(whole) == 4
+    for other in others:
+        torch.testing.assert_close(torch.tensor(other), torch.tensor(whole), rtol=1e-4, atol=1e-5)
+    for trainer in trainers[1:]:
+        for parameter, expected in zip(trainer.model.parameters(), trainers[0].model.parameters(), strict=True):
+            torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_run_ends_as_one_that_was_never_killed(tmp_path):
+    rows = [{**row, "prompt": f"{number} {row['prompt']}"} for number in range(3) for row in ROWS]
+    settings = {"rows": rows, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    killed = make_trainer(tmp_path / "killed", **settings)
+    killed.add_callback(StopAt(5))
+    killed.train()
+    resumed = make_trainer(tmp_path / "killed", model=make_model(seed=3), **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 9
+    for parameter, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
+
+
+class StopAt(TrainerCallback):
+    """Ends a run in the middle, without a last checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+        control.should_save = control.should_save and state.global_step != self.step
 
 
 def test_without_sft_no_sft_is_computed(tmp_path):
