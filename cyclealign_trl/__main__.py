@@ -6,4 +6,4 @@ from .cli import main
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    main(arguments if arguments and not arguments[0].startswith("-") else ["demo", *arguments])
+    main(arguments or ["demo"])

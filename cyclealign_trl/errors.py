@@ -2,6 +2,7 @@
 
 ```
 CycleAlignError
+├── CheckpointError        a checkpoint cannot be resumed from
 ├── RankerError            the ranker cannot answer at all: a wrong key, an unknown model, a refused request
 └── TooManyFailuresError   more rankings failed than `max_ranking_failures` allows; a checkpoint was saved
 ```
@@ -13,6 +14,10 @@ nothing: it is a `RankingFailure`.
 
 class CycleAlignError(Exception):
     """Root of the package's own errors."""
+
+
+class CheckpointError(CycleAlignError, ValueError):
+    """A checkpoint cannot be resumed from: it is torn, or of a run with other settings."""
 
 
 class RankerError(CycleAlignError):

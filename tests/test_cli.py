@@ -64,5 +64,5 @@ def test_commands_have_scripts():
         assert script.main
 
 
-def test_module_without_a_command_is_the_demo():
-    assert "--control" in run("--help").stdout
+def test_the_module_is_the_command():
+    assert "train-ranked" in run("--help").stdout

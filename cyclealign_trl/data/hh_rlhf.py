@@ -313,6 +313,14 @@ def _features(dataset_type: DatasetType, conversational: bool) -> Features:
     return Features({"prompt": text, **columns[dataset_type], "subset": string})
 
 
+def _parse(line: str, number: int, file: Path) -> dict[str, str]:
+    try:
+        row: dict[str, str] = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"Line {number} of {file} is no JSON: {error}.") from error
+    return row
+
+
 def _read(subset: Subset, split: Split, path: Path | None) -> Sequence[dict[str, str]]:
     """The published rows of a subset."""
     if path is None:
@@ -328,7 +336,7 @@ def _read(subset: Subset, split: Split, path: Path | None) -> Sequence[dict[str,
     opened = gzip.open if file.suffix == ".gz" else open
     try:
         with opened(file, "rt", encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
+            rows = [_parse(line, number, file) for number, line in enumerate(lines, start=1) if line.strip()]
     except gzip.BadGzipFile as error:
         raise ValueError(f"{file} is not compressed. In a clone made without Git LFS, run `git lfs pull`.") from error
     for number, row in enumerate(rows, start=1):

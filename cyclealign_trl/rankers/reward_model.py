@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ..errors import RankerError
+from ..pretrained import source_of
 from ..types import Prompt, RankingFailure, RankingRequest, RankingResult, ranks_from_scores
 from .base import Outcome
 
@@ -35,9 +36,6 @@ OPEN_ASSISTANT_CHAT_TEMPLATE = (
     "{% endfor %}"
 )
 """How the Open-Assistant reward models (`OpenAssistant/oasst-rm-2-pythia-6.9b-epoch-1`, ...) read a conversation."""
-
-# Arguments of loading that say which files and from where; the tokenizer lies beside the model.
-_SOURCE = ("cache_dir", "local_files_only", "revision", "token")
 
 
 class RewardModelRanker:
@@ -93,7 +91,9 @@ class RewardModelRanker:
         init_kwargs = dict(model_init_kwargs or {})
         if isinstance(model, str):
             name = model
-            model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **init_kwargs)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                name, **{"trust_remote_code": False, **init_kwargs}
+            )
         else:
             name = model.name_or_path
             if init_kwargs:
@@ -254,11 +254,8 @@ def _own_tokenizer(
     """A tokenizer that nobody else changes or uses at the same time."""
     if given is None and not name:
         raise ValueError("The model was not loaded by name, so its tokenizer is not known. Pass `tokenizer`.")
-    source = {key: init_kwargs[key] for key in _SOURCE if key in init_kwargs}
     tokenizer = (
-        AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
-        if given is None
-        else copy.deepcopy(given)
+        AutoTokenizer.from_pretrained(name, **source_of(init_kwargs)) if given is None else copy.deepcopy(given)
     )
     tokenizer.truncation_side = "left"
     return tokenizer

@@ -33,11 +33,13 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Writes one Parquet file, and says how many interactions went into it."""
     args = make_parser().parse_args(argv)
+    folder = args.output_dir or args.run / args.to
     try:
         dataset = export_interactions(args.run, args.to)
-    except FileNotFoundError as error:
+        if not len(dataset):
+            raise ValueError(f"{dataset.info.description}: there is nothing to write.")
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset.to_parquet(folder / "train.parquet")
+    except (ValueError, OSError) as error:
         sys.exit(f"cyclealign export: error: {error}")
-    folder = args.output_dir or args.run / args.to
-    folder.mkdir(parents=True, exist_ok=True)
-    dataset.to_parquet(folder / "train.parquet")
     print(f"{dataset.info.description}\nWritten: {folder / 'train.parquet'}")

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
 
 from ..rankers.base import Ranker
@@ -59,9 +61,9 @@ def load_splits(
     elif (reader := _READERS.get(Path(name.removesuffix(".gz")).suffix)) is not None:
         if not Path(name).is_file():
             raise FileNotFoundError(f"There is no file {name} (--dataset_name).")
-        splits = load_dataset(reader, data_files={script_args.dataset_train_split: name})
+        splits = _load(reader, data_files={script_args.dataset_train_split: name})
     else:
-        splits = load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+        splits = _load(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
 
     def take(field: str) -> Dataset:
         split = getattr(script_args, field)
@@ -71,6 +73,14 @@ def load_splits(
 
     evaluates = training_args.eval_strategy != "no"
     return take("dataset_train_split"), take("dataset_test_split") if evaluates else None
+
+
+def _load(path: str, **kwargs: Any) -> Any:  # datasets.DatasetDict
+    try:
+        return load_dataset(path, **kwargs)
+    except (StopIteration, DatasetGenerationError) as error:  # no rows; rows that cannot be read
+        files = kwargs.get("data_files", path)
+        raise ValueError(f"{files} holds no rows that can be read: {error.__cause__ or error}") from error
 
 
 def make_ranker(args: RankerArguments) -> Ranker:
@@ -100,6 +110,8 @@ def make_ranker(args: RankerArguments) -> Ranker:
     except TypeError as error:
         raise ValueError(f"ranker_kwargs do not fit: {error}.") from error
     ranker = factory(**kwargs)
+    if not isinstance(ranker, Ranker):
+        raise ValueError(f"ranker_factory {args.ranker_factory!r} returned {ranker!r}, which has no method rank.")
     if isinstance(ranker, LLMRanker):
         ranker.check_connection()
     return ranker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from ..trainer.ranking_trainer import RankingTrainer
 from .arguments import CommandParser
 
 # What wrong arguments raise before the first step. After it, an error not ours is a defect, and a traceback helps.
-WRONG_USE = (ValueError, OSError, ImportError, yaml.YAMLError, CycleAlignError)
+WRONG_USE = (ValueError, RuntimeError, OSError, ImportError, yaml.YAMLError, CycleAlignError)
+_PROCESSES = "CYCLEALIGN_NUM_PROCESSES"  # how many were asked for, for the processes that come of it
 
 
 @contextmanager
@@ -51,6 +53,8 @@ def start(
     # It would list the defaults that it takes, as a warning.
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
     arguments = launch_command_parser().parse_args([*accelerate_own, "--module", module, *own])
+    if arguments.num_processes is not None:
+        os.environ[_PROCESSES] = str(arguments.num_processes)
     try:
         launch_command(arguments)
     except (CalledProcessError, ChildFailedError):  # the processes have said why
@@ -63,12 +67,22 @@ def work(parser: CommandParser, make_trainer: Callable[..., RankingTrainer], arg
         parser.split(argv)
         script_args, *others = parser.parse(argv)
         trainer = make_trainer(script_args, *others)
+        asked, there = int(os.environ.get(_PROCESSES, 0)), trainer.args.world_size
+        if asked > there:
+            raise ValueError(
+                f"{asked} processes were asked for, and accelerate started {there}: on a CPU it takes --use_deepspeed "
+                "or a configuration with several processes (--config_file)."
+            )
     if script_args.ignore_bias_buffers:  # DDP cannot broadcast them
         trainer.model._ddp_params_and_buffers_to_ignore = [
             name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
         ]
-    with errors_in_one_line(parser.prog, CycleAlignError):
-        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    try:
+        with errors_in_one_line(parser.prog, CycleAlignError):
+            trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted. --resume_from_checkpoint true goes on from the last checkpoint.")
+        sys.exit(130)
     trainer.save_model()
     trainer.accelerator.print(f"Model saved to {trainer.args.output_dir}.")
     if trainer.args.push_to_hub:

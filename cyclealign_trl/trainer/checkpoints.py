@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .._compat import PREFIX_CHECKPOINT_DIR
+from ..errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 VERSION = 2
 COMPLETE = "cyclealign.complete"
+EARLIER = "cyclealign.earlier"  # the same mark, of a run before the present one in the same folder
 TRAINER_STATE = "trainer_state.json"  # the last file that the Trainer writes
 
 
@@ -41,7 +43,7 @@ def mark_incomplete(checkpoint: Path) -> None:
 
     Call it on one process, before a barrier.
     """
-    for mark in (COMPLETE, TRAINER_STATE):
+    for mark in (COMPLETE, EARLIER, TRAINER_STATE):
         (checkpoint / mark).unlink(missing_ok=True)
 
 
@@ -50,11 +52,18 @@ def mark_complete(checkpoint: Path, num_processes: int) -> None:
     (checkpoint / COMPLETE).write_text(f"{num_processes}\n", encoding="utf-8")
 
 
-def is_complete(checkpoint: Path) -> bool:
+def set_aside(output_dir: Path) -> None:
+    """Has a run that starts afresh in a used folder never go on from another run's checkpoints unless told to."""
+    for mark in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}"):
+        mark.rename(mark.with_name(EARLIER))
+        logger.warning("%s belongs to an earlier run: it is resumed from only where it is named.", mark.parent)
+
+
+def is_complete(checkpoint: Path, mark: str = COMPLETE) -> bool:
     """Whether a checkpoint was written to its end, the Trainer's own last file included."""
     try:
         json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
-        return bool((checkpoint / COMPLETE).read_text(encoding="utf-8").strip())
+        return bool((checkpoint / mark).read_text(encoding="utf-8").strip())
     except (FileNotFoundError, ValueError):  # not there, or cut off in the middle
         return False
 
@@ -63,31 +72,32 @@ def load(checkpoint: Path, process_index: int, num_processes: int, settings: Map
     """Reads one process's state.
 
     Raises:
-        ValueError: If the checkpoint is incomplete, was written by another number of processes or another version, or
-            its run had other settings.
+        CheckpointError: If the checkpoint is incomplete, was written by another number of processes or another
+            version, or its run had other settings.
     """
-    if not is_complete(checkpoint):
-        raise ValueError(
+    mark = COMPLETE if is_complete(checkpoint) else EARLIER
+    if not is_complete(checkpoint, mark):
+        raise CheckpointError(
             f"{checkpoint} cannot be resumed from: one of our trainers did not write it, the run was killed before it "
             "was whole, or save_only_model left out what resuming takes. Resume from another checkpoint."
         )
-    num_saved = int((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+    num_saved = int((checkpoint / mark).read_text(encoding="utf-8"))
     if num_saved != num_processes:
-        raise ValueError(
+        raise CheckpointError(
             f"{checkpoint} was saved by {num_saved} processes, and this run has {num_processes}. Resume with as many "
             "as it was saved with."
         )
     path = _path(checkpoint, process_index)
     saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if saved["version"] != VERSION:
-        raise ValueError(f"{path} has version {saved['version']}; this package reads version {VERSION}.")
+        raise CheckpointError(f"{path} has version {saved['version']}; this package reads version {VERSION}.")
     changed = [
         f"{name} was {saved['settings'].get(name)!r} and is {value!r}"
         for name, value in settings.items()
         if saved["settings"].get(name) != value
     ]
     if changed:
-        raise ValueError(
+        raise CheckpointError(
             f"{checkpoint} cannot be resumed with these settings, which say what comes in which step: "
             f"{'; '.join(changed)}. Set them back, or start afresh."
         )
@@ -99,7 +109,7 @@ def last_complete_checkpoint(output_dir: Path) -> Path:
     """The newest checkpoint that was written to the end; says which newer ones were not.
 
     Raises:
-        ValueError: If there is none.
+        CheckpointError: If there is none.
     """
     steps = {
         int(match.group(1)): folder
@@ -108,7 +118,7 @@ def last_complete_checkpoint(output_dir: Path) -> Path:
     }
     whole = [step for step, folder in steps.items() if is_complete(folder)]
     if not whole:
-        raise ValueError(f"No complete checkpoint found in {output_dir}: there is nothing to resume from.")
+        raise CheckpointError(f"No complete checkpoint found in {output_dir}: there is nothing to resume from.")
     newest = steps[max(whole)]
     for step in sorted(steps):
         if step > max(whole):

@@ -6,6 +6,7 @@ dtype under DeepSpeed, and lengths, not token ids, say what is padding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,7 +131,12 @@ class RankingCollator:
             batch["completion_cut"].extend(cut for _, cut in completions)
             batch["ranks"].append([*row["ranks"], *[ABSENT] * missing])
             batch["rewards"].append(None if row["rewards"] is None else [*row["rewards"], *[0.0] * missing])
-        if any(rewards is None for rewards in batch["rewards"]):
+        without = sum(rewards is None for rewards in batch["rewards"])
+        if 0 < without < len(rows):  # what a row trains on must not depend on its neighbours
+            raise ValueError(
+                f"Of {len(rows)} rows, {without} have no rewards: give rewards for all rows, or for none."
+            )
+        if without:
             batch["rewards"] = None
         return batch
 
@@ -146,10 +152,18 @@ def _ranked(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in (("ranks", ranks), ("rewards", rewards)):
         if values is not None and len(values) != len(texts):
             raise ValueError(f"A row has {len(texts)} completions but {len(values)} {name}.")
+    if rewards is not None and not all(
+        isinstance(reward, int | float) and math.isfinite(reward) for reward in rewards
+    ):
+        raise ValueError(f"Rewards must be finite numbers, got {rewards}; the prompt is {row['prompt']!r}.")
     if ranks is None:
         if rewards is None:
             raise ValueError(f"A row has neither ranks nor rewards; its prompt is {row['prompt']!r}.")
         ranks = ranks_from_scores(rewards)
+    if not all(isinstance(rank, int) and rank >= ABSENT for rank in ranks):
+        raise ValueError(
+            f"Ranks must be integers, 0 = best and {ABSENT} = absent, got {ranks}; the prompt is {row['prompt']!r}."
+        )
     return {"prompt": row["prompt"], "completions": texts, "ranks": ranks, "rewards": rewards}
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
-from ..demonstrations import DEFAULT, DemonstrationPool, Scope
+from ..demonstrations import DEFAULT, DemonstrationPool, Scope, Selection
 from .ranking_config import RankingConfig, check_choice
 
 SFTTarget = Literal["improved", "top_ranked"]
@@ -38,8 +38,11 @@ class CycleAlignConfig(RankingConfig):
             Whether requests show the demonstrations that earlier interactions agreed upon.
         demonstration_scope (`str`, *optional*, defaults to `"prompt"`):
             Whose dynamic demonstrations a request shows: those of its own `"prompt"` or those of the whole `"run"`.
+        demonstration_selection (`str`, *optional*, defaults to `"recent"`):
+            Which dynamic demonstrations are kept where there are more: the most `"recent"` ones, or a `"random"`
+            sample of all.
         max_demonstrations (`int`, *optional*, defaults to `4`):
-            Dynamic demonstrations kept per prompt or run. The oldest leaves first.
+            Dynamic demonstrations kept per prompt or run.
         min_agreement (`int`, *optional*, defaults to `2`):
             Completions that policy and ranker must order alike to make a demonstration. At least 2.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -115,10 +118,14 @@ class CycleAlignConfig(RankingConfig):
             '"run".'
         },
     )
-    max_demonstrations: int = field(
-        default=4,
-        metadata={"help": "Dynamic demonstrations kept per prompt or run. The oldest leaves first."},
+    demonstration_selection: str = field(
+        default="recent",
+        metadata={
+            "help": 'Which dynamic demonstrations are kept where there are more: the most "recent" ones, or a '
+            '"random" sample of all.'
+        },
     )
+    max_demonstrations: int = field(default=4, metadata={"help": "Dynamic demonstrations kept per prompt or run."})
     min_agreement: int = field(
         default=2,
         metadata={"help": "Completions that policy and ranker must order alike to make a demonstration. At least 2."},
@@ -189,6 +196,7 @@ class CycleAlignConfig(RankingConfig):
         check_choice("sft_target", self.sft_target, get_args(SFTTarget))
         check_choice("policy_score", self.policy_score, get_args(PolicyScore))
         check_choice("demonstration_scope", self.demonstration_scope, get_args(Scope))
+        check_choice("demonstration_selection", self.demonstration_selection, get_args(Selection))
         check_choice("generation_backend", self.generation_backend, get_args(Backend))
         check_choice("vllm_mode", self.vllm_mode, get_args(VLLMMode))
         for name, minimum in (
@@ -246,7 +254,8 @@ def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> Demons
     static = (DEFAULT,) if args.use_static_demonstrations else ()
     capacity = args.max_demonstrations if args.use_dynamic_demonstrations else 0
     if given is None:
-        return DemonstrationPool(static, capacity, args.demonstration_scope)  # type: ignore[arg-type]
+        scope, selection = cast("Scope", args.demonstration_scope), cast("Selection", args.demonstration_selection)
+        return DemonstrationPool(static, capacity, scope, selection, args.seed)
     # A field that still has its default says nothing against the pool.
     contradictions = {
         f"use_static_demonstrations={args.use_static_demonstrations}": not args.use_static_demonstrations
@@ -257,11 +266,14 @@ def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> Demons
         not in (CycleAlignConfig.max_demonstrations, given.capacity),
         f"demonstration_scope={args.demonstration_scope!r}": args.demonstration_scope
         not in (CycleAlignConfig.demonstration_scope, given.scope),
+        f"demonstration_selection={args.demonstration_selection!r}": args.demonstration_selection
+        not in (CycleAlignConfig.demonstration_selection, given.selection),
     }
     if any(contradictions.values()):
         wrong = " and ".join(setting for setting, contradicts in contradictions.items() if contradicts)
         raise ValueError(
-            f"The demonstration pool has {len(given.static)} static demonstrations, capacity {given.capacity} and "
-            f"scope {given.scope!r}, but args say {wrong}. Set either the pool or the arguments."
+            f"The demonstration pool has {len(given.static)} static demonstrations, capacity {given.capacity}, scope "
+            f"{given.scope!r} and selection {given.selection!r}, but args say {wrong}. Set either the pool or the "
+            "arguments."
         )
     return given

@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from .._compat import is_vllm_available, uploading_without
+from .._compat import is_vllm_available
 from ..demonstrations import DemonstrationPool
 from ..errors import RankerError
 from ..generation import make_backend
@@ -34,7 +34,7 @@ from .failure_guard import FailureGuard
 from .interaction_log import InteractionLog
 from .interaction_summary import COLUMNS, summarize
 from .model_card import CYCLEALIGN, TrainedModel, public_name
-from .publishing import NOT_WITH_THE_MODEL, interaction_sections, push_interactions, save_demonstrations
+from .publishing import interaction_sections, push_interactions, save_demonstrations
 from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, column_names, model_name
 from .sampler import InteractionSampler
 
@@ -304,8 +304,10 @@ class CycleAlignTrainer(RankingTrainer):
         return metrics
 
     def _log_records(self, records: list[InteractionRecord]) -> None:
+        ranked = sum(record.settlement.agreement is not None for record in records)
         for name, value in means(records).items():
-            self._log_metric(name, value)
+            of_rankings = name.startswith(("agreement/", "improved/"))
+            self._log_metric(name, value, weight=ranked if of_rankings else len(records))
         for name, count in counts(records).items():
             self._log_count(name, count)
         self._log_local({"pool/size": len(self.demonstrations)})
@@ -342,12 +344,7 @@ class CycleAlignTrainer(RankingTrainer):
 
         The log of interactions stays here, see `push_interactions_to_hub`, and so do the stored rankings.
         """
-        with uploading_without(NOT_WITH_THE_MODEL):
-            return super().push_to_hub(*args, **kwargs)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with uploading_without(NOT_WITH_THE_MODEL):
-            super()._push_from_checkpoint(checkpoint_folder)
+        return super().push_to_hub(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the model card, and beside it the demonstrations of a run; see `RankingTrainer.create_model_card`."""

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +15,20 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import __version__
+from ..data.interactions import ExportType
 from ..demonstrations import DemonstrationPool
 from .interaction_summary import InteractionSummary, plot_agreement
 from .model_card import CYCLEALIGN, LIBRARY, table
 
-NOT_WITH_THE_MODEL = ("rankings-*.sqlite*", "interactions/*", "interactions-*/*", "*.tmp")
-"""Files of the output directory that belong to no model: prompts and replies, and what is half written."""
+NOT_WITH_THE_MODEL = (
+    "rankings-*.sqlite*",
+    "interactions/*",
+    "interactions-*/*",
+    *(f"{name}/*" for name in get_args(ExportType)),
+    "runs/*",
+    "*.tmp",
+)
+"""Files of the output directory that belong to no model: prompts and replies, reports, and what is half written."""
 
 DEMONSTRATIONS = "demonstrations.json"
 PLOT = "agreement.png"

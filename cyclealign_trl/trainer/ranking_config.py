@@ -88,16 +88,18 @@ class RankingConfig(TrainingArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         # The Trainer pickles its arguments next to the weights, and publishes both.
-        state = {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
-        if isinstance(state["model_init_kwargs"], dict):
-            state["model_init_kwargs"] = {k: v for k, v in state["model_init_kwargs"].items() if k != "token"}
-        return state
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         super().__post_init__()
         check_choice("loss_type", self.loss_type, get_args(LossType))
+        if isinstance(self.model_init_kwargs, dict) and "token" in self.model_init_kwargs:
+            raise ValueError(
+                "model_init_kwargs must hold no token, which reports and logs would show: set HF_TOKEN, or log in "
+                "with `hf auth login`."
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the trainer reads the text columns themselves.")
         if self.sft_weight < 0:

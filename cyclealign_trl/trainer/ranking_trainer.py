@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import DistributedType, is_peft_model, set_seed
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -25,12 +25,13 @@ from transformers import (
 )
 from trl import is_conversational
 
-from .._compat import EvalLoopOutput, create_model_from_path, get_config_model_id
+from .._compat import EvalLoopOutput, create_model_from_path, get_config_model_id, uploading_without
 from ..losses import ABSENT, pro_loss, rrhf_loss
+from ..pretrained import source_of
 from .collator import RankingCollator, TextEncoder
 from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from .model_card import RANKING_LOSSES, TrainedModel, evaluation_metrics, hub_link, model_card
-from .publishing import CardBeforePush
+from .publishing import NOT_WITH_THE_MODEL, CardBeforePush
 from .ranking_config import RankingConfig
 from .ranking_metrics import pair_margins
 from .resumable_trainer import ResumableTrainer
@@ -116,7 +117,8 @@ class RankingTrainer(ResumableTrainer):
                 "model_init_kwargs has no effect on a model that is loaded already: pass its name instead."
             )
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(get_config_model_id(model.config))
+            source = source_of(as_dict(args.model_init_kwargs))
+            processing_class = AutoTokenizer.from_pretrained(get_config_model_id(model.config), **source)
         eos_token_ids = _settle_special_tokens(model, processing_class)
         _check_positions(model, args)
         self.encoder = TextEncoder(
@@ -168,6 +170,11 @@ class RankingTrainer(ResumableTrainer):
 
     @staticmethod
     def _check_dataset(name: str, dataset: Dataset) -> None:
+        if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
+            raise ValueError(
+                f"{name} is a stream. Load it without streaming=True, or take a part: "
+                "Dataset.from_list(list(stream.take(1000)))."
+            )
         columns = column_names(dataset)
         ranked = {"prompt", "completions"} <= columns and columns & {"ranks", "rewards"}
         if not ranked and not {"chosen", "rejected"} <= columns:
@@ -329,6 +336,15 @@ class RankingTrainer(ResumableTrainer):
         }
 
     # Publishing
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # huggingface_hub.CommitInfo
+        """Publishes model or adapter, tokenizer and card; see `Trainer.push_to_hub`."""
+        with uploading_without(NOT_WITH_THE_MODEL):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with uploading_without(NOT_WITH_THE_MODEL):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(
         self,

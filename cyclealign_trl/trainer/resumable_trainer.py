@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer
 
@@ -39,20 +41,36 @@ class ResumableTrainer(Trainer):
         """Trains, from the start or from a checkpoint: the last complete one (`True`), or a given folder.
 
         Raises:
-            ValueError: If there is no complete checkpoint, or it was saved by another number of processes or with
-                settings under which other prompts would come next.
+            CheckpointError: If there is no complete checkpoint, or it was saved by another number of processes or
+                with settings under which other prompts would come next.
         """
-        checkpoint: Path | None = None
-        if str(resume_from_checkpoint).lower() == "true":  # a command line has only texts
-            checkpoint = checkpoints.last_complete_checkpoint(Path(self.args.output_dir))
-        elif resume_from_checkpoint:
-            checkpoint = Path(str(resume_from_checkpoint))
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         if checkpoint is None:
+            if self.args.should_save:
+                checkpoints.set_aside(Path(self.args.output_dir))
+            self.accelerator.wait_for_everyone()
             self._start_afresh()
             return super().train(None, *args, **kwargs)
         state = checkpoints.load(checkpoint, self.args.process_index, self.args.world_size, self._fixed_settings())
         self._restore(state)
         return super().train(str(checkpoint), *args, **kwargs)
+
+    def _checkpoint_to_resume(self, asked: str | bool | None) -> Path | None:
+        # A command line has only texts.
+        wanted = {"true": True, "false": None}.get(str(asked).lower(), asked)
+        if wanted is True:
+            return checkpoints.last_complete_checkpoint(Path(self.args.output_dir))
+        return Path(str(wanted)) if wanted else None
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Fetches the micro-batches of the next optimiser step; none where a run was resumed that was finished."""
+        if self.state.global_step >= self.state.max_steps:  # the Trainer would take one more step before it looks
+            return [], None
+        samples: tuple[list[Any], torch.Tensor | int | None]
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Before the Trainer's own part, which pushes the folder to the Hub and may delete old ones.

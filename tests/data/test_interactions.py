@@ -140,6 +140,16 @@ def test_no_log_is_one_line(tmp_path, capsys):
     )
 
 
+def test_nothing_to_export_is_one_line(tmp_path):
+    def same(completions, **_):
+        return [0.0 for _ in completions]
+
+    make_trainer(tmp_path, FunctionRanker(same), prompts(2), stub_generation=True).train()
+    with pytest.raises(SystemExit) as stop:
+        export.main([str(tmp_path)])
+    assert "4 interactions, 0 exported as preference: there is nothing to write" in str(stop.value)
+
+
 def test_an_unknown_type_raises(tmp_path):
     with pytest.raises(ValueError, match="'dpo'"):
         export_interactions(tmp_path, "dpo")

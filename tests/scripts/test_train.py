@@ -135,6 +135,52 @@ def test_wrong_use_is_one_line_and_status_1(tmp_path, run_yaml, arguments, said)
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--resume_from_checkpoint true", "there is nothing to resume from"),
+        ("--resume_from_checkpoint nowhere", "nowhere cannot be resumed from"),
+        ("--dataset_name EMPTY", "holds no rows that can be read"),
+        ("--dataset_name BROKEN", "holds no rows that can be read"),
+        ("--ranker_factory tests.scripts.test_train.make_nothing", "returned None, which has no method rank"),
+        ("--dataset_train_split dev", "no split 'dev'"),
+    ],
+)
+def test_more_wrong_use_is_one_line(tmp_path, run_yaml, arguments, said):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
+    arguments = arguments.replace("EMPTY", str(tmp_path / "empty.jsonl"))
+    arguments = arguments.replace("BROKEN", str(tmp_path / "broken.jsonl"))
+    (tmp_path / "data").mkdir()
+    prompts(2).to_json(tmp_path / "data" / "train.jsonl")
+    common = f"train --config {run_yaml} --dataset_name {tmp_path / 'data'} {STUB} --num_interactions 1"
+    with pytest.raises(SystemExit) as stop:
+        main(common.split() + arguments.split())
+    assert said in stop.value.code
+    assert "\n" not in stop.value.code
+
+
+def test_resume_false_starts_afresh(tmp_path, run_yaml, capfd):
+    main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)), *STUB.split(),
+          "--max_steps", "1", "--resume_from_checkpoint", "false"])  # fmt: skip
+    assert "Model saved" in capfd.readouterr().out
+
+
+def test_fewer_processes_than_were_asked_for_is_an_error(tmp_path, run_yaml, monkeypatch):
+    monkeypatch.setenv("CYCLEALIGN_NUM_PROCESSES", "2")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)), *STUB.split()])
+    assert "2 processes were asked for, and accelerate started 1" in stop.value.code
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, run_yaml, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)),
+              "--ranker_factory", "tests.scripts.test_train.make_interrupted"])  # fmt: skip
+    assert stop.value.code == 130
+    assert "--resume_from_checkpoint true" in capfd.readouterr().out
+
+
 def test_broken_yaml_is_one_line(tmp_path):
     (tmp_path / "run.yaml").write_text("a: [1\nb: 2")
     with pytest.raises(SystemExit) as stop:
@@ -164,6 +210,19 @@ def test_an_error_of_the_ranker_during_training_is_one_line(tmp_path, run_yaml):
 
 def make_stub(**kwargs):
     return FunctionRanker(lambda completions, **_: [float(len(text)) for text in completions], **kwargs)
+
+
+def make_nothing():
+    return None
+
+
+class Interrupted(FunctionRanker):
+    def rank(self, requests):
+        raise KeyboardInterrupt
+
+
+def make_interrupted():
+    return Interrupted(lambda completions, **_: [0.0 for _ in completions])
 
 
 def make_broken():

@@ -57,6 +57,10 @@ def full(folder):
         eval_dataset=prompts(2),
     )
     trainer.evaluate()
+    (folder / "full" / "preference").mkdir()  # as `cyclealign export` does
+    export_interactions(folder / "full").to_parquet(folder / "full" / "preference" / "train.parquet")
+    (folder / "full" / "runs").mkdir()
+    (folder / "full" / "runs" / "events").write_text("what a reporter writes")
     trainer.push_to_hub(dataset="org/questions", license="apache-2.0")
     address = trainer.push_interactions_to_hub()
     trainer.push_interactions_to_hub("tester/other-log", private=True)

@@ -1,6 +1,7 @@
 """The cycle: what is sent, what trains, what is logged, remembered and resumed."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -450,8 +451,52 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path):
     resumed = make_trainer(tmp_path, save_strategy="steps", save_steps=3)
     with pytest.raises(ValueError, match="the run was killed before it was whole"):
         resumed.train(resume_from_checkpoint=str(newest))
+    steps = steps_of(resumed)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 8
+    assert steps == [7, 8]
+
+
+class Steps(TrainerCallback):
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.append(state.global_step)
+
+
+def steps_of(trainer):
+    """The optimiser steps that the trainer takes from now on."""
+    callback = Steps()
+    trainer.add_callback(callback)
+    return callback.seen
+
+
+@pytest.mark.parametrize("max_steps", [3, 4])  # in the middle of a window, and at its end
+def test_a_finished_run_takes_no_step_when_it_is_resumed(tmp_path, max_steps):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": max_steps}
+    finished = make_trainer(tmp_path, **settings)
+    finished.train()
+    resumed = make_trainer(tmp_path, model=make_model(seed=5), **settings)
+    steps = steps_of(resumed)
+    resumed.train(resume_from_checkpoint=True)
+    assert steps == []
+    assert resumed.state.global_step == max_steps
+    assert_same_weights(weights(resumed), weights(finished))
+
+
+def test_a_fresh_run_is_not_mixed_with_an_earlier_one_in_its_folder(tmp_path, caplog):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=3, max_steps=6).train()
+    with caplog.at_level(logging.WARNING):
+        make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=2).train()
+    assert sum("belongs to an earlier run" in message for message in caplog.messages) == 2
+    resumed = make_trainer(tmp_path)
+    steps = steps_of(resumed)
+    resumed.train(resume_from_checkpoint=True)
+    assert steps[0] == 3
+    named = make_trainer(tmp_path)
+    steps = steps_of(named)
+    named.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert steps == [7, 8]
 
 
 @pytest.mark.parametrize(
@@ -475,8 +520,9 @@ def test_settings_that_cannot_be_honoured_raise_on_resumption(tmp_path, changes,
 def test_settings_that_can_be_honoured_may_change(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
     resumed = make_trainer(tmp_path, loss_type="rrhf", learning_rate=1e-4, num_generations=4)
+    steps = steps_of(resumed)
     resumed.train(resume_from_checkpoint="true")  # as it comes from a command line
-    assert resumed.state.global_step == 8
+    assert steps == list(range(2, 9))
 
 
 def test_nothing_to_resume_from_raises(tmp_path):
@@ -492,6 +538,19 @@ def test_the_state_is_json(tmp_path):
 
 
 # Evaluation
+
+
+def test_metrics_are_means_over_prompts_not_batches(tmp_path):
+    logs = []
+    for batch_size in (5, 4):  # five prompts in one batch; in one of four and one of one
+        failing = DigestRanker(fail=lambda request: "timeout" if "1" in request.prompt else None)
+        trainer = make_trainer(tmp_path / str(batch_size), failing, stub_generation=True,
+                               per_device_eval_batch_size=batch_size, eval_dataset=prompts(5))  # fmt: skip
+        logs.append(trainer.evaluate())
+    names = ("agreement/length", "agreement/rate", "agreement/full", "improved/ratio", "completions/mean_length",
+             "completions/clipped_ratio", "prompts/cut_ratio", "ranking_loss")  # fmt: skip
+    for name in names:
+        assert logs[1][f"eval_{name}"] == pytest.approx(logs[0][f"eval_{name}"], rel=1e-4), name
 
 
 def test_evaluation_asks_once_and_leaves_the_pool_and_the_training_alone(tmp_path):

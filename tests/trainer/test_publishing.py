@@ -101,7 +101,7 @@ def test_nothing_private_is_pushed(published):
             assert TOKEN.encode() not in content, f"{name}/{path}"
             assert str(folder).encode() not in content or path.endswith("training_args.bin"), f"{name}/{path}"
             if name.startswith("models/"):
-                assert not path.startswith("interactions"), f"{name}/{path}"
+                assert not path.startswith(("interactions", "preference", "runs")), f"{name}/{path}"
     for path in folder.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 

@@ -230,11 +230,32 @@ def test_a_first_row_that_cannot_be_read_raises(tmp_path):
         ({"prompt": "", "completions": ["a", "b"], "ranks": [0, 1]}, "no tokens"),
         ({"prompt": "Q", "completions": [["a"], ["b"]], "ranks": [0, 1]}, "one assistant message"),
         ({"prompt": "Q", "completions": ["a", "b"], "ranks": None, "rewards": None}, "neither ranks nor rewards"),
+        ({"prompt": "Q", "completions": ["a", "b"], "rewards": [float("nan"), 1.0]}, "must be finite numbers"),
+        ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0, -2]}, "must be integers"),
+        ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0, None]}, "must be integers"),
     ):
         with pytest.raises(ValueError, match=f"first row of train_dataset cannot be used: .*{said}"):
             make_trainer(tmp_path, rows=[row])
     with pytest.raises(ValueError, match=r"first row of eval_dataset\['held-out'\]"):
         make_trainer(tmp_path, eval_dataset={"held-out": Dataset.from_list([{**ROWS[0], "ranks": [1]}])})
+
+
+def test_rows_with_and_without_rewards_raise(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="Of 2 rows, 1 have no rewards"):
+        trainer.data_collator([ROWS[0], {**ROWS[1], "rewards": [1.0, 0.0]}])
+
+
+def test_a_stream_raises(tmp_path):
+    stream = Dataset.from_list(ROWS).to_iterable_dataset()
+    with pytest.raises(ValueError, match="eval_dataset is a stream"):
+        make_trainer(tmp_path, eval_dataset=stream)
+
+
+def test_a_token_in_the_arguments_raises(tmp_path):
+    with pytest.raises(ValueError, match="must hold no token") as error:
+        make_trainer(tmp_path, model_init_kwargs={"token": "hf_secret"})
+    assert "hf_secret" not in str(error.value)
 
 
 def test_conversational_rows_train_the_same_tokens_as_text(tmp_path):

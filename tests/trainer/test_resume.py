@@ -66,6 +66,14 @@ def test_killed_in_each_phase(tmp_path, whole, phase):
     assert left_behind(tmp_path / "run") == whole
 
 
+def test_killed_on_two_processes(tmp_path):
+    assert run_on_two(tmp_path / "whole") == 0
+    assert run_on_two(tmp_path / "run", "backward", 7) != 0
+    assert not list((tmp_path / "run").glob("end-*.json"))
+    assert run_on_two(tmp_path / "run") == 0
+    assert left_behind(tmp_path / "run") == left_behind(tmp_path / "whole")
+
+
 def random_deaths(seed, number):
     chance = random.Random(seed)
     for _ in range(number):
