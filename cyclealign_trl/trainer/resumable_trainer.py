@@ -55,6 +55,14 @@ class ResumableTrainer(Trainer):
         self._restore(state)
         return super().train(str(checkpoint), *args, **kwargs)
 
+    def end(self) -> None:
+        """Ends the run for good, on all processes together; see `Trainer.end`. Call it last in a script."""
+        self.accelerator.wait_for_everyone()
+        # What still held on to the group of processes would be torn down with the program, and may abort it then.
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()
+
     def _checkpoint_to_resume(self, asked: str | bool | None) -> Path | None:
         # A command line has only texts.
         wanted = {"true": True, "false": None}.get(str(asked).lower(), asked)

@@ -129,3 +129,4 @@ def run(folder: str, phase: str | None = None, count: int = 0) -> None:
 if __name__ == "__main__":
     folder, *when = sys.argv[1:]
     run(folder, *([when[0], int(when[1])] if when else []))
+    os._exit(0)  # all is done; the exit of torch with gloo has aborted now and then

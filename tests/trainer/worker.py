@@ -1,6 +1,8 @@
 """What each process of `test_distributed.py` runs: both trainers, then the cycle with a ranker that fails in one."""
 
+import gc
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -86,7 +88,12 @@ def main(folder, num_processes, deepspeed=None):
         "said": fail(Path(folder, "failing"), **changes),
     }
     Path(folder, f"result-{PartialState().process_index}.json").write_text(json.dumps(result))
+    del trainers
+    gc.collect()  # what holds on to the group of processes
+    PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # all is done; the exit of torch with gloo has aborted now and then
 
 
 if __name__ == "__main__":
