@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     after = _held_out(trainer, args.seed)
     trainer.save_model()
 
-    rows = _read_log(trainer.interaction_log.folder)
+    rows = trainer.interaction_log.read().to_pylist()
     usages = [row["usage"] for row in rows if row["usage"] is not None]
     summary = {
         "score_before": before.score,
@@ -186,12 +186,6 @@ def _plot(rows: Sequence[dict[str, Any]], path: Path) -> str:
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=144)
     return ", curves.png"
-
-
-def _read_log(folder: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
 def _user(question: str) -> dict[str, str]:

@@ -149,7 +149,7 @@ class CycleAlignTrainer(RankingTrainer):
             num_prompts=len(dataset),
             window=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
             num_interactions=args.num_interactions,
-            seed=args.seed if args.data_seed is None else args.data_seed,
+            seed=args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
 
@@ -338,13 +338,6 @@ class CycleAlignTrainer(RankingTrainer):
         self.accelerator.wait_for_everyone()
 
     # Publishing
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # huggingface_hub.CommitInfo
-        """Publishes model or adapter, tokenizer, card, and the demonstrations of a run; see `Trainer.push_to_hub`.
-
-        The log of interactions stays here, see `push_interactions_to_hub`, and so do the stored rankings.
-        """
-        return super().push_to_hub(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the model card, and beside it the demonstrations of a run; see `RankingTrainer.create_model_card`."""

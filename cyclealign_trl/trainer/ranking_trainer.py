@@ -338,7 +338,10 @@ class RankingTrainer(ResumableTrainer):
     # Publishing
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # huggingface_hub.CommitInfo
-        """Publishes model or adapter, tokenizer and card; see `Trainer.push_to_hub`."""
+        """Publishes model or adapter, tokenizer and card, and the demonstrations of a whole run of the cycle.
+
+        See `Trainer.push_to_hub`. A log of interactions stays here, and so do stored rankings and exports.
+        """
         with uploading_without(NOT_WITH_THE_MODEL):
             return super().push_to_hub(*args, **kwargs)
 
