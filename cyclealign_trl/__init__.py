@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agreement import agreement_ranking as agreement_ranking
+    from .aligner import Aligner as Aligner
+    from .aligner_template import AlignerTemplate as AlignerTemplate
     from .data.hh_rlhf import load_hh_rlhf as load_hh_rlhf
     from .data.hh_rlhf import sample_prompts as sample_prompts
     from .data.interactions import export_interactions as export_interactions
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .rankers.function import FunctionRanker as FunctionRanker
     from .rankers.llm import LLMRanker as LLMRanker
     from .rankers.reward_model import RewardModelRanker as RewardModelRanker
+    from .trainer.aligner_config import AlignerConfig as AlignerConfig
+    from .trainer.aligner_trainer import AlignerTrainer as AlignerTrainer
     from .trainer.cyclealign_config import CycleAlignConfig as CycleAlignConfig
     from .trainer.cyclealign_trainer import CycleAlignTrainer as CycleAlignTrainer
     from .trainer.ranking_config import RankingConfig as RankingConfig
@@ -36,6 +40,10 @@ __version__ = "0.1.0"
 
 # Every name is imported when it is first used: a script that only builds rankers never loads torch.
 _MODULES = {
+    "Aligner": "aligner",
+    "AlignerConfig": "trainer.aligner_config",
+    "AlignerTemplate": "aligner_template",
+    "AlignerTrainer": "trainer.aligner_trainer",
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
     "CycleAlignConfig": "trainer.cyclealign_config",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from transformers import (
 )
 
 from ..errors import RankerError
-from ..pretrained import source_of
+from ..pretrained import placed, source_of
 from ..types import Prompt, RankingFailure, RankingRequest, RankingResult, ranks_from_scores
 from .base import Outcome
 
@@ -229,23 +228,10 @@ def _ready(model: PreTrainedModel, name: str, device: str | torch.device | None)
             f"DeepSpeed ZeRO-3 has split the weights of {name} among the processes, each of which scores texts of its "
             "own. Make the ranker before the training arguments."
         )
-    if not hasattr(model, "hf_device_map"):
-        model.to(device or _default_device())
-    elif device is not None:
-        raise ValueError(f"{name} was placed by a `device_map`, {model.hf_device_map}. Leave out `device` or that.")
+    placed(model, device)
     # No text is ever continued, so keys and values would be kept for nothing.
     model.config.get_text_config().use_cache = False
     return model.eval()
-
-
-def _default_device() -> torch.device:
-    if not torch.accelerator.is_available():
-        return torch.device("cpu")
-    accelerator = torch.accelerator.current_accelerator()
-    assert accelerator is not None  # it is available
-    # As accelerate chooses it.
-    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
-    return torch.device(accelerator.type, index)
 
 
 def _own_tokenizer(

@@ -29,6 +29,9 @@ class AlignerConfig(SFTConfig):
             leaves it out.
     """
 
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Use bfloat16. If not set: where the accelerator has it and fp16 is off."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning rate schedule."})
     warmup_steps: float = field(
         default=0.03, metadata={"help": "Steps over which the learning rate rises; below 1, a part of all steps."}
@@ -42,6 +45,14 @@ class AlignerConfig(SFTConfig):
         },
     )
     # TRL's default is True under the old name, which warns; see `__post_init__`.
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute activations again in the backward pass, to save memory. If not set: on.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Deprecated alias of activation_checkpointing.", "nargs": "?", "const": True}
     )

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, TrainerCallback
@@ -117,9 +116,8 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
     def _encode(self, dataset: Dataset, tokenizer: Any, max_length: int | None, name: str) -> Dataset:
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no eos_token, so no correction could ever end. Set it.")
-        encoded = dataset.map(
-            _Encoder(self.template, tokenizer, max_length), remove_columns=[*COLUMNS], desc=f"Tokenizing {name} dataset"
-        )
+        encoder = _Encoder(self.template, tokenizer, max_length)
+        encoded = dataset.map(encoder, remove_columns=[*COLUMNS], desc=f"Tokenizing {name} dataset")
         kept = encoded.filter(_has_tokens, desc=f"Dropping rows that are too long from {name} dataset")
         if dropped := len(encoded) - len(kept):
             said = f"Of {len(encoded)} rows of the {name} dataset, {dropped} do not fit into {max_length} tokens"

@@ -34,8 +34,8 @@ from .failure_guard import FailureGuard
 from .interaction_log import InteractionLog
 from .interaction_summary import COLUMNS, summarize
 from .model_card import CYCLEALIGN, TrainedModel, public_name
-from .publishing import interaction_sections, push_interactions, save_demonstrations
 from .published_trainer import column_names
+from .publishing import interaction_sections, push_interactions, save_demonstrations
 from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, model_name
 from .sampler import InteractionSampler
 
