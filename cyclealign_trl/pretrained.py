@@ -27,7 +27,7 @@ def load_causal_lm(
     tokenizer: PreTrainedTokenizerBase | None = None,
     init_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model by its name, or as it is given, and a tokenizer that nobody else changes.
+    """A causal language model by its name, or as it is given, to be run, and a tokenizer that nobody else changes.
 
     Args:
         model: The model, or its name.
@@ -40,7 +40,7 @@ def load_causal_lm(
     init_kwargs = dict(init_kwargs or {})
     if isinstance(model, str):
         name = model
-        model = AutoModelForCausalLM.from_pretrained(name, **{"trust_remote_code": False, **init_kwargs}).eval()
+        model = AutoModelForCausalLM.from_pretrained(name, **{"trust_remote_code": False, **init_kwargs})
     else:
         name = model.name_or_path
         if init_kwargs:
@@ -48,7 +48,7 @@ def load_causal_lm(
                 f"`model_init_kwargs` {sorted(init_kwargs)} say how to load a model, but a loaded one was given. "
                 "Load it with them, or pass its name."
             )
-    return model, own_tokenizer(tokenizer, name, init_kwargs)
+    return model.eval(), own_tokenizer(tokenizer, name, init_kwargs)
 
 
 def own_tokenizer(

@@ -102,9 +102,7 @@ class SelfRewardRanker:
         Raises:
             RankerError: If the model is being trained with dropout.
         """
-        if self._model.training and any(
-            isinstance(module, torch.nn.Dropout) and module.p for module in self._model.modules()
-        ):
+        if self._model.training and any(map(_drops_out, self._model.modules())):
             raise RankerError(
                 f"{self._name} is being trained with dropout, under which its own scores are noise. Train it without, "
                 "or pass the model's name, which loads a copy that stays as it is."
@@ -120,3 +118,8 @@ class SelfRewardRanker:
         limit = self._self_reward.encoder.max_prompt_length
         too_long = RankingFailure("too_long", f"with what it asks for, the prompt has more than {limit} tokens")
         return [outcomes.get(id(request), too_long) for request in requests]
+
+
+def _drops_out(module: torch.nn.Module) -> bool:
+    # Attention has no module of its own for it.
+    return bool(module.p if isinstance(module, torch.nn.Dropout) else getattr(module, "attention_dropout", 0))
