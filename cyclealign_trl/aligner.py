@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .aligner_template import AlignerTemplate, make_template
 from .generation.texts import BatchedGenerator
-from .pretrained import placed, source_of
+from .pretrained import load_causal_lm, place, source_of
 from .types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -94,19 +94,19 @@ class Aligner:
         Raises:
             ValueError: If no template is beside the model, and none was given.
         """
-        name, init_kwargs = str(name_or_path), dict(model_init_kwargs or {})
-        source = source_of(init_kwargs)
+        name = str(name_or_path)
         if template is None:
-            template = AlignerTemplate.load(
-                name, **{key: value for key, value in source.items() if key != "trust_remote_code"}
-            )
+            source = source_of(model_init_kwargs or {})
+            del source["trust_remote_code"]
+            template = AlignerTemplate.load(name, **source)
         if template is None:
             raise ValueError(
                 f"Beside {name} lies no template, so how it was trained to read question and answer is not known. Say "
                 "so with `template`: a name, or a text with {question} and {answer}."
             )
-        model = AutoModelForCausalLM.from_pretrained(name, **{"trust_remote_code": False, **init_kwargs})
-        return cls(placed(model, device), AutoTokenizer.from_pretrained(name, **source), template, **kwargs)
+        model, tokenizer = load_causal_lm(name, init_kwargs=model_init_kwargs)
+        place(model, name, device)
+        return cls(model, tokenizer, template, **kwargs)
 
     def correct(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
         """Corrects the answers to prompts.

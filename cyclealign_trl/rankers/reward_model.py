@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import threading
@@ -14,15 +13,14 @@ import torch
 from jinja2 import TemplateError
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from ..errors import RankerError
-from ..pretrained import placed, source_of
-from ..types import Prompt, RankingFailure, RankingRequest, RankingResult, ranks_from_scores
-from .base import Outcome
+from ..pretrained import own_tokenizer, place
+from ..types import Prompt, RankingFailure, RankingRequest
+from .base import Outcome, outcome_of
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +100,8 @@ class RewardModelRanker:
                 )
         self._name = name or type(model).__name__
         self._model = _ready(model, self._name, device)
-        self._tokenizer = _own_tokenizer(tokenizer, name, init_kwargs)
+        self._tokenizer = own_tokenizer(tokenizer, name, init_kwargs)
+        self._tokenizer.truncation_side = "left"
         if chat_template is not None:
             self._tokenizer.chat_template = chat_template
         self._max_length = _max_length(max_length, model, self._tokenizer)
@@ -137,7 +136,7 @@ class RewardModelRanker:
             texts = [ids for entry in encoded if not isinstance(entry, RankingFailure) for ids in entry]
             scores = iter(self._scores(texts))
         return [
-            entry if isinstance(entry, RankingFailure) else _outcome([next(scores) for _ in entry])
+            entry if isinstance(entry, RankingFailure) else outcome_of([next(scores) for _ in entry])
             for entry in encoded
         ]
 
@@ -223,28 +222,10 @@ def _ready(model: PreTrainedModel, name: str, device: str | torch.device | None)
             f"A reward model has 1 output, but {name} has num_labels={model.config.num_labels} (2 is what a model "
             "gets that never had such outputs). Use a model that was trained as a reward model, with num_labels=1."
         )
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise ValueError(
-            f"DeepSpeed ZeRO-3 has split the weights of {name} among the processes, each of which scores texts of its "
-            "own. Make the ranker before the training arguments."
-        )
-    placed(model, device)
+    place(model, name, device)
     # No text is ever continued, so keys and values would be kept for nothing.
     model.config.get_text_config().use_cache = False
     return model.eval()
-
-
-def _own_tokenizer(
-    given: PreTrainedTokenizerBase | None, name: str, init_kwargs: Mapping[str, Any]
-) -> PreTrainedTokenizerBase:
-    """A tokenizer that nobody else changes or uses at the same time."""
-    if given is None and not name:
-        raise ValueError("The model was not loaded by name, so its tokenizer is not known. Pass `tokenizer`.")
-    tokenizer = (
-        AutoTokenizer.from_pretrained(name, **source_of(init_kwargs)) if given is None else copy.deepcopy(given)
-    )
-    tokenizer.truncation_side = "left"
-    return tokenizer
 
 
 def _max_length(given: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -264,12 +245,3 @@ def _pad_token_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         config.pad_token_id = tokenizer.pad_token_id
     pad_token_id: int | None = config.pad_token_id
     return pad_token_id
-
-
-def _outcome(scores: Sequence[float]) -> Outcome:
-    """The ranking of one request's completions."""
-    for index, score in enumerate(scores):
-        if not math.isfinite(score):
-            return RankingFailure("no_score", f"completion {index} has the score {score}")
-    ranks = ranks_from_scores(scores)
-    return RankingResult(order=tuple(sorted(range(len(ranks)), key=ranks.__getitem__)), ranks=ranks)

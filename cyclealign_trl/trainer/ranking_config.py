@@ -61,6 +61,7 @@ class RankingConfig(TrainingArguments):
             Keyword arguments for `from_pretrained` where the model is given by name.
     """
 
+    _LOSS_TYPES: ClassVar[tuple[str, ...]] = get_args(LossType)
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *TrainingArguments._VALID_DICT_FIELDS,
         "chat_template_kwargs",
@@ -112,7 +113,7 @@ class RankingConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = default_bf16(self)
         super().__post_init__()
-        check_choice("loss_type", self.loss_type, get_args(LossType))
+        check_choice("loss_type", self.loss_type, self._LOSS_TYPES)
         check_init_kwargs(self.model_init_kwargs)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the trainer reads the text columns themselves.")
