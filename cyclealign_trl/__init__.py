@@ -10,16 +10,20 @@ if TYPE_CHECKING:
     from .aligner import Aligner as Aligner
     from .aligner_template import AlignerTemplate as AlignerTemplate
     from .contrastive import ContrastivePrompts as ContrastivePrompts
+    from .data.bootstrapping import bootstrap_preferences as bootstrap_preferences
     from .data.contrastive_pairs import add_self_rewards as add_self_rewards
     from .data.contrastive_pairs import generate_contrastive_pairs as generate_contrastive_pairs
+    from .data.corrections import load_corrections as load_corrections
     from .data.hh_rlhf import load_hh_rlhf as load_hh_rlhf
     from .data.hh_rlhf import sample_prompts as sample_prompts
     from .data.interactions import export_interactions as export_interactions
     from .demonstrations import DemonstrationPool as DemonstrationPool
     from .errors import CheckpointError as CheckpointError
     from .errors import CycleAlignError as CycleAlignError
+    from .errors import PromptError as PromptError
     from .errors import RankerError as RankerError
     from .errors import TooManyFailuresError as TooManyFailuresError
+    from .errors import UpstreamError as UpstreamError
     from .losses import dlma_loss as dlma_loss
     from .losses import pro_loss as pro_loss
     from .losses import rrhf_loss as rrhf_loss
@@ -42,11 +46,17 @@ if TYPE_CHECKING:
     from .types import RankingRequest as RankingRequest
     from .types import RankingResult as RankingResult
     from .types import Usage as Usage
+    from .upstreams import AlignedUpstream as AlignedUpstream
+    from .upstreams import EndpointUpstream as EndpointUpstream
+    from .upstreams import ModelUpstream as ModelUpstream
+    from .upstreams import PipelineUpstream as PipelineUpstream
+    from .upstreams import Upstream as Upstream
 
 __version__ = "0.1.0"
 
 # Every name is imported when it is first used: a script that only builds rankers never loads torch.
 _MODULES = {
+    "AlignedUpstream": "upstreams",
     "Aligner": "aligner",
     "AlignerConfig": "trainer.aligner_config",
     "AlignerTemplate": "aligner_template",
@@ -61,8 +71,12 @@ _MODULES = {
     "DLMATrainer": "trainer.dlma_trainer",
     "Demonstration": "types",
     "DemonstrationPool": "demonstrations",
+    "EndpointUpstream": "upstreams",
     "FunctionRanker": "rankers.function",
     "LLMRanker": "rankers.llm",
+    "ModelUpstream": "upstreams",
+    "PipelineUpstream": "upstreams",
+    "PromptError": "errors",
     "Ranker": "rankers.base",
     "RankerError": "errors",
     "RankingConfig": "trainer.ranking_config",
@@ -73,12 +87,16 @@ _MODULES = {
     "RewardModelRanker": "rankers.reward_model",
     "SelfRewardRanker": "rankers.self_reward",
     "TooManyFailuresError": "errors",
+    "Upstream": "upstreams",
+    "UpstreamError": "errors",
     "Usage": "types",
     "add_self_rewards": "data.contrastive_pairs",
     "agreement_ranking": "agreement",
+    "bootstrap_preferences": "data.bootstrapping",
     "dlma_loss": "losses",
     "export_interactions": "data.interactions",
     "generate_contrastive_pairs": "data.contrastive_pairs",
+    "load_corrections": "data.corrections",
     "load_hh_rlhf": "data.hh_rlhf",
     "pro_loss": "losses",
     "rrhf_loss": "losses",

@@ -16,15 +16,15 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
 
+from ..data.files import reader_of
 from ..rankers.base import Ranker
 from ..rankers.llm import LLMRanker
+from ..trainer.aligner_config import AlignerConfig
 from ..trainer.ranking_config import RankingConfig
 from .arguments import RankerArguments
 
-_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
-
-def add_model_arguments(training_args: RankingConfig, model_args: ModelConfig) -> None:
+def add_model_arguments(training_args: RankingConfig | AlignerConfig, model_args: ModelConfig) -> None:
     """Hands what `ModelConfig` says about loading to the trainer's `model_init_kwargs`, which is stronger."""
     if model_args.model_name_or_path is None:
         raise ValueError("Say what to train, with --model_name_or_path.")
@@ -40,7 +40,7 @@ def add_model_arguments(training_args: RankingConfig, model_args: ModelConfig) -
 
 
 def load_splits(
-    script_args: ScriptArguments, mixture_args: DatasetMixtureConfig, training_args: RankingConfig
+    script_args: ScriptArguments, mixture_args: DatasetMixtureConfig, training_args: RankingConfig | AlignerConfig
 ) -> tuple[Dataset, Dataset | None]:
     """The rows to train on, and those to evaluate on where evaluation is on.
 
@@ -58,7 +58,7 @@ def load_splits(
         splits = get_dataset(mixture_args)
     elif name is None:
         raise ValueError("Say what to train on, with --dataset_name, or with `datasets` in the YAML file.")
-    elif (reader := _READERS.get(Path(name.removesuffix(".gz")).suffix)) is not None:
+    elif (reader := reader_of(name)) is not None:
         if not Path(name).is_file():
             raise FileNotFoundError(f"There is no file {name} (--dataset_name).")
         splits = _load(reader, data_files={script_args.dataset_train_split: name})
