@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .corpus import KINDS, Dialogue, Kind, dialogues, improve, questions
+from ..aligner_template import DEFAULT_TEMPLATE, TEMPLATES
+from ..types import Prompt
+from .corpus import KINDS, Dialogue, Kind, dialogues, improve, questions, sentences
+from .policy import build_tokenizer
 
 
-def correction_rows(num: int, seed: int, good_share: float = 0.2) -> Dataset:
+def correction_rows(num: int, seed: int, good_share: float = 0.3) -> Dataset:
     """Rows of `prompt`, `answer`, `correction` for `AlignerTrainer`.
 
     Args:
@@ -29,10 +32,14 @@ def correction_rows(num: int, seed: int, good_share: float = 0.2) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def good_answers(seed: int) -> tuple[list[list[dict[str, str]]], list[str]]:
-    """The held-out questions, and to each an answer with full marks."""
-    held_out = questions("held_out")
-    return [_messages(question) for question in held_out], [improve(question, str(seed)) for question in held_out]
+def good_answers(num: int) -> tuple[list[Prompt], list[str]]:
+    """Each held-out question `num` times, with answers that have full marks."""
+    prompts: list[Prompt] = []
+    answers = []
+    for question in questions("held_out"):
+        prompts += [_messages(question)] * num
+        answers += [improve(question, str(index)) for index in range(num)]
+    return prompts, answers
 
 
 def policy_rows(num: int, seed: int, kinds: Sequence[Kind] = KINDS) -> Dataset:
@@ -66,9 +73,10 @@ def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalL
         return LlamaForCausalLM(config)
 
 
-def vocabulary(sentences: Iterable[str], template: str) -> list[str]:
-    """What a tokenizer of an aligner is trained on: each sentence at the start of a text and within it."""
-    return [template, *(f"{sentence} {sentence}" for sentence in sentences)]
+def corpus_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer for the whole corpus, and for the default template of an aligner around it."""
+    # Each sentence twice, as its first word differs at the start of a text and within it.
+    return build_tokenizer([TEMPLATES[DEFAULT_TEMPLATE], *(f"{sentence} {sentence}" for sentence in sentences())])
 
 
 def _messages(question: str) -> list[dict[str, str]]:
