@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .aligner import Aligner as Aligner
     from .aligner_template import AlignerTemplate as AlignerTemplate
     from .contrastive import ContrastivePrompts as ContrastivePrompts
+    from .data.black_box_corrections import collect_corrections as collect_corrections
     from .data.bootstrapping import bootstrap_preferences as bootstrap_preferences
     from .data.contrastive_pairs import add_self_rewards as add_self_rewards
     from .data.contrastive_pairs import generate_contrastive_pairs as generate_contrastive_pairs
@@ -93,6 +94,7 @@ _MODULES = {
     "add_self_rewards": "data.contrastive_pairs",
     "agreement_ranking": "agreement",
     "bootstrap_preferences": "data.bootstrapping",
+    "collect_corrections": "data.black_box_corrections",
     "dlma_loss": "losses",
     "export_interactions": "data.interactions",
     "generate_contrastive_pairs": "data.contrastive_pairs",

@@ -36,7 +36,7 @@ class Served:
         keys = {"CYCLEALIGN_SERVE_API_KEY": KEY, "OPENAI_API_KEY": "sk-up"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cyclealign_trl", "serve", *own, *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **keys},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **keys},
         )  # fmt: skip
         said = self.process.stdout.readline()
         found = re.match(r"Serving aligner at (http://127.0.0.1:\d+/v1) ", said)
