@@ -84,7 +84,7 @@ def collect_corrections(
     """
     if len(prompts) != len(answers) or not prompts:
         raise ValueError(
-            f"One answer to each prompt is corrected; got {len(prompts)} prompts, {len(answers)} answers."
+            f"There must be one answer to each prompt; got {len(prompts)} prompts, {len(answers)} answers."
         )
     client = ChatClient(model, base_url, api_key, **client_kwargs)
     store = None if cache is None else AnswerStore(cache)
