@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "dlma.py"))
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "dlma_rise.py"))
 
 
 @pytest.mark.parametrize(

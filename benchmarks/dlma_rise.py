@@ -5,7 +5,7 @@ often its self-reward orders a held-out kind reply above a rude one; the score o
 questions before training, and the change by DLMA, by DPO on the same pairs, and by DLMA with self-rewards and pairs
 shuffled.
 
-    python benchmarks/dlma.py --seeds 3
+    python benchmarks/dlma_rise.py --seeds 3
 """
 
 from __future__ import annotations
