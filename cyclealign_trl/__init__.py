@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .aligner import Aligner as Aligner
     from .aligner_template import AlignerTemplate as AlignerTemplate
     from .contrastive import ContrastivePrompts as ContrastivePrompts
+    from .corrector import Corrector as Corrector
     from .data.black_box_corrections import collect_corrections as collect_corrections
     from .data.bootstrapping import bootstrap_preferences as bootstrap_preferences
     from .data.contrastive_pairs import add_self_rewards as add_self_rewards
@@ -65,6 +66,7 @@ _MODULES = {
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
     "ContrastivePrompts": "contrastive",
+    "Corrector": "corrector",
     "CycleAlignConfig": "trainer.cyclealign_config",
     "CycleAlignError": "errors",
     "CycleAlignTrainer": "trainer.cyclealign_trainer",

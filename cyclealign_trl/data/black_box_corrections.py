@@ -83,9 +83,7 @@ def collect_corrections(
         ValueError: If there is not one answer to each prompt, or no correction came.
     """
     if len(prompts) != len(answers) or not prompts:
-        raise ValueError(
-            f"There must be one answer to each prompt; got {len(prompts)} prompts, {len(answers)} answers."
-        )
+        raise ValueError(f"There must be one answer per prompt; got {len(prompts)} prompts, {len(answers)} answers.")
     client = ChatClient(model, base_url, api_key, **client_kwargs)
     store = None if cache is None else AnswerStore(cache)
     try:

@@ -185,5 +185,5 @@ def test_a_bad_reply_is_none(text):
 
 
 def test_one_answer_to_each_prompt():
-    with pytest.raises(ValueError, match="one answer to each prompt; got 2 prompts, 1 answers"):
+    with pytest.raises(ValueError, match="one answer per prompt; got 2 prompts, 1 answers"):
         collect_corrections("gpt", ["a", "b"], ["c"], "http://127.0.0.1:9/v1")
