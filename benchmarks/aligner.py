@@ -16,15 +16,12 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+import datasets
+
 from cyclealign_trl import Aligner, AlignerConfig, AlignerTrainer, ModelUpstream
-from cyclealign_trl.demo.corpus import Kind, questions, score
-from cyclealign_trl.demo.corrections import (
-    corpus_tokenizer,
-    correction_rows,
-    good_answers,
-    policy_rows,
-    tiny_llama,
-)
+from cyclealign_trl.demo.corpus import Dialogue, Kind, dialogues, questions, score
+from cyclealign_trl.demo.corrections import correction_rows, good_answers, tiny_aligner
+from cyclealign_trl.demo.policy import pretrain_policy
 
 POLICIES: dict[str, tuple[Kind, ...]] = {
     "mixed": ("helpful", "curt", "off_topic", "rude"),
@@ -32,47 +29,31 @@ POLICIES: dict[str, tuple[Kind, ...]] = {
     "curt, off topic": ("curt", "off_topic"),
 }
 WARMUP = {"with warm-up": 0.2, "without": 0.0}
-COMMON: dict[str, Any] = {
-    "max_length": 256,
-    "activation_checkpointing": False,
-    "logging_strategy": "no",
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
 
 
-def pretrain(kinds: Sequence[Kind], seed: int, num_rows: int) -> ModelUpstream:
+def pretrain(kinds: Sequence[Kind], seed: int) -> ModelUpstream:
     """A policy that answers in these kinds."""
-    from trl import SFTConfig, SFTTrainer
 
-    tokenizer = corpus_tokenizer()
-    with tempfile.TemporaryDirectory() as folder:
-        args = SFTConfig(
-            folder, seed=seed, per_device_train_batch_size=32, learning_rate=5e-3, num_train_epochs=1, **COMMON
-        )
-        trainer = SFTTrainer(
-            tiny_llama(tokenizer, seed), args, train_dataset=policy_rows(num_rows, seed, kinds),
-            processing_class=tokenizer,
-        )  # fmt: skip
-        trainer.train()
-    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
-    return ModelUpstream(trainer.model, tokenizer, generation_kwargs=sampling, seed=seed, device="cpu", batch_size=64)
+    def corpus(num: int, seed: int) -> list[Dialogue]:
+        return [dialogue for dialogue in dialogues(4 * num, seed) if dialogue.kind in kinds][:num]
+
+    model, tokenizer = pretrain_policy(seed, num_steps=500, corpus=corpus)
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    return ModelUpstream(model, tokenizer, generation_kwargs=plain, seed=seed, device="cpu", batch_size=64)
 
 
 def train_aligner(seed: int, warmup_fraction: float, num_rows: int, epochs: float) -> Aligner:
     """An aligner that has seen the generated corrections of training questions."""
-    tokenizer = corpus_tokenizer()
+    model, tokenizer = tiny_aligner(seed)
     with tempfile.TemporaryDirectory() as folder:
         args = AlignerConfig(
             folder, seed=seed, warmup_fraction=warmup_fraction, per_device_train_batch_size=16, learning_rate=3e-3,
-            num_train_epochs=epochs, warmup_steps=0.1, **COMMON,
+            num_train_epochs=epochs, warmup_steps=0.1, max_length=256, activation_checkpointing=False,
+            logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
-        rows = correction_rows(num_rows, seed)
-        trainer = AlignerTrainer(tiny_llama(tokenizer, seed), args, rows, processing_class=tokenizer)
+        trainer = AlignerTrainer(model, args, correction_rows(num_rows, seed), processing_class=tokenizer)
         trainer.train()
-    return Aligner(trainer.model, tokenizer, trainer.template, batch_size=64)
+    return Aligner(model, tokenizer, trainer.template, batch_size=64)
 
 
 def mean_score(asked: Sequence[str], answers: Sequence[str]) -> float:
@@ -86,15 +67,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="Aligners of each kind.")
     parser.add_argument("--rows", type=int, default=8000, help="Corrections to learn from.")
     parser.add_argument("--epochs", type=float, default=3, help="Passes over them.")
-    parser.add_argument("--policy_rows", type=int, default=16000, help="Dialogues that a policy is pretrained on.")
     parser.add_argument("--samples", type=int, default=8, help="Answers of a policy per held-out question.")
     args = parser.parse_args()
+    datasets.disable_progress_bars()
 
     asked = [question for question in questions("held_out") for _ in range(args.samples)]
     prompts: list[Any] = [[{"role": "user", "content": question}] for question in asked]
     answers = {}
     for number, (name, kinds) in enumerate(POLICIES.items()):
-        answers[name] = pretrain(kinds, 100 + number, args.policy_rows)(prompts)
+        answers[name] = pretrain(kinds, 100 + number)(prompts)
     good_prompts, good = good_answers(5)
 
     print(f"{'':<24}" + "".join(f"{name:>18}" for name in POLICIES) + f"{'good unchanged':>18}")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cyclealign_trl import CycleAlignConfig
-from cyclealign_trl.scripts import train, train_ranked
+from cyclealign_trl.scripts import aligner, dlma, train, train_ranked
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 
@@ -16,7 +16,8 @@ OTHERS = {
     "loss_type": {"pro": "rrhf", "rrhf": "pro"},
     "demonstration_scope": {"run": "prompt"},
     "sft_target": {"top_ranked": "improved"},
-    "lr_scheduler_type": {"linear": "cosine"},
+    "lr_scheduler_type": {"linear": "cosine", "cosine": "linear"},
+    "aligner_template": {"labels": "conversation"},
     "eval_strategy": {"steps": "epoch"},
     "generation_backend": {"vllm": "transformers"},
     "vllm_mode": {"colocate": "server"},
@@ -24,7 +25,8 @@ OTHERS = {
 
 
 def script_of(config):
-    return train_ranked if config.stem.startswith("offline") else train
+    others = {"offline_pro": train_ranked, "offline_rrhf": train_ranked, "dlma": dlma, "aligner": aligner}
+    return others.get(config.stem, train)
 
 
 def parsed(script, *argv):
@@ -39,6 +41,8 @@ def other(name, value):
     """A value unlike the file's, as a command line gives it, and as the parser returns it."""
     if name in OTHERS:
         return [OTHERS[name][value]], OTHERS[name][value]
+    if name == "warmup_fraction":
+        return ["0.5"], 0.5
     if isinstance(value, bool):
         return [str(not value).lower()], not value
     if isinstance(value, int | float):
@@ -57,7 +61,7 @@ def cases():
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) == 6
+    assert len(CONFIGS) == 8
 
 
 @pytest.mark.parametrize(("config", "name", "value"), list(cases()))
@@ -128,14 +132,14 @@ def test_a_misspelt_field_in_yaml(tmp_path, capsys):
     assert "unknown argument --num_interaction. Did you mean --num_interactions?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", [train, train_ranked])
+@pytest.mark.parametrize("script", [train, train_ranked, aligner])
 def test_help_explains_our_fields_and_names_the_others(script, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
         script.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert len(text.splitlines()) < 190
+    assert len(text.splitlines()) < 210
     assert max(map(len, text.splitlines())) <= 100
     explained, others = text.split("Every other argument of transformers.TrainingArguments:")
     for name in ("--dataset_name", "--loss_type", "--learning_rate", "--output_dir", "--model_name_or_path"):
