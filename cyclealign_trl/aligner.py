@@ -124,21 +124,21 @@ class Aligner:
         """
         if len(prompts) != len(answers):
             raise ValueError(f"There are {len(prompts)} prompts but {len(answers)} answers.")
+        generator = self.generator
         encoded = [
-            self.template.encode(self.generator.tokenizer, prompt, answer.strip(), self.generator.max_prompt_length)
+            self.template.encode(generator.tokenizer, prompt, answer.strip(), generator.max_prompt_length)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        readable = [ids for ids in encoded if ids is not None]
-        written = iter(self.generator.generate(readable, self.sampling, self.seed))
-        texts = [None if ids is None else self._finished(next(written)) for ids in encoded]
-        self._say_once(
-            sum(ids is None for ids in encoded), f"longer than {self.generator.max_prompt_length} tokens", "Lower"
-        )
-        self._say_once(
-            sum(text is None for text in texts) - sum(ids is None for ids in encoded),
-            f"not corrected within {self.generator.max_new_tokens} tokens",
-            "Raise",
-        )
+        written = generator.generate([ids for ids in encoded if ids is not None], self.sampling, self.seed)
+        finished = [self._finished(ids) for ids in written]
+        if too_long := len(encoded) - len(written):
+            room = generator.max_prompt_length
+            self._say_once("too long", f"{too_long} answers do not fit into {room} tokens", "Lower")
+        if unfinished := finished.count(None):
+            room = generator.max_new_tokens
+            self._say_once("unfinished", f"{unfinished} corrections were not finished in {room} tokens", "Raise")
+        rest = iter(finished)
+        texts = [None if ids is None else next(rest) for ids in encoded]
         return [
             answer if text is None else _with_space_of(answer, text)
             for answer, text in zip(answers, texts, strict=True)
@@ -180,16 +180,10 @@ class Aligner:
             return None
         return self.generator.tokenizer.decode(ids, skip_special_tokens=True).strip() or None
 
-    def _say_once(self, number: int, what: str, verb: str) -> None:
-        if number and what not in self._said:
-            self._said.add(what)
-            logger.warning(
-                "%d answers are %s, and stay as they are; others like them will, too. %s max_new_tokens if there are "
-                "many.",
-                number,
-                what,
-                verb,
-            )
+    def _say_once(self, kind: str, what: str, verb: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            logger.warning("%s: these answers stay as they are. %s max_new_tokens if there are many.", what, verb)
 
 
 def _with_space_of(answer: str, correction: str) -> str:

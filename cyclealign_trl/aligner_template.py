@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from .types import Prompt
 
@@ -93,7 +93,7 @@ class AlignerTemplate:
         if not Path(name_or_path).is_dir():
             try:
                 path = Path(hf_hub_download(str(name_or_path), TEMPLATE_FILE, **source))
-            except EntryNotFoundError:
+            except RemoteEntryNotFoundError:
                 return None
         return cls(json.loads(path.read_text(encoding="utf-8"))["text"]) if path.is_file() else None
 

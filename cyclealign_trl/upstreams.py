@@ -96,8 +96,8 @@ class ModelUpstream(Upstream):
     def __call__(self, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
         """Answers each prompt; see `Upstream`."""
         asked = _generation_kwargs(sampling)
-        asked["max_new_tokens"] = min(asked.get("max_new_tokens", self._generator.max_new_tokens),
-                                      self._generator.max_new_tokens)  # fmt: skip
+        limit = self._generator.max_new_tokens
+        asked["max_new_tokens"] = min(asked.get("max_new_tokens", limit), limit)
         settings = _without_idle({**self._sampling, **asked})
         written = self._generator.generate([self._encode(prompt) for prompt in prompts], settings, self._seed)
         answers = self._generator.tokenizer.batch_decode(written, skip_special_tokens=True)

@@ -70,7 +70,10 @@ def test_an_unfinished_correction_leaves_the_answer(trained, caplog):
     for _ in range(2):
         assert aligner.correct(["Q2", "Q3"], ["no", " what?"]) == ["no", " what?"]
     (record,) = caplog.records
-    assert "2 answers are not corrected within 3 tokens" in record.message
+    assert (
+        "2 corrections were not finished in 3 tokens: these answers stay as they are. Raise max_new_tokens"
+        in record.message
+    )
     assert record.levelno == logging.WARNING
 
 
@@ -86,7 +89,7 @@ def test_an_answer_that_is_too_long_stays_and_a_question_is_cut(trained, caplog)
     aligner = make_aligner(trained, max_new_tokens=200, generation_kwargs=GREEDY)
     assert aligner.generator.max_prompt_length == 56
     assert aligner.correct(["Q2", "x" * 200 + "Q3"], ["n" * 60, "no"])[0] == "n" * 60
-    assert "1 answers are longer than 56 tokens" in caplog.text
+    assert "1 answers do not fit into 56 tokens: these answers stay as they are. Lower max_new_tokens" in caplog.text
     fitted = aligner.template.encode(aligner.generator.tokenizer, "x" * 200 + "Q3", "no", 56)
     assert aligner.generator.tokenizer.decode(fitted).endswith("xQ3|no=")
 

@@ -175,7 +175,7 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
     # Publishing
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the model card, and the template beside it; see `RankingTrainer.create_model_card`."""
+        """Writes the model card, and the template beside it; see `PublishedTrainer.create_model_card`."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             self.template.save(self.args.output_dir)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cyclealign_trl import Aligner, AlignerConfig, AlignerTrainer, CheckpointError
@@ -366,10 +366,3 @@ def test_checkpointing_is_on_by_default_and_either_name_turns_it_off(tmp_path):
     with pytest.warns(FutureWarning, match="gradient_checkpointing"):
         config = AlignerConfig(str(tmp_path), use_cpu=True, gradient_checkpointing=False)
     assert config.activation_checkpointing is False
-
-
-def test_the_values_that_set_initial_training_values_returns(tmp_path):
-    """Seven, in this order: the Trainer may change it."""
-    trainer = make_trainer(tmp_path)
-    values = Trainer.set_initial_training_values(trainer, trainer.args, trainer.get_train_dataloader())
-    assert values == (2, 5, 15, 30, 2, 5, 10)
