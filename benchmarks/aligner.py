@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import datasets
+from transformers import PrinterCallback
 
 from cyclealign_trl import Aligner, AlignerConfig, AlignerTrainer, ModelUpstream
 from cyclealign_trl.demo.corpus import Dialogue, Kind, dialogues, questions, score
@@ -52,6 +53,7 @@ def train_aligner(seed: int, warmup_fraction: float, num_rows: int, epochs: floa
             logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         trainer = AlignerTrainer(model, args, correction_rows(num_rows, seed), processing_class=tokenizer)
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return Aligner(model, tokenizer, trainer.template, batch_size=64)
 

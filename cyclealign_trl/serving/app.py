@@ -149,8 +149,6 @@ def _correct(aligner: Aligner, pairs: Sequence[tuple[Prompt, str]]) -> list[tupl
     """Corrected answers with the tokens, by the aligner's tokenizer, of messages and answer."""
     corrected = aligner.correct([prompt for prompt, _ in pairs], [answer for _, answer in pairs])
     texts = (["".join(message["content"] for message in prompt) for prompt, _ in cast("Any", pairs)], corrected)
-    tokenizer = aligner.generator.tokenizer
-    counts = [
-        [len(ids) for ids in tokenizer(of, add_special_tokens=False, verbose=False)["input_ids"]] for of in texts
-    ]
+    tokenizer, plain = aligner.generator.tokenizer, {"add_special_tokens": False, "verbose": False}
+    counts = [[len(ids) for ids in tokenizer(of, **plain)["input_ids"]] for of in texts]
     return list(zip(corrected, *counts, strict=True))
