@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from .types import Prompt
 
@@ -88,6 +88,9 @@ class AlignerTemplate:
         Args:
             name_or_path: The model.
             source: Arguments of `hf_hub_download`, such as `revision`.
+
+        Raises:
+            OSError: If the Hub cannot be asked.
         """
         path = Path(name_or_path, TEMPLATE_FILE)
         if not Path(name_or_path).is_dir():
@@ -95,6 +98,8 @@ class AlignerTemplate:
                 path = Path(hf_hub_download(str(name_or_path), TEMPLATE_FILE, **source))
             except RemoteEntryNotFoundError:
                 return None
+            except LocalEntryNotFoundError as error:  # which does not say of what
+                raise OSError(f"The template of {name_or_path} cannot be loaded: {error}") from error
         return cls(json.loads(path.read_text(encoding="utf-8"))["text"]) if path.is_file() else None
 
 

@@ -142,6 +142,8 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
         _, per_epoch, examples, samples, batch_size, in_epoch, max_steps = super().set_initial_training_values(
             *args, **kwargs
         )
+        # Once more, as the Trainer may have found a batch size of its own.
+        self._num_warmup_steps = self._get_train_sampler().num_warmup_steps
         if self.args.max_steps <= 0:
             max_steps += self._num_warmup_steps
             samples += self._num_warmup_steps * batch_size
