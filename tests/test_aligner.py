@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from cyclealign_trl import Aligner, AlignerConfig, AlignerTrainer
+from cyclealign_trl import Aligner, AlignerConfig, AlignerTrainer, Corrector
 from cyclealign_trl.aligner import SAMPLING
 from cyclealign_trl.generation.texts import BatchedGenerator
 from tests.conftest import make_model, make_tokenizer
@@ -142,6 +142,10 @@ def test_it_is_saved_and_loaded(trained, tmp_path):
 def test_wrong_use_raises(changes, said):
     with pytest.raises(ValueError, match=said):
         make_aligner(**changes)
+
+
+def test_it_is_a_corrector_of_the_cycle():
+    assert isinstance(make_aligner(), Corrector)
 
 
 def test_room_is_half_of_the_positions_by_default():

@@ -82,10 +82,12 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
             )
         self.template = make_template(args.aligner_template)
         self._data = {"training": dataset_size(train_dataset), "evaluation": dataset_size(eval_dataset)}
+        with args.main_process_first():  # the others find in the cache what it has written there
+            train_dataset = with_warmup(train_dataset, args.warmup_fraction)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=with_warmup(train_dataset, args.warmup_fraction),
+            train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
@@ -98,7 +100,10 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
                 f"max_length is {args.max_length} tokens, but {type(self.model).__name__} has {positions} positions. "
                 "Lower it."
             )
-        self._num_warmup_steps = self._get_train_sampler().num_warmup_steps
+        sampler = self._get_train_sampler()
+        if not sampler.rest:
+            raise ValueError(f"No correction fits into max_length, {args.max_length} tokens. Raise it.")
+        self._num_warmup_steps = sampler.num_warmup_steps
         if 0 < args.max_steps <= self._num_warmup_steps:
             raise ValueError(
                 f"max_steps is {args.max_steps}, and the identity warm-up alone takes {self._num_warmup_steps}: "
@@ -110,7 +115,8 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: AlignerConfig, *rest: Any) -> Dataset:
         if "input_ids" not in column_names(dataset):
-            dataset = self._encode(dataset, processing_class, args.max_length, str(rest[-1]))
+            with args.main_process_first():
+                dataset = self._encode(dataset, processing_class, args.max_length, str(rest[-1]))
         return super()._prepare_dataset(dataset, processing_class, args, *rest)
 
     def _encode(self, dataset: Dataset, tokenizer: Any, max_length: int | None, name: str) -> Dataset:

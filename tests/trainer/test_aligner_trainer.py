@@ -113,6 +113,8 @@ def test_a_long_row_loses_its_question_or_is_left_out(tmp_path, caplog):
     texts = trainer.processing_class.batch_decode(list(trainer.train_dataset["input_ids"]))
     assert texts == [f"{'Q' * 5}|a=b</s>", "Q|a=b</s>"]
     assert "Of 3 rows of the train dataset, 1 do not fit into 10 tokens" in caplog.text
+    with pytest.raises(ValueError, match="No correction fits into max_length, 10 tokens"):
+        make_trainer(tmp_path, rows=[{**rows[2], "correction": "b" * 30}], max_length=10, warmup_fraction=1)
     with pytest.raises(ValueError, match="nothing is left"):
         make_trainer(tmp_path, rows=rows[1:2], max_length=10, warmup_fraction=0)
 
