@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .errors import CycleAlignError as CycleAlignError
     from .errors import RankerError as RankerError
     from .errors import TooManyFailuresError as TooManyFailuresError
+    from .evaluation.judge import evaluate_ranker as evaluate_ranker
+    from .evaluation.report import JudgeReport as JudgeReport
     from .losses import pro_loss as pro_loss
     from .losses import rrhf_loss as rrhf_loss
     from .rankers.base import Ranker as Ranker
@@ -45,6 +47,7 @@ _MODULES = {
     "Demonstration": "types",
     "DemonstrationPool": "demonstrations",
     "FunctionRanker": "rankers.function",
+    "JudgeReport": "evaluation.report",
     "LLMRanker": "rankers.llm",
     "Ranker": "rankers.base",
     "RankerError": "errors",
@@ -57,6 +60,7 @@ _MODULES = {
     "TooManyFailuresError": "errors",
     "Usage": "types",
     "agreement_ranking": "agreement",
+    "evaluate_ranker": "evaluation.judge",
     "export_interactions": "data.interactions",
     "kendall_tau": "agreement",
     "load_hh_rlhf": "data.hh_rlhf",
