@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..rankers.base import Ranker, ranker_name
 from ..types import Demonstration, RankingRequest, prompt_key

@@ -121,15 +121,14 @@ class JudgeReport:
         rows["Tokens in + out per ranking"] = [_tokens(one) for one in self.figures]
         rows["US dollars per 1,000 rankings"] = [_cost(one) for one in self.figures]
         tables = [_table([f"{self.ranker}: {len(self.references)} rows", *heads], rows)]
-        subsets = self.figures[0]["subsets"]
-        if subsets:
-            by_subset = {
-                f"{subset} ({subsets[subset]['num_prompts']})": [
-                    " / ".join(_number(one["subsets"].get(subset, {}).get(name)) for name in FIGURES)
-                    for one in self.figures
-                ]
-                for subset in subsets
-            }
+        sizes = Counter(one.subset for one in self.references)
+        by_subset = {
+            f"{subset} ({sizes[subset]})": [
+                " / ".join(_number(one["subsets"][subset][name]) for name in FIGURES) for one in self.figures
+            ]
+            for subset in self.figures[0]["subsets"]
+        }
+        if by_subset:
             tables.append(_table(["Subset (rows): accuracy / exact / top-1 / tau", *heads], by_subset))
         return "\n\n".join(tables)
 
@@ -169,15 +168,15 @@ class JudgeReport:
         forward = {one.reference: one.ranks for one in rankings if not one.reverse and one.ranks is not None}
         backward = {one.reference: one.ranks for one in rankings if one.reverse and one.ranks is not None}
         failures = Counter(one.outcome.reason for one in rankings if not isinstance(one.outcome, RankingResult))
-        by_subset: dict[str, dict[int, list[int]]] = {}
-        for index, ranks in forward.items():
-            if (subset := self.references[index].subset) is not None:
-                by_subset.setdefault(subset, {})[index] = ranks
+        subsets = sorted({one.subset for one in self.references if one.subset is not None})
         fresh = [one.seconds for one in rankings if one.outcome.usage is None or not one.outcome.usage.cached]
         return {
             "num_demonstrations": rankings[0].num_demonstrations,
             "agreement": self._agreement(forward),
-            "subsets": {name: self._agreement(by_subset[name]) for name in sorted(by_subset)},
+            "subsets": {
+                name: self._agreement({i: ranks for i, ranks in forward.items() if self.references[i].subset == name})
+                for name in subsets
+            },
             "position_bias": self._position_bias(rankings, forward.keys() & backward.keys()),
             "reversal": self._reversal(forward, backward) if any(one.reverse for one in rankings) else None,
             "rankings": len(rankings),

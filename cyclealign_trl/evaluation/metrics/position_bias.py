@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 import datasets
@@ -58,7 +60,7 @@ class PositionBias(evaluate.Metric):
         seed: int = 0,
     ) -> dict[str, Any]:
         ids = range(len(predictions)) if prompt_ids is None else prompt_ids
-        # Per prompt: preferences for earlier and for first, sum of the former as shares, number of rankings.
+        # Per prompt: preference for earlier over later, for first over last, the former as a share, number of rankings.
         terms: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(4))
         placements: defaultdict[int, list[float]] = defaultdict(list)  # by position, like those below
         wins: defaultdict[int, list[float]] = defaultdict(list)
@@ -66,13 +68,13 @@ class PositionBias(evaluate.Metric):
         for prompt_id, ranks in zip(ids, predictions, strict=True):
             if len(ranks) < 2:
                 raise ValueError(f"A ranking takes at least 2 completions; got {len(ranks)}.")
-            earlier = np.mean([_beats(ranks[i], ranks[j]) for j in range(len(ranks)) for i in range(j)])
+            # Exactly the opposite for the same opinion shown in reverse, so that the two add up to nothing.
+            preference = fmean(_sign(later - earlier) for earlier, later in combinations(ranks, 2))
             top = [float(rank == min(ranks)) / ranks.count(min(ranks)) for rank in ranks]
-            terms[prompt_id] += (earlier - 0.5, top[0] - top[-1], earlier, 1.0)
+            terms[prompt_id] += (preference, top[0] - top[-1], 0.5 + preference / 2, 1.0)
             for position, rank in enumerate(ranks):
-                # The completion itself is tied with itself: half a win, taken off again.
-                beaten = sum(_beats(rank, other) for other in ranks) - 0.5
-                placements[position].append(beaten / (len(ranks) - 1))
+                balance = sum(_sign(other - rank) for other in ranks) / (len(ranks) - 1)
+                placements[position].append(0.5 + balance / 2)
                 wins[position].append(top[position])
                 chances[position].append(1 / len(ranks))
         by_prompt = np.array([*terms.values()]).reshape(len(terms), 4)
@@ -81,14 +83,14 @@ class PositionBias(evaluate.Metric):
             "earlier_preferred": share,
             "earlier_preferred_interval": interval and list(interval),
             "p_value": _p_value(by_prompt[:, :2], n_resamples, seed) if terms else None,
-            "placement_by_position": [float(np.mean(placements[position])) for position in range(len(placements))],
-            "first_place_by_position": [float(np.mean(wins[position])) for position in range(len(wins))],
-            "expected_by_position": [float(np.mean(chances[position])) for position in range(len(chances))],
+            "placement_by_position": [fmean(placements[position]) for position in range(len(placements))],
+            "first_place_by_position": [fmean(wins[position]) for position in range(len(wins))],
+            "expected_by_position": [fmean(chances[position]) for position in range(len(chances))],
         }
 
 
-def _beats(rank: int, other: int) -> float:
-    return 0.5 if rank == other else float(rank < other)
+def _sign(difference: int) -> int:
+    return (difference > 0) - (difference < 0)
 
 
 def _p_value(preferences: np.ndarray, n_resamples: int, seed: int) -> float:
