@@ -60,7 +60,7 @@ class PositionBias(evaluate.Metric):
         seed: int = 0,
     ) -> dict[str, Any]:
         ids = range(len(predictions)) if prompt_ids is None else prompt_ids
-        # Per prompt: preference for earlier over later, for first over last, the former as a share, number of rankings.
+        # Per prompt: preference for earlier over later, for first over last, the former as a share, rankings.
         terms: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(4))
         placements: defaultdict[int, list[float]] = defaultdict(list)  # by position, like those below
         wins: defaultdict[int, list[float]] = defaultdict(list)
