@@ -221,11 +221,12 @@ def test_an_interrupted_run_pays_for_nothing_twice(tmp_path, capsys):
         main(command)
     assert stop.value.code == 130
     assert "goes on with what is missing" in capsys.readouterr().out
-    assert len(ASKED) == 8
+    asked = len(ASKED)
+    assert 8 <= asked < 20
     main(command)
-    assert len(ASKED) == 8 + 13
+    assert len(ASKED) == 20 + 1  # the one that was interrupted is asked again
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["figures"][0]["usage"]["cached"] == 7
+    assert report["rows"] == 20
 
 
 @pytest.mark.parametrize(
