@@ -22,6 +22,7 @@ from .._compat import is_vllm_available
 from ..demonstrations import DemonstrationPool
 from ..errors import RankerError
 from ..generation import make_backend
+from ..generation.base import seeded
 from ..interaction import Settlement, open_interaction, settle
 from ..losses import ABSENT
 from ..rankers.base import Outcome, Ranker, ranker_name
@@ -35,6 +36,7 @@ from .interaction_log import InteractionLog
 from .interaction_summary import COLUMNS, summarize
 from .model_card import CYCLEALIGN, TrainedModel, public_name
 from .publishing import interaction_sections, push_interactions, save_demonstrations
+from .ranking_config import RankingConfig
 from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, column_names, model_name
 from .sampler import InteractionSampler
 
@@ -128,8 +130,7 @@ class CycleAlignTrainer(RankingTrainer):
     def _default_args(model: str | PreTrainedModel) -> CycleAlignConfig:
         return CycleAlignConfig(f"{model_name(model)}-CycleAlign")
 
-    @staticmethod
-    def _check_dataset(name: str, dataset: Dataset) -> None:
+    def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
         if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
             raise ValueError(
                 f"{name} is a stream, but the cycle repeats windows of prompts, which takes a dataset with a length. "
@@ -297,9 +298,7 @@ class CycleAlignTrainer(RankingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates with a random state of its own: samples compare over time, and training goes on as without."""
-        device = self.accelerator.device
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-            torch.manual_seed(self.args.seed + self.args.process_index)
+        with seeded(self.args.seed + self.args.process_index, self.accelerator.device):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 

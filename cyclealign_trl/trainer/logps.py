@@ -7,6 +7,7 @@ logits never exist as a whole; where the head cannot be fused, they are reduced 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -17,11 +18,23 @@ from transformers import PreTrainedModel
 from .._compat import add_fused_lm_head, selective_log_softmax
 
 IGNORED = -100
+_FUSED = "_cyclealign_fused_lm_head"
 
 
 def fuse_lm_head(model: PreTrainedModel) -> None:
-    """Prepares a causal LM for `sequence_logps`. Call it before PEFT wraps the model."""
-    add_fused_lm_head(model)
+    """Prepares a causal LM for `sequence_logps`, once. Call it before PEFT wraps the model."""
+    if not hasattr(model, _FUSED):
+        add_fused_lm_head(model)
+        setattr(model, _FUSED, True)
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as it is now, for good. Its head is fused no more: a copied patch would still call the original."""
+    copied = copy.deepcopy(model)
+    if hasattr(copied, _FUSED):
+        delattr(copied, _FUSED)
+        vars(copied).pop("forward")
+    return copied.eval().requires_grad_(False)
 
 
 def has_plain_lm_head(model: nn.Module) -> bool:
