@@ -75,7 +75,6 @@ _MODULES = {
     "dlma_loss": "losses",
     "evaluate_ranker": "evaluation.judge",
     "export_interactions": "data.interactions",
-    "export_interactions": "data.interactions",
     "generate_contrastive_pairs": "data.contrastive_pairs",
     "kendall_tau": "agreement",
     "load_hh_rlhf": "data.hh_rlhf",
