@@ -74,7 +74,8 @@ class Endpoint:
 
         try:
             async with asyncio.timeout(self._timeout):
-                await self._client.models.with_raw_response.list()
+                # Some servers hang up after an error; the first question must not go to a line that is dead.
+                await self._client.models.with_raw_response.list(extra_headers={"Connection": "close"})
         except openai.APIStatusError:
             return  # not every server lists its models
         except (TimeoutError, openai.APIConnectionError) as error:
