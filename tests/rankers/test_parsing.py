@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cyclealign_trl.rankers.parsing import InvalidRanking, ParsedRanking, parse_ranking
+from cyclealign_trl.rankers.prompts import labels as our_labels
 
 LABELS = ("A", "B", "C")
 SHARED = Path(os.environ.get("CYCLEALIGN_SHARED") or Path(__file__).parents[3] / "shared")
@@ -177,23 +178,68 @@ def test_nesting_beyond_the_interpreters_stack_is_unparsable():
         parse_ranking('{"ranking": ' + "[" * 500_000 + "]" * 500_000 + "}", LABELS)
 
 
-@pytest.mark.skipif(not JUDGE_OUTPUTS.exists(), reason=f"{JUDGE_OUTPUTS} is not here (see CYCLEALIGN_SHARED)")
-def test_no_recorded_judge_is_misread():
-    """These judges answered other prompts, so many replies are no rankings to us; none may become another ranking."""
-    outcomes = collections.Counter()
+def recorded():
+    """Per recorded reply: its id, labels, text, and the order that its judge meant, or `None`."""
     for line in JUDGE_OUTPUTS.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         expected = row["expected"]
         # Four replies lack the second pair of brackets that their collection's parser wanted; their note says what
         # the people who collected them read.
-        recorded = re.search(r"authors recorded ([AB])>([AB])", row["note"] or "")
-        if expected is None and recorded:
-            expected = [row["labels"].index(label) for label in recorded.groups()]
-        try:
-            order = list(parse_ranking(row["raw"], row["labels"]).order)
-        except InvalidRanking:
-            outcomes["rejected"] += 1
-        else:
-            assert order == expected, row["id"]
-            outcomes["right"] += 1
+        authors = re.search(r"authors recorded ([AB])>([AB])", row["note"] or "")
+        if expected is None and authors:
+            expected = [row["labels"].index(label) for label in authors.groups()]
+        yield row["id"], row["labels"], row["raw"], expected
+
+
+def renamed(labels, text):
+    """The text with our labels for the judge's own."""
+    ours = dict(zip(labels, our_labels(len(labels)), strict=True))
+    any_label = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)(?:{any_label})(?!\w)", lambda match: ours[match[0]], text)
+
+
+def read(text, labels):
+    try:
+        return list(parse_ranking(text, labels).order)
+    except InvalidRanking:
+        return None
+
+
+needs_recordings = pytest.mark.skipif(
+    not JUDGE_OUTPUTS.exists(), reason=f"{JUDGE_OUTPUTS} is not here (see CYCLEALIGN_SHARED)"
+)
+
+
+@needs_recordings
+@pytest.mark.parametrize("labelled", ["their labels", "our labels"])
+def test_no_recorded_judge_is_misread(labelled):
+    """These judges answered other prompts, so many replies are no rankings to us; none may become another ranking."""
+    outcomes = collections.Counter()
+    for name, labels, text, expected in recorded():
+        if labelled == "our labels":
+            text, labels = renamed(labels, text), our_labels(len(labels))
+        order = read(text, labels)
+        assert order in (None, expected), name
+        outcomes["rejected" if order is None else "right"] += 1
     assert outcomes == {"right": 113, "rejected": 310}
+
+
+@needs_recordings
+def test_recorded_prose_around_our_json_is_not_taken_for_it():
+    """What these judges wrote, with the reply that we ask for before it, after it, or cut off: right or refused."""
+    outcomes = collections.Counter()
+    for name, labels, text, expected in recorded():
+        if expected is None or len(expected) < len(labels):
+            continue
+        names = our_labels(len(labels))
+        prose = renamed(labels, text)
+        reply = json.dumps({"ranking": [names[index] for index in expected], "improved_response": prose})
+        for layout in ("{reply}", "{prose}\n\n{reply}", "{reply}\n\n{prose}", "<think>{prose}</think>{reply}"):
+            order = read(layout.format(prose=prose, reply=reply), names)
+            assert order == expected, name
+            outcomes["right"] += 1
+        for length in range(0, len(reply), max(1, len(reply) // 20)):
+            assert read(f"I say {{{reply[1:length]}", names) is None, name
+            outcomes["refused"] += 1
+    assert outcomes["right"] == 4 * 315
+    assert outcomes["refused"] > 20 * 315

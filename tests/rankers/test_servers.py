@@ -139,7 +139,7 @@ def test_random_weights_never_make_a_ranking(rank):
 
 
 def test_what_no_rung_of_the_ladder_mends_is_an_error(rank, caplog):
-    with pytest.raises(RankerError, match="HTTP 422: .*Unexpected fields in the request: {'no_such_field'}"):
+    with pytest.raises(RankerError, match=r"HTTP 422: .*Unexpected fields .*no_such_field"):
         rank("json", extra_body={"no_such_field": 1})
     assert "refuses a parameter" not in caplog.text  # it was none of those that can be left out
 
