@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .agreement import agreement_ranking as agreement_ranking
     from .agreement import kendall_tau as kendall_tau
     from .contrastive import ContrastivePrompts as ContrastivePrompts
+    from .corrector import Corrector as Corrector
     from .data.contrastive_pairs import add_self_rewards as add_self_rewards
     from .data.contrastive_pairs import generate_contrastive_pairs as generate_contrastive_pairs
     from .data.hh_rlhf import load_hh_rlhf as load_hh_rlhf
@@ -49,6 +50,7 @@ _MODULES = {
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
     "ContrastivePrompts": "contrastive",
+    "Corrector": "corrector",
     "CycleAlignConfig": "trainer.cyclealign_config",
     "CycleAlignError": "errors",
     "CycleAlignTrainer": "trainer.cyclealign_trainer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from ..losses import dlma_loss
 from ..pretrained import digest_weights
 from .collator import RankingCollator, TextEncoder
 from .dlma_config import DLMAConfig
-from .logps import frozen_copy, fuse_lm_head, has_plain_lm_head, sequence_logps
+from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from .model_card import DLMA, TrainedModel
 from .ranking_config import RankingConfig
 from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, column_names, load_policy, model_name
@@ -138,7 +139,7 @@ class DLMATrainer(RankingTrainer):
                     "the model's name, or a ref_model."
                 )
             else:
-                self.ref_model = frozen_copy(model)
+                self.ref_model = copy.deepcopy(model)
         self._reference_digest = digest_weights(cast("PreTrainedModel", self.ref_model or model))
 
     def _ready_to_score(self, reference: PreTrainedModel) -> nn.Module:

@@ -7,8 +7,10 @@ logits never exist as a whole; where the head cannot be fused, they are reduced 
 
 from __future__ import annotations
 
-import copy
+import functools
+import types
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +25,23 @@ _FUSED = "_cyclealign_fused_lm_head"
 
 def fuse_lm_head(model: PreTrainedModel) -> None:
     """Prepares a causal LM for `sequence_logps`, once. Call it before PEFT wraps the model."""
-    if not hasattr(model, _FUSED):
-        add_fused_lm_head(model)
-        setattr(model, _FUSED, True)
+    if hasattr(model, _FUSED):
+        return
+    hooked = "forward" in vars(model)  # by accelerate, for a model with a device map
+    add_fused_lm_head(model)
+    setattr(model, _FUSED, True)
+    if hooked:
+        return
+    fused_forward = model.forward.__func__
 
+    # TRL's forward keeps the model it was made for, and a deep copy of that would go on computing with the original.
+    @functools.wraps(type(model).forward)
+    def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if fused_lm_head:
+            return fused_forward(self, *args, fused_lm_head=True, **kwargs)
+        return type(self).forward(self, *args, **kwargs)
 
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as it is now, for good. Its head is fused no more: a copied patch would still call the original."""
-    copied = copy.deepcopy(model)
-    if hasattr(copied, _FUSED):
-        delattr(copied, _FUSED)
-        vars(copied).pop("forward")
-    return copied.eval().requires_grad_(False)
+    model.forward = types.MethodType(forward, model)
 
 
 def has_plain_lm_head(model: nn.Module) -> bool:
