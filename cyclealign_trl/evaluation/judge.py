@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from os import PathLike
 from typing import Any, NamedTuple
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from ..rankers.base import Ranker, ranker_name
+from ..rankers.base import Outcome, Ranker, ranker_name
+from ..rankers.cache import CachedRanker
 from ..types import Demonstration, RankingRequest, prompt_key
 from .references import ReferenceRanking, read_references
 from .report import JudgedRanking, JudgeReport
@@ -25,10 +28,31 @@ class _Task(NamedTuple):
     shown: tuple[int, ...]
 
 
+class _Stopwatch:
+    """A ranker that notes how long the other one takes: what stands around it, such as a cache, is not counted."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        self._ranker = ranker
+        self.fingerprint = getattr(ranker, "fingerprint", None)
+        self._last = threading.local()
+
+    def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
+        started = time.perf_counter()
+        outcomes = self._ranker.rank(requests)
+        self._last.seconds = time.perf_counter() - started
+        return outcomes
+
+    def take(self) -> float | None:
+        """Seconds of the last call in this thread, once; `None` if there was none."""
+        seconds: float | None = self._last.__dict__.pop("seconds", None)
+        return seconds
+
+
 def evaluate_ranker(
     ranker: Ranker,
     dataset: Iterable[Mapping[str, Any]],
     *,
+    cache_path: str | PathLike[str] | None = None,
     max_demonstrations: int = 0,
     reverse: bool = False,
     max_samples: int | None = None,
@@ -44,8 +68,10 @@ def evaluate_ranker(
     ranks the same rows in the same shown order.
 
     Args:
-        ranker: What to measure. Wrapped in a `CachedRanker`, it pays for no answer twice.
+        ranker: What to measure.
         dataset: Rows with a reference order, in any layout of `read_references`.
+        cache_path: The database of a `CachedRanker`, which keeps the answers: a run that is interrupted, repeated or
+            extended pays for none of them twice. The ranker must have a `fingerprint`.
         max_demonstrations: Figures are given for 0, 1, ... up to this many demonstrations.
         reverse: Whether to rank each row a second time, its completions shown in reverse order.
         max_samples: How many rows to rank, drawn at random. `None` means all.
@@ -77,21 +103,28 @@ def evaluate_ranker(
             if reverse:
                 tasks.append(_Task(index, number, True, shown[::-1]))
 
+    timed = _Stopwatch(ranker)
+    asked: Ranker = timed if cache_path is None else CachedRanker(timed, cache_path)
+
     def ask(task: _Task) -> JudgedRanking:
         reference = ranked[task.reference]
         completions = tuple(reference.completions[index] for index in task.shown)
         shown_before = demonstrations[: task.num_demonstrations]
         request = RankingRequest(reference.prompt, completions, shown_before, metadata=reference.metadata)
-        started = time.perf_counter()
-        (outcome,) = ranker.rank([request])
-        return JudgedRanking(*task, outcome, time.perf_counter() - started)
+        (outcome,) = asked.rank([request])
+        return JudgedRanking(*task, outcome, timed.take())
 
+    try:
+        rankings = _answers(ask, tasks, max_concurrency)
+    finally:
+        if isinstance(asked, CachedRanker):
+            asked.close()
     return JudgeReport(
         ranker=ranker_name(ranker),
         references=tuple(ranked),
         demonstrations=demonstrations,
         dropped=dict(sorted(dropped.items())),
-        rankings=tuple(_answers(ask, tasks, max_concurrency)),
+        rankings=tuple(rankings),
         confidence_level=confidence_level,
         seed=seed,
     )

@@ -32,7 +32,7 @@ class JudgedRanking:
         reverse: Whether this is the second ranking of the row, shown in reverse order.
         shown: Indices of the row's completions, in the order in which they were shown.
         outcome: The ranking, whose indices are shown positions; or the failure.
-        seconds: From the question to the answer, retries and the wait for a free connection included.
+        seconds: How long the ranker took, its retries and its waits included; `None` for an answer from the cache.
     """
 
     reference: int
@@ -40,7 +40,7 @@ class JudgedRanking:
     reverse: bool
     shown: tuple[int, ...]
     outcome: Outcome
-    seconds: float
+    seconds: float | None
 
     @property
     def ranks(self) -> list[int] | None:
@@ -110,7 +110,7 @@ class JudgeReport:
         positions = [one["position_bias"] for one in self.figures]
         rows["Earlier shown preferred"] = [_with_interval(one, "earlier_preferred") for one in positions]
         rows["Position bias"] = [
-            "-" if one["biased"] is None else f"{'yes' if one['biased'] else 'not found'} (p = {one['p_value']:.3f})"
+            "-" if one["biased"] is None else f"{'' if one['biased'] else 'not '}found (p = {one['p_value']:.3f})"
             for one in positions
         ]
         if any(one["reversal"] for one in self.figures):
@@ -169,7 +169,7 @@ class JudgeReport:
         backward = {one.reference: one.ranks for one in rankings if one.reverse and one.ranks is not None}
         failures = Counter(one.outcome.reason for one in rankings if not isinstance(one.outcome, RankingResult))
         subsets = sorted({one.subset for one in self.references if one.subset is not None})
-        fresh = [one.seconds for one in rankings if one.outcome.usage is None or not one.outcome.usage.cached]
+        fresh = [one.seconds for one in rankings if one.seconds is not None]
         return {
             "num_demonstrations": rankings[0].num_demonstrations,
             "agreement": self._agreement(forward),

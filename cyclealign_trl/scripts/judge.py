@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..evaluation.judge import evaluate_ranker
 from ..evaluation.report import JudgeReport
-from ..rankers.cache import CachedRanker
 from .arguments import CommandParser, RankerArguments
 from .inputs import load_references, make_ranker, ranker_options
 from .launch import WRONG_USE, errors_in_one_line
@@ -86,16 +84,15 @@ def _judge(args: JudgeArguments, ranker_args: RankerArguments) -> JudgeReport:
     if ranker_args.ranker_model is not None and not {"shuffle", "num_passes"} & options.keys():
         # Shown orders are set here, or nothing could be said of them. Who asks for shuffling measures that, too.
         options["shuffle"] = False
-    with ExitStack() as resources:
-        ranker = make_ranker(replace(ranker_args, ranker_kwargs=json.dumps(options)))
-        if getattr(ranker, "fingerprint", None):
-            ranker = resources.enter_context(closing(CachedRanker(ranker, Path(args.output_dir) / "rankings.sqlite")))
-        return evaluate_ranker(
-            ranker,
-            dataset,
-            max_demonstrations=args.max_demonstrations,
-            reverse=args.reverse,
-            max_samples=args.max_samples,
-            max_concurrency=args.max_concurrency,
-            seed=args.seed,
-        )
+    ranker = make_ranker(replace(ranker_args, ranker_kwargs=json.dumps(options)))
+    cacheable = getattr(ranker, "fingerprint", None) is not None
+    return evaluate_ranker(
+        ranker,
+        dataset,
+        cache_path=Path(args.output_dir) / "rankings.sqlite" if cacheable else None,
+        max_demonstrations=args.max_demonstrations,
+        reverse=args.reverse,
+        max_samples=args.max_samples,
+        max_concurrency=args.max_concurrency,
+        seed=args.seed,
+    )

@@ -6,12 +6,13 @@ import json
 import os
 import random
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from cyclealign_trl import CachedRanker, RankerError, RankingFailure, RankingResult, Usage, evaluate_ranker
+from cyclealign_trl import RankerError, RankingFailure, RankingResult, Usage, evaluate_ranker
 from cyclealign_trl.evaluation.metrics.ranking_agreement import FIGURES
 from tests.evaluation.test_metrics import brute_force
 
@@ -148,17 +149,35 @@ def test_every_number_of_demonstrations_ranks_the_same_rows_and_never_its_own():
 
 def test_more_samples_and_more_demonstrations_ask_for_what_is_new_alone(tmp_path):
     judge = Scripted()
-    with_cache = CachedRanker(judge, tmp_path / "rankings.sqlite")
-    few = evaluate_ranker(with_cache, rows(), max_samples=10, max_demonstrations=1)
+    few = evaluate_ranker(judge, rows(), cache_path=tmp_path / "a.sqlite", max_samples=10, max_demonstrations=1)
     assert len(judge.requests) == 20
-    more = evaluate_ranker(with_cache, rows(), max_samples=15, max_demonstrations=2)
+    options = {"cache_path": tmp_path / "a.sqlite", "max_samples": 15, "max_demonstrations": 2}
+    more = evaluate_ranker(judge, rows(), **options)
     assert len(judge.requests) == 45
     assert more.demonstrations[:1] == few.demonstrations
     assert [figures["usage"]["cached"] for figures in more.figures] == [10, 10, 0]
-    again = evaluate_ranker(with_cache, rows(), max_samples=15, max_demonstrations=2)
+    again = evaluate_ranker(judge, rows(), **options)
     assert len(judge.requests) == 45
-    assert again.figures[0]["latency"] is None
     assert again.figures[0]["agreement"] == more.figures[0]["agreement"]
+
+
+def test_latency_is_that_of_the_ranker_alone(tmp_path):
+    class Slow(Scripted):
+        def answer(self, request):
+            time.sleep(0.2 if request.prompt == "Question 3?" else 0.05)
+            return super().answer(request)
+
+    [figures] = evaluate_ranker(Slow(), rows(20), cache_path=tmp_path / "a.sqlite", max_concurrency=4).figures
+    assert 0.05 <= figures["latency"]["p50"] < 0.2 <= figures["latency"]["p99"] + 0.03
+    [figures] = evaluate_ranker(Slow(), rows(20), cache_path=tmp_path / "a.sqlite").figures
+    assert figures["latency"] is None  # nothing was asked
+
+
+def test_a_cache_takes_a_ranker_with_a_fingerprint(tmp_path):
+    judge = Scripted()
+    judge.fingerprint = None
+    with pytest.raises(ValueError, match="has no `fingerprint`"):
+        evaluate_ranker(judge, rows(), cache_path=tmp_path / "a.sqlite")
 
 
 def test_ties_of_the_reference_show_once_in_a_demonstration():
@@ -224,6 +243,7 @@ def test_ties_of_the_ranker_and_every_one_of_its_ranks_reach_the_figures():
 def test_an_error_of_the_ranker_ends_the_judging():
     class Broken(Scripted):
         def answer(self, request):
+            time.sleep(0.02)
             raise RankerError("no key")
 
     judge = Broken()

@@ -11,7 +11,7 @@ from datasets import Dataset
 from cyclealign_trl.cli import main
 from cyclealign_trl.data import hh_rlhf
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.rankers import llm
+from cyclealign_trl.rankers import client
 from cyclealign_trl.scripts import inputs
 from tests.evaluation.test_judge import Scripted, rows
 
@@ -28,7 +28,7 @@ def by_length(body):
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(llm, "_BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(client, "_BACKOFF_BASE", 0.01)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_any_ranker_and_a_yaml_file(tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["ranker"], report["rows"]) == ("scripted", 390)
     assert report["figures"][0]["position_bias"]["biased"] is True
-    assert "yes (p = 0.001)" in capsys.readouterr().out
+    assert "found (p = 0.001)" in capsys.readouterr().out
 
 
 ASKED = []
