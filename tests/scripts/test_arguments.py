@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cyclealign_trl import CycleAlignConfig
-from cyclealign_trl.scripts import judge, train, train_ranked
+from cyclealign_trl.scripts import dlma, judge, train, train_ranked
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 
@@ -24,7 +24,8 @@ OTHERS = {
 
 
 def script_of(config):
-    return judge if config.stem == "judge" else train_ranked if config.stem.startswith("offline") else train
+    named = {"dlma": dlma, "judge": judge, "offline_pro": train_ranked, "offline_rrhf": train_ranked}
+    return named.get(config.stem, train)
 
 
 def parsed(script, *argv):
@@ -57,7 +58,7 @@ def cases():
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) == 7
+    assert len(CONFIGS) == 8
 
 
 @pytest.mark.parametrize(("config", "name", "value"), list(cases()))
