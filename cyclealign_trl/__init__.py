@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agreement import agreement_ranking as agreement_ranking
+    from .agreement import kendall_tau as kendall_tau
     from .data.hh_rlhf import load_hh_rlhf as load_hh_rlhf
     from .data.hh_rlhf import sample_prompts as sample_prompts
     from .data.interactions import export_interactions as export_interactions
@@ -57,6 +58,7 @@ _MODULES = {
     "Usage": "types",
     "agreement_ranking": "agreement",
     "export_interactions": "data.interactions",
+    "kendall_tau": "agreement",
     "load_hh_rlhf": "data.hh_rlhf",
     "pro_loss": "losses",
     "rrhf_loss": "losses",
