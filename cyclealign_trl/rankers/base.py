@@ -15,8 +15,9 @@ class Ranker(Protocol):
     """Anything with a `rank` method.
 
     A ranker may also have a `fingerprint`, a text that changes whenever its answers might (model, endpoint, prompt
-    version, sampling): with one, its answers can be cached (see `CachedRanker`). And a `name`, by which a published
-    model card calls it; without one, that says its class.
+    version, sampling): with one, its answers can be cached (see `CachedRanker`). A `name`, by which a published model
+    card calls it; without one, that says its class. And `num_passes`, if it merges so many passes over a request and
+    can be asked for each by itself (`RankingRequest.pass_index`): a cache then keeps every pass.
     """
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
