@@ -132,8 +132,8 @@ class RankingResult:
             no ties.
         improved_completion: A better completion than those ranked, where the ranker offers one.
         usage: What the answer took, where it is known.
-        consistency: How far several passes over the same completions agree: Kendall's tau-b, the mean over their pairs,
-            from -1 to 1. `None` where there was one pass.
+        consistency: How far several passes over the same completions agree: Kendall's tau-b, the mean over pairs of
+            passes, from -1 to 1. `None` where there was one pass.
         trimmed: What the ranker was not shown, for want of room. `None` where it was shown everything.
 
     Raises:

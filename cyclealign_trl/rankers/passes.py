@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import combinations
@@ -26,8 +25,8 @@ SinglePasses = Callable[[Sequence[RankingRequest]], Iterator[tuple[int, Outcome]
 def shown_order(request: RankingRequest, seed: int) -> list[int]:
     """The indices of the request's completions in the order in which its pass shows them.
 
-    It depends on the seed and the request alone, never on the order of calls. Every second pass shows the one before in
-    reverse, so that over the two each completion stands before each other one once.
+    It depends on the seed and the request alone, never on the order of calls. Every second pass shows the one before
+    in reverse, so that over the two each completion stands before each other one once.
     """
     pair, reverse = divmod(request.pass_index or 0, 2)
     demonstrations = [asdict(demonstration) for demonstration in request.demonstrations]
@@ -69,13 +68,13 @@ def stream_in_passes(
 def merge_passes(outcomes: Sequence[Outcome]) -> Outcome:
     """One ranking out of those of several passes, by Borda's count.
 
-    A completion's count is the sum of its ranks. Equal counts are ties, listed by index. The improved completion is that
-    of the pass whose ranking is closest to the merged one (Kendall's tau-b; of equally close ones, the first pass), among
-    those that have one. The usage is what all passes took, failed ones included; of those that came from a cache only
-    if all did.
+    A completion's count is the sum of its ranks. Equal counts are ties, listed by index. The improved completion is
+    that of the pass whose ranking is closest to the merged one (Kendall's tau-b; of equally close ones, the first
+    pass), among those that have one. The usage is what all passes took, failed ones included; of those that came from
+    a cache only if all did.
 
-    Passes fail one by one. With at most half of them left there is no ranking: it would show the bias that it was to be
-    freed of. The failure is then the first one.
+    Passes fail one by one. With at most half of them left there is no ranking: it would show the bias that it was to
+    be freed of. The failure is then the first one.
 
     Args:
         outcomes: One per pass over the same completions, in the order of the passes. A single one comes back as it is.

@@ -108,8 +108,10 @@ def test_the_usage_is_that_of_all_passes():
     assert merge_passes([result(0, 1)] * 2).usage is None
 
 
-@pytest.mark.parametrize(("num_passes", "num_failed", "ranked"), [(2, 1, False), (3, 1, True), (3, 2, False),
-                                                                   (4, 1, True), (4, 2, False), (5, 2, True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("num_passes", "num_failed", "ranked"),
+    [(2, 1, False), (3, 1, True), (3, 2, False), (4, 1, True), (4, 2, False), (5, 2, True)],
+)
 def test_more_than_half_of_the_passes_make_a_ranking(num_passes, num_failed, ranked):
     failures = [RankingFailure("refusal", f"no {index}", Usage(1, 1)) for index in range(num_failed)]
     merged = merge_passes([*failures, *[result(1, 0)] * (num_passes - num_failed)])
