@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import sqlite3
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-from ..errors import RankerError
 from ..types import RankingRequest, RankingResult, Trimmed, Usage
 from .base import Outcome, Ranker, StreamingRanker, ranker_name
 from .passes import stream_in_passes
-
-_APPLICATION_ID = 0x43414C4E  # "CALN": tells our databases from anybody else's
-_SCHEMA_VERSION = 1
-_BUSY_TIMEOUT = 30.0  # seconds
+from .store import AnswerStore, digest
 
 
 class CachedRanker:
@@ -51,19 +42,10 @@ class CachedRanker:
                 f"A {type(ranker).__name__} has no `fingerprint`, so nothing tells when its stored answers are stale: "
                 "use it without a cache, or give it one."
             )
-        own = Path(path)
-        others = [other for other in map(Path, also_read) if other.resolve() != own.resolve() and other.exists()]
-        own.parent.mkdir(parents=True, exist_ok=True)
-        self._own = _Database(own)
-        self._databases = [self._own]
-        try:
-            self._databases += [_Database(other, query_only=True) for other in others]
-        except RankerError:
-            self.close()
-            raise
+        self._store = AnswerStore(path, also_read)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._ranker!r}, {str(self._own.path)!r})"
+        return f"{type(self).__name__}({self._ranker!r}, {str(self._store.path)!r})"
 
     @property
     def name(self) -> str:
@@ -104,7 +86,7 @@ class CachedRanker:
         for index, outcome in self._ask([requests[positions[key][0]] for key in missing]):
             key = missing[index]
             if isinstance(outcome, RankingResult):
-                self._own.put(key, _encode(outcome))
+                self._store.put(key, _encode(outcome))
             first, *repeats = positions[key]
             yield first, outcome
             for position in repeats:
@@ -112,8 +94,7 @@ class CachedRanker:
 
     def close(self) -> None:
         """Closes the databases. The ranker belongs to whoever made it, and stays open."""
-        for database in self._databases:
-            database.close()
+        self._store.close()
 
     def _ask(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
         if not requests:
@@ -123,90 +104,8 @@ class CachedRanker:
         return iter(enumerate(self._ranker.rank(requests)))
 
     def _look_up(self, key: str, request: RankingRequest) -> RankingResult | None:
-        for database in self._databases:
-            value = database.get(key)
-            stored = _decode(value, request) if value is not None else None
-            if stored is not None:
-                return stored
-        return None
-
-
-class _Database:
-    """One file of keys and values, safe to share between threads.
-
-    It keeps SQLite's rollback journal: the write-ahead log needs shared memory, which network disks do not give.
-    """
-
-    def __init__(self, path: Path, *, query_only: bool = False) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        # A file left by a process that was killed may first have to be rolled back, which SQLite refuses to do for
-        # `mode=ro`: `query_only` forbids everything but that.
-        mode = "rw" if query_only else "rwc"
-        with self._errors():
-            self._connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={mode}",
-                uri=True,
-                timeout=_BUSY_TIMEOUT,
-                isolation_level=None,  # every statement is committed at once
-                check_same_thread=False,
-            )
-        try:
-            with self._errors():
-                self._empty = self._prepare(query_only)
-        except RankerError:
-            self._connection.close()
-            raise
-
-    def get(self, key: str) -> str | None:
-        if self._empty:
-            return None
-        with self._lock, self._errors():
-            row = self._connection.execute("SELECT value FROM rankings WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
-
-    def put(self, key: str, value: str) -> None:
-        with self._lock, self._errors():
-            self._connection.execute("INSERT OR REPLACE INTO rankings VALUES (?, ?)", (key, value))
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-    def _prepare(self, query_only: bool) -> bool:
-        """Checks that the file is ours, or makes it ours if it is new. Returns whether it is new and to stay so."""
-        if query_only:
-            self._connection.execute("PRAGMA query_only = ON")
-        else:
-            # Two processes may both find the file new: one of them waits here, and then finds it made.
-            self._connection.execute("BEGIN IMMEDIATE")
-        new = self._pragma("schema_version") == 0
-        if not new and (self._pragma("application_id"), self._pragma("user_version")) != (
-            _APPLICATION_ID,
-            _SCHEMA_VERSION,
-        ):
-            raise sqlite3.DatabaseError("it was written by another program, or by another version of this one")
-        if query_only:
-            return new
-        if new:
-            self._connection.execute("CREATE TABLE rankings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
-            self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        self._connection.execute("COMMIT")
-        return False
-
-    def _pragma(self, name: str) -> int:
-        return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise RankerError(
-                f"The ranking cache {self.path} cannot be used: {error}. If it is damaged or not ours, move it away "
-                "or choose another path; rankings stored there are then paid for again."
-            ) from error
+        fitting = (_decode(value, request) for value in self._store.find(key))
+        return next((stored for stored in fitting if stored is not None), None)
 
 
 def _key(fingerprint: str | None, request: RankingRequest) -> str:
@@ -219,7 +118,7 @@ def _key(fingerprint: str | None, request: RankingRequest) -> str:
         "num_static": request.num_static,
         "pass": request.pass_index or 0,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return digest(content).hex()
 
 
 def _encode(result: RankingResult) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-from .prompts import reply_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +31,17 @@ class Dialect:
         return steps
 
     def parameters(
-        self, *, max_tokens: int, temperature: float, seed: int, names: Sequence[str], improve: bool
+        self, *, max_tokens: int, temperature: float, seed: int, schema_name: str, schema: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The request's fields in this dialect, for a reply that ranks the labels `names`."""
+        """The request's fields in this dialect, for a reply in JSON that fits the schema."""
         parameters: dict[str, Any] = {self.limit_parameter: max_tokens}
         if self.temperature:
             parameters["temperature"] = temperature
         if self.seed:
             parameters["seed"] = seed
         if self.response_format == "json_schema":
-            schema = {"name": "ranking", "strict": True, "schema": reply_schema(names, improve=improve)}
-            parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+            named = {"name": schema_name, "strict": True, "schema": dict(schema)}
+            parameters["response_format"] = {"type": "json_schema", "json_schema": named}
         elif self.response_format == "json_object":
             parameters["response_format"] = {"type": "json_object"}
         return parameters

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import RankerError
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from .endpoint import Endpoint
 
 T = TypeVar("T")
 
 
 class LoopThread:
-    """One event loop in one daemon thread, started by the first work; the client lives and dies on it."""
+    """One event loop in one daemon thread, started by the first work; the endpoint lives and dies on it."""
 
-    def __init__(self, client: AsyncOpenAI) -> None:
-        self._client = client
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -31,7 +31,7 @@ class LoopThread:
         with self._lock:
             if self._closed:
                 work.close()
-                raise RankerError("The ranker is closed: build another one.")
+                raise RankerError("The client is closed: build another one.")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
@@ -41,14 +41,14 @@ class LoopThread:
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
-        """Cancels what runs, closes the client, ends the thread."""
+        """Cancels what runs, closes the endpoint, ends the thread."""
         with self._lock:
             self._closed = True
             loop, thread = self._loop, self._thread
         if loop is None or thread is None or loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._drain(), loop)
-        # The last reference to a ranker may be one of its own tasks: then this is the thread that would be waited for.
+        # The last reference to a client may be one of its own tasks: then this is the thread that would be waited for.
         if threading.current_thread() is not thread:
             thread.join()
 
@@ -58,7 +58,7 @@ class LoopThread:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
-            await self._client.close()
+            await self._endpoint.close()
         finally:
             asyncio.get_running_loop().stop()
 

@@ -16,7 +16,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from .responses import InvalidReply
 
 # Not strict: a raw line break inside a string is common in replies, and harmless.
 _DECODER = json.JSONDecoder(strict=False)
@@ -43,16 +45,11 @@ class ParsedRanking:
     improved_completion: str | None = None
 
 
-class InvalidRanking(ValueError):  # noqa: N818 - it names a kind of reply, not a fault of the program
+class InvalidRanking(InvalidReply):
     """A reply that is no ranking of the labels.
 
-    Attributes:
-        reason: `"unparsable"` where no ranking was found, `"invalid_ranking"` where the one found is not valid.
+    Its `reason` is `"unparsable"` where no ranking was found, `"invalid_ranking"` where the one found is not valid.
     """
-
-    def __init__(self, reason: Literal["unparsable", "invalid_ranking"], message: str) -> None:
-        super().__init__(message)
-        self.reason: str = reason
 
 
 def parse_ranking(text: str, labels: Sequence[str]) -> ParsedRanking:

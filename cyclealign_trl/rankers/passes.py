@@ -6,8 +6,6 @@ passes have in common is its opinion, and how far they agree says what that is w
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -17,6 +15,7 @@ from statistics import fmean
 from ..agreement import kendall_tau
 from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_from_scores
 from .base import Outcome
+from .store import digest
 
 SinglePasses = Callable[[Sequence[RankingRequest]], Iterator[tuple[int, Outcome]]]
 """A `StreamingRanker.stream` that makes one pass over each request."""
@@ -30,9 +29,9 @@ def shown_order(request: RankingRequest, seed: int) -> list[int]:
     """
     pair, reverse = divmod(request.pass_index or 0, 2)
     demonstrations = [asdict(demonstration) for demonstration in request.demonstrations]
-    key = json.dumps([seed, pair, request.prompt, request.completions, demonstrations], sort_keys=True, default=str)
+    key = digest([seed, pair, request.prompt, request.completions, demonstrations])
     order = list(range(len(request.completions)))
-    random.Random(hashlib.sha256(key.encode()).digest()).shuffle(order)  # noqa: S311 (no secret is made here)
+    random.Random(key).shuffle(order)  # noqa: S311 (no secret is made here)
     return order[::-1] if reverse else order
 
 

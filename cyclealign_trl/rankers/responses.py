@@ -26,11 +26,23 @@ class Response(NamedTuple):
     text: str
 
 
+class InvalidReply(ValueError):  # noqa: N818 - it names a kind of reply, not a fault of the program
+    """A reply that is not what was asked for. Its message can be shown to the model.
+
+    Attributes:
+        reason: The kind of failure that it is, one word to count by.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class Setback:
-    """Why a call brought no ranking, and what may help.
+    """Why a call brought no answer, and what may help.
 
-    A setback with a `note` is a bad reply: asking the same again would bring the same, so the judge is told. One
+    A setback with a `note` is a bad reply: asking the same again would bring the same, so the model is told. One
     without is a bad call, repeated as it was, after a pause; a `final` one is not repeated.
     """
 
@@ -109,7 +121,7 @@ def read_usage(body: Mapping[str, Any]) -> Usage:
 
 
 def total_usage(calls: Sequence[Usage]) -> Usage:
-    """What all calls for one ranking took together."""
+    """What all calls for one answer took together."""
     costs = [call.cost for call in calls if call.cost is not None]
     return Usage(
         prompt_tokens=sum(call.prompt_tokens for call in calls),

@@ -14,7 +14,7 @@ import pytest
 
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
 from cyclealign_trl.errors import RankerError
-from cyclealign_trl.rankers import llm
+from cyclealign_trl.rankers import client
 from cyclealign_trl.rankers.base import StreamingRanker
 from cyclealign_trl.rankers.llm import LLMRanker
 from cyclealign_trl.types import Demonstration, RankingFailure, RankingRequest, RankingResult
@@ -28,7 +28,7 @@ RIGHT = (1, 2, 3, 0)
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(llm, "_BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(client, "_BACKOFF_BASE", 0.01)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
@@ -484,7 +484,7 @@ def test_a_refused_parameter_is_dropped_remembered_and_said_once(serve, caplog, 
         name for name in ("temperature", "seed") if refuses({name: 0}) is None
     }
     assert accepted.get("max_tokens", accepted.get("max_completion_tokens")) == 1024
-    warnings = [record.getMessage() for record in caplog.records if record.name == llm.__name__]
+    warnings = [record.getMessage() for record in caplog.records if record.name == client.__name__]
     assert len(warnings) == 1
     assert endpoint.base_url in warnings[0]
 
@@ -508,7 +508,7 @@ def test_many_first_calls_at_once_agree_on_a_dialect(serve, caplog):
     ranker, _ = serve(picky(REFUSALS["all"], WAYS_TO_SAY_IT["param"]))
     requests = [RankingRequest(f"Question {index}?", COMPLETIONS) for index in range(16)]
     assert all(outcome.order == RIGHT for outcome in ranker.rank(requests))
-    assert len([record for record in caplog.records if record.name == llm.__name__]) == 1
+    assert len([record for record in caplog.records if record.name == client.__name__]) == 1
 
 
 def test_a_dialect_that_never_worked_is_not_remembered(serve):
@@ -552,7 +552,7 @@ def test_calls_in_flight_are_bounded_over_all_threads(serve):
 
 
 def test_a_back_off_holds_no_slot(serve, monkeypatch):
-    monkeypatch.setattr(llm, "_BACKOFF_BASE", 0.0)
+    monkeypatch.setattr(client, "_BACKOFF_BASE", 0.0)
     replies = iter([Reply(status=429, headers={"Retry-After": "1"})])
     ranker, _ = serve(
         lambda body: (next(replies, None) if "slow" in str(body) else None) or judge(body), max_concurrency=1

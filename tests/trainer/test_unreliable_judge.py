@@ -9,7 +9,7 @@ import pytest
 
 from cyclealign_trl import LLMRanker, RankerError, TooManyFailuresError
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.rankers import llm
+from cyclealign_trl.rankers import client
 from tests.trainer.stubs import make_trainer, prompts, read_log
 
 KEY = "sk-never-to-be-seen-0123456789"
@@ -41,7 +41,7 @@ REASONS = {
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(llm, "_BACKOFF_BASE", 0.01)
+    monkeypatch.setattr(client, "_BACKOFF_BASE", 0.01)
 
 
 def query(body):
