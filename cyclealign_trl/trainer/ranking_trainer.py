@@ -52,12 +52,14 @@ class RankingTargets:
         ranks: `(B, K)`, -1 = absent. A row of -1 weighs nothing.
         rewards: `(B, K)` for PRO's temperatures, or `None`.
         sft_ids: Token ids of B completions to imitate; an empty one stands for the top-ranked completion. `None` if
-            no prompt has one of its own.
+            no prompt has one of its own. A row of -1 with a target trains on that alone.
+        rank_sft_ids: Whether these targets also rank above their prompt's completions, so that K + 1 compete.
     """
 
     ranks: Tensor
     rewards: Tensor | None = None
     sft_ids: list[list[int]] | None = None
+    rank_sft_ids: bool = False
 
 
 class RankingTrainer(ResumableTrainer):
@@ -219,43 +221,43 @@ class RankingTrainer(ResumableTrainer):
         sums, lengths = sums.view(shape), lengths.view(shape)
         targets = self._targets(inputs, sums, lengths)
 
-        scores = sums / lengths.clamp(min=1)  # (B, K)
-        if self.args.loss_type == "pro":
-            ranking_loss = pro_loss(scores, targets.ranks, targets.rewards)  # (B,)
-        else:
-            ranking_loss = rrhf_loss(scores, targets.ranks)  # (B,)
-        # Every process decides alike, by the configuration alone: a forward that only some run would hang the others.
-        loss, sft_loss = ranking_loss, None
-        if self.args.sft_weight > 0:
-            sft_loss = self._sft_loss(model, prompt_ids, sums, targets)  # (B,)
-            present = (targets.ranks != ABSENT).sum(dim=1)  # (B,)
-            loss = loss + self.args.sft_weight * (present - 1).clamp(min=0) ** 2 * sft_loss
-
-        margins = pair_margins(scores.detach(), targets.ranks)
-        self._log_batch(
-            {
-                "ranking_loss": ranking_loss,
-                **({} if sft_loss is None else {"sft_loss": sft_loss}),
-                "ranking/accuracy": margins > 0,
-                "ranking/margin": margins,
-            }
-        )
-        loss = loss.mean()
+        losses, scores = self._losses(model, inputs, sums, lengths, targets)  # (B,), (B, K)
+        loss = losses.mean()
         return (loss, {"scores": scores.detach(), "ranks": targets.ranks}) if return_outputs else loss
 
-    def _sft_loss(
-        self, model: nn.Module, prompt_ids: list[list[int]], sums: Tensor, targets: RankingTargets
-    ) -> Tensor:
-        """Negative summed log-probability `(B,)` of each prompt's SFT target, 0 where nothing is ranked."""
-        unranked = targets.ranks == ABSENT
-        best = targets.ranks.masked_fill(unranked, targets.ranks.shape[1]).argmin(dim=1, keepdim=True)  # (B, 1)
-        sft_loss = -sums.gather(1, best).squeeze(1)
-        if targets.sft_ids is not None:
+    def _losses(
+        self, model: nn.Module, inputs: dict[str, Any], sums: Tensor, lengths: Tensor, targets: RankingTargets
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each prompt `(B,)`, and the scores that order its completions `(B, K)`."""
+        scores = sums / lengths.clamp(min=1)  # (B, K)
+        margins = pair_margins(scores.detach(), targets.ranks)
+        competing, ranks, target_sums = scores, targets.ranks, None
+        # Every process decides alike, by the configuration alone: a forward that only some run would hang the others.
+        if targets.sft_ids is not None and (self.args.sft_weight > 0 or targets.rank_sft_ids):
             with self._timer("forward"):
-                target_sums, _ = self._sequence_logps(model, prompt_ids, targets.sft_ids)
-            own = torch.tensor([bool(ids) for ids in targets.sft_ids], device=sums.device)
-            sft_loss = torch.where(own, -target_sums, sft_loss)
-        return sft_loss.masked_fill(unranked.all(dim=1), 0.0)
+                target_sums, _ = self._sequence_logps(model, inputs["prompt_ids"], targets.sft_ids)  # (B,)
+            target_lengths = torch.tensor([len(ids) for ids in targets.sft_ids], device=sums.device)  # (B,)
+            if targets.rank_sft_ids:
+                target_scores = target_sums / target_lengths.clamp(min=1)
+                competing = torch.cat([target_scores.unsqueeze(1), scores], dim=1)  # (B, K + 1)
+                ranks = _with_first(ranks, present=target_lengths > 0)  # (B, K + 1)
+
+        if self.args.loss_type == "pro":
+            losses = pro_loss(competing, ranks, targets.rewards)  # (B,)
+        else:
+            losses = rrhf_loss(competing, ranks)  # (B,)
+        metrics = {"ranking_loss": losses}
+        if self.args.sft_weight > 0:
+            sft_losses = -_best(sums, targets.ranks)  # (B,)
+            if target_sums is not None:
+                sft_losses = torch.where(target_lengths > 0, -target_sums, sft_losses)
+            num_competing = (ranks != ABSENT).sum(dim=1)  # (B,)
+            # A prompt that has a target and no ranking weighs as much as a ranked one.
+            num_competing = num_competing.where((targets.ranks != ABSENT).any(dim=1), sums.shape[1])
+            losses = losses + self.args.sft_weight * (num_competing - 1) ** 2 * sft_losses
+            metrics["sft_loss"] = sft_losses
+        self._log_batch({**metrics, "ranking/accuracy": margins > 0, "ranking/margin": margins})
+        return losses, scores
 
     def _sequence_logps(
         self, model: nn.Module, prompt_ids: list[list[int]], completion_ids: list[list[int]]
@@ -468,6 +470,20 @@ class RankingTrainer(ResumableTrainer):
         for name, (total, count) in zip(metrics, summed, strict=True):
             if count:
                 self._log_metric(name, total / count, weight=count)
+
+
+def _best(sums: Tensor, ranks: Tensor) -> Tensor:
+    """The sum `(B,)` of each prompt's top-ranked completion, 0 where nothing is ranked."""
+    absent = ranks == ABSENT
+    best = ranks.masked_fill(absent, ranks.shape[1]).argmin(dim=1, keepdim=True)  # (B, 1)
+    return sums.gather(1, best).squeeze(1).masked_fill(absent.all(dim=1), 0.0)
+
+
+def _with_first(ranks: Tensor, present: Tensor) -> Tensor:
+    """Ranks `(B, K + 1)` with one more completion before all others, where it is present and they are ranked."""
+    ranked = ranks != ABSENT
+    first = torch.zeros_like(ranks[:, :1]).masked_fill(~(present & ranked.any(dim=1)).unsqueeze(1), ABSENT)
+    return torch.cat([first, ranks + ranked.long()], dim=1)
 
 
 def _as_list(names: str | list[str] | None) -> list[str]:
