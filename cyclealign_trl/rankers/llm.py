@@ -9,10 +9,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult
+from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
 from .base import Outcome
 from .client import ChatClient, ChatFailure, ChatTask
-from .context import Fit, fit
+from .context import Fit, estimate_tokens, fit, message_bytes
 from .parsing import parse_ranking
 from .passes import shown_order, stream_in_passes
 from .prompts import PROMPT_VERSION, build_messages, labels, reply_schema
@@ -184,6 +184,27 @@ class LLMRanker:
             else:
                 yield positions[index], replace(answer.value, usage=answer.usage)
 
+    def estimate(self, request: RankingRequest) -> Usage:
+        """What one ranking of the request is likely to take, by the length of its texts. Nothing is sent.
+
+        An improved completion is taken to be as long as the longest one shown, retries to be none. Tokens are counted
+        as 4 bytes of text each.
+        """
+        fitted = self._fit(request)
+        if fitted is None:
+            return Usage(attempts=0)
+        order = range(len(request.completions))
+        messages = self._messages(request, order, fitted.demonstrations, fitted.max_characters)
+        improved = {"improved_response": max(request.completions, key=len)} if self._improve else {}
+        reply = json.dumps({"ranking": labels(len(order)), **improved}, ensure_ascii=False)
+        reply_tokens = min(estimate_tokens(len(reply.encode(errors="replace"))), self._max_tokens)
+        num_passes = self._num_passes if request.pass_index is None else 1
+        return Usage(
+            prompt_tokens=num_passes * estimate_tokens(message_bytes(messages)),
+            completion_tokens=num_passes * reply_tokens,
+            attempts=num_passes,
+        )
+
     def check_connection(self) -> None:
         """Asks for the list of models, which costs nothing; any answer shows that somebody listens.
 
@@ -205,8 +226,8 @@ class LLMRanker:
         if fitted is not None and fitted.trimmed is not None and not self._said_trimmed:
             self._said_trimmed = True
             logger.warning(
-                "Requests to %s are too long for context_window=%d: demonstrations or ends of completions are left out "
-                "(counted in ranker/dropped_demonstrations, ranker/cut_completions). Lower max_demonstrations or "
+                "Requests to %s exceed context_window=%d: demonstrations or ends of completions are left out (counted "
+                "in ranker/dropped_demonstrations, ranker/cut_completions). Lower max_demonstrations or "
                 "max_completion_length, or take a model with more room.",
                 self.name,
                 self._context_window,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from .sampler import InteractionSampler
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+logger = logging.getLogger(__name__)
 
 
 class CycleAlignTrainer(RankingTrainer):
@@ -119,6 +122,7 @@ class CycleAlignTrainer(RankingTrainer):
         # The window under way: prompts that need no further interaction (`stop_on_agreement`).
         self._agreed: set[str] = set()
         self._last_records: list[InteractionRecord] = []
+        self._said_unweighted = False
         self._failure_guard = FailureGuard(args.max_ranking_failures)
         self.add_callback(self._failure_guard)
 
@@ -187,6 +191,7 @@ class CycleAlignTrainer(RankingTrainer):
                 self.demonstrations.select(prompt),
                 metadata,
                 already_agreed=prompt_key(prompt) in self._agreed,
+                num_static=len(self.demonstrations.static),
             )
             for prompt, metadata, ids in zip(batch["prompt"], batch["metadata"], completion_ids, strict=True)
         ]
@@ -238,7 +243,21 @@ class CycleAlignTrainer(RankingTrainer):
         return RankingTargets(
             torch.tensor(ranks, device=sums.device),
             sft_ids=[ids for ids, _ in improved] if self.args.sft_target == "improved" else None,
+            weights=self._weights(settlements, sums.device),
         )
+
+    def _weights(self, settlements: Sequence[Settlement], device: torch.device) -> Tensor | None:
+        """What each prompt's loss weighs `(B,)`, where the ranker's passes are to say so; 1 where there was one."""
+        if not self.args.weight_by_consistency:
+            return None
+        if not self._said_unweighted and any(s.ranks and s.consistency is None for s in settlements):
+            self._said_unweighted = True
+            logger.warning(
+                "weight_by_consistency=True has no effect on rankings of a single pass, which weigh 1: ask for "
+                "several, as LLMRanker(num_passes=3) does."
+            )
+        weights = [1.0 if s.consistency is None else max(0.0, s.consistency) for s in settlements]
+        return torch.tensor(weights, device=device)
 
     def _settle(
         self, inputs: dict[str, Any], answers: Iterable[Outcome], scores: list[list[float]]
@@ -305,9 +324,10 @@ class CycleAlignTrainer(RankingTrainer):
 
     def _log_records(self, records: list[InteractionRecord]) -> None:
         ranked = sum(record.settlement.agreement is not None for record in records)
+        in_passes = sum(record.settlement.consistency is not None for record in records)
+        weights = {"agreement": ranked, "improved": ranked, "ranker": in_passes}
         for name, value in means(records).items():
-            of_rankings = name.startswith(("agreement/", "improved/"))
-            self._log_metric(name, value, weight=ranked if of_rankings else len(records))
+            self._log_metric(name, value, weight=weights.get(name.partition("/")[0], len(records)))
         for name, count in counts(records).items():
             self._log_count(name, count)
         self._log_local({"pool/size": len(self.demonstrations)})
