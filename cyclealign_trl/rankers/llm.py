@@ -187,17 +187,18 @@ class LLMRanker:
     def estimate(self, request: RankingRequest) -> Usage:
         """What one ranking of the request is likely to take, by the length of its texts. Nothing is sent.
 
-        An improved completion is taken to be as long as the longest one shown, retries to be none. Tokens are counted
-        as 4 bytes of text each.
+        Tokens are counted as 4 bytes of text each, retries as none. An improved completion is taken to be longer than
+        the longest of K shown by a K-th, which is where the upper end of what K samples are drawn from is expected.
         """
         fitted = self._fit(request)
         if fitted is None:
             return Usage(attempts=0)
         order = range(len(request.completions))
         messages = self._messages(request, order, fitted.demonstrations, fitted.max_characters)
-        improved = {"improved_response": max(request.completions, key=len)} if self._improve else {}
-        reply = json.dumps({"ranking": labels(len(order)), **improved}, ensure_ascii=False)
-        reply_tokens = min(estimate_tokens(len(reply.encode(errors="replace"))), self._max_tokens)
+        reply = json.dumps({"ranking": labels(len(order)), **({"improved_response": ""} if self._improve else {})})
+        longest = max(len(completion.encode(errors="replace")) for completion in request.completions)
+        improved_bytes = longest * (len(order) + 1) // len(order) if self._improve else 0
+        reply_tokens = min(estimate_tokens(len(reply) + improved_bytes), self._max_tokens)
         num_passes = self._num_passes if request.pass_index is None else 1
         return Usage(
             prompt_tokens=num_passes * estimate_tokens(message_bytes(messages)),
