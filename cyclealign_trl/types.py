@@ -91,6 +91,7 @@ class Usage:
     Args:
         prompt_tokens: Tokens sent, over all attempts.
         completion_tokens: Tokens received, over all attempts.
+        cached_tokens: Tokens of those sent that the endpoint had read before, and charges less for.
         cost: Price in US dollars, where it is known.
         attempts: Calls that were made, retries included.
         cached: Whether the answer was read back from a cache, at no expense now.
@@ -98,6 +99,7 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     cost: float | None = None
     attempts: int = 1
     cached: bool = False

@@ -35,7 +35,12 @@ class LLMRanker:
         base_url: The endpoint, as for `openai.OpenAI`. `None` reads `OPENAI_BASE_URL`, else means OpenAI.
         api_key: The key. `None` reads `OPENAI_API_KEY`; with a `base_url`, none is needed. Written nowhere.
         criteria: What makes a completion better, in words. `None` means harmlessness and helpfulness.
-        max_concurrency: Calls in flight at once, over all threads.
+        max_concurrency: Calls in flight at once, over all threads. Halved when the endpoint answers 429, recovering
+            slowly.
+        rpm: Requests per minute, over all processes. `None` means no limit but what the endpoint's headers say.
+        tpm: Tokens per minute, sent and received, over all processes; likewise.
+        num_processes: Processes that share the limits, each taking an equal part. `None` reads `WORLD_SIZE`, else
+            means 1.
         timeout: Seconds that one call may take, by the clock. A `Retry-After` beyond it is not waited for.
         max_retries: Further attempts after a first one that failed in a way that may pass.
         temperature: Sampling temperature of the judge.
@@ -58,6 +63,9 @@ class LLMRanker:
         *,
         criteria: str | None = None,
         max_concurrency: int = 32,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        num_processes: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
         temperature: float = 0.0,
@@ -72,6 +80,9 @@ class LLMRanker:
             base_url,
             api_key,
             max_concurrency=max_concurrency,
+            rpm=rpm,
+            tpm=tpm,
+            num_processes=num_processes,
             timeout=timeout,
             max_retries=max_retries,
             temperature=temperature,
@@ -129,11 +140,19 @@ class LLMRanker:
         for request in requests:
             if len(request.completions) < 2:
                 raise ValueError(f"A ranking takes at least 2 completions; got {len(request.completions)}.")
-        for position, answer in self._client.stream([self._task(request) for request in requests]):
+        waiting = set(range(len(requests)))
+        for position, answer in self._client.stream(map(self._task, requests)):
+            waiting.discard(position)
             if isinstance(answer, ChatFailure):
                 yield position, RankingFailure(answer.reason, answer.detail, answer.usage)
             else:
                 yield position, replace(answer.value, usage=answer.usage)
+        for position in sorted(waiting):
+            yield position, RankingFailure("cancelled", "It was cancelled before its answer had arrived.")
+
+    def cancel(self) -> None:
+        """Cancels the calls in flight, on behalf of all threads: what they were for becomes a `RankingFailure`."""
+        self._client.cancel()
 
     def check_connection(self) -> None:
         """Asks for the list of models, which costs nothing; any answer shows that somebody listens.
