@@ -3,15 +3,13 @@
     python benchmarks/ranker_concurrency.py --latency 0.5 --concurrency 16 64 256 1000
 
 The endpoint runs in a process of its own. Building the ranker is not counted, setting up its connections is. The
-ideal is `ceil(num / concurrency) * latency`. Beside it, the same calls with a new `openai` client for each of them, as
-many at once.
+ideal is `concurrency / latency`. Beside it, such calls with a new `openai` client for each of them, as many at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import os
 import subprocess
 import sys
@@ -81,21 +79,21 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     base_url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
-    print(
-        f"{arguments.latency:g} s per call, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; rankings/s (failed)"
-    )
-    print("concurrency  rankings  ideal  LLMRanker       a client per call  ratio")
+    load = os.getloadavg()[0]
+    print(f"{arguments.latency:g} s per call, {os.cpu_count()} cores, load {load:.1f} before; rankings/s (failed)")
+    print("concurrency  ideal  LLMRanker       a client per call  ratio")
     try:
         for concurrency in arguments.concurrency:
             num = arguments.rounds * concurrency
             requests = [RankingRequest(f"{index}: a question?", COMPLETIONS) for index in range(num)]
-            ideal = num / (math.ceil(num / concurrency) * arguments.latency)
             seconds, failed = ours(base_url, requests, concurrency)
-            few = requests[: max(concurrency, 256)]  # it would take minutes for all
+            few = requests[: max(concurrency, 256)]  # all of them would take minutes
             their_seconds, their_failed = naive(base_url, few, concurrency)
+            ideal = concurrency / arguments.latency
+            rate, their_rate = num / seconds, len(few) / their_seconds
             print(
-                f"{concurrency:11d}  {num:8d}  {ideal:5.0f}  {num / seconds:6.0f} ({failed:4d})   "
-                f"{len(few) / their_seconds:6.0f} ({their_failed:4d})     {num / seconds * their_seconds / len(few):5.1f}",
+                f"{concurrency:11d}  {ideal:5.0f}  {rate:6.0f} ({failed:4d})   {their_rate:6.0f} ({their_failed:4d})"
+                f"     {rate / their_rate:5.1f}",
                 flush=True,
             )
     finally:
