@@ -27,10 +27,10 @@ from trl import is_conversational
 
 from .._compat import EvalLoopOutput, create_model_from_path, get_config_model_id, uploading_without
 from ..losses import ABSENT, pro_loss, rrhf_loss
-from ..pretrained import source_of
+from ..pretrained import settle_special_tokens, source_of
 from .collator import RankingCollator, TextEncoder
 from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
-from .model_card import RANKING_LOSSES, TrainedModel, evaluation_metrics, hub_link, model_card
+from .model_card import LOSSES, TrainedModel, evaluation_metrics, hub_link, model_card
 from .publishing import NOT_WITH_THE_MODEL, CardBeforePush
 from .ranking_config import RankingConfig
 from .ranking_metrics import pair_margins
@@ -52,12 +52,14 @@ class RankingTargets:
         ranks: `(B, K)`, -1 = absent. A row of -1 weighs nothing.
         rewards: `(B, K)` for PRO's temperatures, or `None`.
         sft_ids: Token ids of B completions to imitate; an empty one stands for the top-ranked completion. `None` if
-            no prompt has one of its own.
+            no prompt has one of its own. A row of -1 with a target trains on that alone.
+        rank_sft_ids: Whether these targets also rank above their prompt's completions, so that K + 1 compete.
     """
 
     ranks: Tensor
     rewards: Tensor | None = None
     sft_ids: list[list[int]] | None = None
+    rank_sft_ids: bool = False
 
 
 class RankingTrainer(ResumableTrainer):
@@ -102,16 +104,14 @@ class RankingTrainer(ResumableTrainer):
         if args is None:
             args = self._default_args(model)
         for name, dataset in _named_datasets(train_dataset, eval_dataset):
-            self._check_dataset(name, dataset)
+            self._check_dataset(name, dataset, args)
 
         set_seed(args.seed)  # before PEFT draws the adapter's weights
         if args.data_seed is None:
             args.data_seed = args.seed  # or each process would shuffle by a seed of its own, and take others' rows
+        given = model
         if isinstance(model, str):
-            init_kwargs = as_dict(args.model_init_kwargs)
-            if args.distributed_state.distributed_type != DistributedType.NO:
-                init_kwargs["device_map"] = None  # each process holds a model of its own
-            model = create_model_from_path(model, **{"trust_remote_code": False, **init_kwargs})
+            model = load_policy(model, args)
         elif args.model_init_kwargs is not None:
             raise ValueError(
                 "model_init_kwargs has no effect on a model that is loaded already: pass its name instead."
@@ -119,7 +119,7 @@ class RankingTrainer(ResumableTrainer):
         if processing_class is None:
             source = source_of(as_dict(args.model_init_kwargs))
             processing_class = AutoTokenizer.from_pretrained(get_config_model_id(model.config), **source)
-        eos_token_ids = _settle_special_tokens(model, processing_class)
+        eos_token_ids = settle_special_tokens(model, processing_class)
         _check_positions(model, args)
         self.encoder = TextEncoder(
             processing_class,
@@ -129,6 +129,7 @@ class RankingTrainer(ResumableTrainer):
             as_dict(args.chat_template_kwargs),
         )
 
+        self._receive_policy(given, model, args, peft_config)
         fuse_lm_head(model.get_base_model() if is_peft_model(model) else model)
         if peft_config is not None:
             from peft import get_peft_model
@@ -168,8 +169,7 @@ class RankingTrainer(ResumableTrainer):
     def _default_args(model: str | PreTrainedModel) -> RankingConfig:
         return RankingConfig(f"{model_name(model)}-Ranking")
 
-    @staticmethod
-    def _check_dataset(name: str, dataset: Dataset) -> None:
+    def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
         if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
             raise ValueError(
                 f"{name} is a stream. Load it without streaming=True, or take a part: "
@@ -182,6 +182,15 @@ class RankingTrainer(ResumableTrainer):
                 f"{name} needs the columns 'prompt', 'completions', and 'ranks' or 'rewards'; or 'chosen' and "
                 f"'rejected'. It has {sorted(columns)}."
             )
+
+    def _receive_policy(
+        self,
+        given: str | PreTrainedModel,
+        model: PreTrainedModel,
+        args: RankingConfig,
+        peft_config: PeftConfig | None,
+    ) -> None:
+        """Called with the policy as it was loaded, before anything is added to it."""
 
     def _make_collator(self) -> Callable[[Any], Any]:
         return RankingCollator(self.encoder)
@@ -219,43 +228,43 @@ class RankingTrainer(ResumableTrainer):
         sums, lengths = sums.view(shape), lengths.view(shape)
         targets = self._targets(inputs, sums, lengths)
 
-        scores = sums / lengths.clamp(min=1)  # (B, K)
-        if self.args.loss_type == "pro":
-            ranking_loss = pro_loss(scores, targets.ranks, targets.rewards)  # (B,)
-        else:
-            ranking_loss = rrhf_loss(scores, targets.ranks)  # (B,)
-        # Every process decides alike, by the configuration alone: a forward that only some run would hang the others.
-        loss, sft_loss = ranking_loss, None
-        if self.args.sft_weight > 0:
-            sft_loss = self._sft_loss(model, prompt_ids, sums, targets)  # (B,)
-            present = (targets.ranks != ABSENT).sum(dim=1)  # (B,)
-            loss = loss + self.args.sft_weight * (present - 1).clamp(min=0) ** 2 * sft_loss
-
-        margins = pair_margins(scores.detach(), targets.ranks)
-        self._log_batch(
-            {
-                "ranking_loss": ranking_loss,
-                **({} if sft_loss is None else {"sft_loss": sft_loss}),
-                "ranking/accuracy": margins > 0,
-                "ranking/margin": margins,
-            }
-        )
-        loss = loss.mean()
+        losses, scores = self._losses(model, inputs, sums, lengths, targets)  # (B,), (B, K)
+        loss = losses.mean()
         return (loss, {"scores": scores.detach(), "ranks": targets.ranks}) if return_outputs else loss
 
-    def _sft_loss(
-        self, model: nn.Module, prompt_ids: list[list[int]], sums: Tensor, targets: RankingTargets
-    ) -> Tensor:
-        """Negative summed log-probability `(B,)` of each prompt's SFT target, 0 where nothing is ranked."""
-        unranked = targets.ranks == ABSENT
-        best = targets.ranks.masked_fill(unranked, targets.ranks.shape[1]).argmin(dim=1, keepdim=True)  # (B, 1)
-        sft_loss = -sums.gather(1, best).squeeze(1)
-        if targets.sft_ids is not None:
+    def _losses(
+        self, model: nn.Module, inputs: dict[str, Any], sums: Tensor, lengths: Tensor, targets: RankingTargets
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each prompt `(B,)`, and the scores that order its completions `(B, K)`."""
+        scores = sums / lengths.clamp(min=1)  # (B, K)
+        margins = pair_margins(scores.detach(), targets.ranks)
+        competing, ranks, target_sums = scores, targets.ranks, None
+        # Every process decides alike, by the configuration alone: a forward that only some run would hang the others.
+        if targets.sft_ids is not None and (self.args.sft_weight > 0 or targets.rank_sft_ids):
             with self._timer("forward"):
-                target_sums, _ = self._sequence_logps(model, prompt_ids, targets.sft_ids)
-            own = torch.tensor([bool(ids) for ids in targets.sft_ids], device=sums.device)
-            sft_loss = torch.where(own, -target_sums, sft_loss)
-        return sft_loss.masked_fill(unranked.all(dim=1), 0.0)
+                target_sums, _ = self._sequence_logps(model, inputs["prompt_ids"], targets.sft_ids)  # (B,)
+            target_lengths = torch.tensor([len(ids) for ids in targets.sft_ids], device=sums.device)  # (B,)
+            if targets.rank_sft_ids:
+                target_scores = target_sums / target_lengths.clamp(min=1)
+                competing = torch.cat([target_scores.unsqueeze(1), scores], dim=1)  # (B, K + 1)
+                ranks = _with_first(ranks, present=target_lengths > 0)  # (B, K + 1)
+
+        if self.args.loss_type == "pro":
+            losses = pro_loss(competing, ranks, targets.rewards)  # (B,)
+        else:
+            losses = rrhf_loss(competing, ranks)  # (B,)
+        metrics = {"ranking_loss": losses}
+        if self.args.sft_weight > 0:
+            sft_losses = -_best(sums, targets.ranks)  # (B,)
+            if target_sums is not None:
+                sft_losses = torch.where(target_lengths > 0, -target_sums, sft_losses)
+            num_competing = (ranks != ABSENT).sum(dim=1)  # (B,)
+            # A prompt that has a target and no ranking weighs as much as a ranked one.
+            num_competing = num_competing.where((targets.ranks != ABSENT).any(dim=1), sums.shape[1])
+            losses = losses + self.args.sft_weight * (num_competing - 1) ** 2 * sft_losses
+            metrics["sft_loss"] = sft_losses
+        self._log_batch({**metrics, "ranking/accuracy": margins > 0, "ranking/margin": margins})
+        return losses, scores
 
     def _sequence_logps(
         self, model: nn.Module, prompt_ids: list[list[int]], completion_ids: list[list[int]]
@@ -403,7 +412,7 @@ class RankingTrainer(ResumableTrainer):
     def _describe(self, model: TrainedModel) -> TrainedModel:
         """Adds to a description of the model how it was trained."""
         args = self.args
-        loss = RANKING_LOSSES[args.loss_type]
+        loss = LOSSES[args.loss_type]
         return replace(
             model,
             papers=(loss,),
@@ -470,6 +479,29 @@ class RankingTrainer(ResumableTrainer):
                 self._log_metric(name, total / count, weight=count)
 
 
+def load_policy(name: str, args: RankingConfig) -> PreTrainedModel:
+    """The model of a name, loaded as the arguments say."""
+    init_kwargs = as_dict(args.model_init_kwargs)
+    if args.distributed_state.distributed_type != DistributedType.NO:
+        init_kwargs["device_map"] = None  # each process holds a model of its own
+    model: PreTrainedModel = create_model_from_path(name, **{"trust_remote_code": False, **init_kwargs})
+    return model
+
+
+def _best(sums: Tensor, ranks: Tensor) -> Tensor:
+    """The sum `(B,)` of each prompt's top-ranked completion, 0 where nothing is ranked."""
+    absent = ranks == ABSENT
+    best = ranks.masked_fill(absent, ranks.shape[1]).argmin(dim=1, keepdim=True)  # (B, 1)
+    return sums.gather(1, best).squeeze(1).masked_fill(absent.all(dim=1), 0.0)
+
+
+def _with_first(ranks: Tensor, present: Tensor) -> Tensor:
+    """Ranks `(B, K + 1)` with one more completion before all others, where it is present and they are ranked."""
+    ranked = ranks != ABSENT
+    first = torch.zeros_like(ranks[:, :1]).masked_fill(~(present & ranked.any(dim=1)).unsqueeze(1), ABSENT)
+    return torch.cat([first, ranks + ranked.long()], dim=1)
+
+
 def _as_list(names: str | list[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
@@ -518,28 +550,6 @@ def as_dict(kwargs: dict[str, Any] | str | None) -> dict[str, Any]:
 def model_name(model: str | PreTrainedModel) -> str:
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     return str(name).rstrip("/").split("/")[-1] or "model"
-
-
-def _settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Makes model and tokenizer agree on padding; returns every id that ends a completion, the tokenizer's first."""
-    generation_config = model.generation_config
-    declared = None if generation_config is None else generation_config.eos_token_id
-    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    eos_token_ids = tuple(dict.fromkeys([*own, *declared]))
-    if not eos_token_ids:
-        raise ValueError(
-            f"The tokenizer has no eos_token and {type(model).__name__}'s generation config no eos_token_id, so no "
-            "completion could ever end. Set tokenizer.eos_token."
-        )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ValueError("The tokenizer has neither a pad_token nor an eos_token. Set tokenizer.pad_token.")
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if generation_config is not None:
-        generation_config.pad_token_id = tokenizer.pad_token_id
-    return eos_token_ids
 
 
 def _check_positions(model: PreTrainedModel, args: RankingConfig) -> None:
