@@ -15,11 +15,12 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import RankerError
 from ..types import Usage
+from .budget import BUDGET_EXHAUSTED, Budget, Prices, make_prices
 from .dialect import Dialect
 from .endpoint import Endpoint
-from .limits import AdaptiveConcurrency, RateLimiter, resolve_num_processes
+from .limits import AdaptiveConcurrency, Permit, RateLimiter, resolve_num_processes
 from .loop import LoopThread
-from .responses import InvalidReply, Response, Setback, read_complaint, read_usage, retry_after, total_usage
+from .responses import InvalidReply, Response, Setback, read_complaint, read_usage, retry_after
 from .store import digest
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ _BACKOFF_BASE = 0.5  # seconds
 _BACKOFF_CAP = 8.0  # seconds
 _TOKENS_PER_BYTE = 1 / 3  # more than usual in English and Chinese alike, until the endpoint has counted once
 
+_NOTHING = Usage(attempts=0)
 _REFUSED_CONTENT = ("content_filter", "content_policy_violation")
 _FIXES = {
     400: "It refuses the request whichever optional parameter is left out.",
@@ -71,11 +73,11 @@ class ChatAnswer(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ChatFailure:
-    """Why there is no answer, and what the attempts took all the same; see `RankingFailure`."""
+    """Why there is no answer, and what the attempts took all the same, if there were any; see `RankingFailure`."""
 
     reason: str
     detail: str
-    usage: Usage
+    usage: Usage | None
 
 
 _Arrivals = queue.SimpleQueue[tuple[int, ChatAnswer[T] | ChatFailure] | BaseException | None]
@@ -98,6 +100,11 @@ class ChatClient:
         tpm: Tokens per minute, sent and received, over all processes; likewise.
         num_processes: Processes that share the limits, each taking an equal part. `None` reads `WORLD_SIZE`, else
             means 1.
+        prices: What the endpoint charges in US dollars per million tokens: `input`, `output` and, if it differs,
+            `cached_input`. `None` means unknown, unless its replies say what they cost.
+        max_cost: US dollars to spend at most, over all processes, failed calls included; what might cost more is not
+            asked. Takes `prices`. `None` means no cap.
+        max_run_tokens: Tokens to send and receive at most, likewise.
         timeout: Seconds that one call may take, by the clock. A `Retry-After` beyond it is not waited for.
         max_retries: Further attempts after a first one that failed in a way that may pass.
         temperature: Sampling temperature of the model.
@@ -120,6 +127,9 @@ class ChatClient:
         rpm: float | None = None,
         tpm: float | None = None,
         num_processes: int | None = None,
+        prices: Prices | Mapping[str, float] | None = None,
+        max_cost: float | None = None,
+        max_run_tokens: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
         temperature: float = 0.0,
@@ -149,6 +159,8 @@ class ChatClient:
         if max_tokens < 1:
             raise ValueError(f"`max_tokens` must be at least 1; got {max_tokens}.")
         self.model = model
+        self.budget = Budget(max_cost, max_run_tokens, make_prices(prices), num_processes)
+        self._settled = asyncio.Event()
         self._timeout = timeout
         self._max_retries = max_retries
         self._temperature = temperature
@@ -252,9 +264,9 @@ class ChatClient:
         while True:
             answer = await self._ask(task, note, self._seed + bad_replies, calls)
             if not isinstance(answer, Setback):
-                return ChatAnswer(answer, total_usage(calls))
+                return ChatAnswer(answer, sum(calls, _NOTHING))
             if answer.final or answer.retry_after > self._timeout or attempt == self._max_retries:
-                return ChatFailure(answer.reason, answer.detail, total_usage(calls))
+                return ChatFailure(answer.reason, answer.detail, sum(calls, _NOTHING) if calls else None)
             if answer.note is not None:
                 bad_replies += 1
                 note = answer.note
@@ -312,33 +324,44 @@ class ChatClient:
         logger.warning("%s refuses a parameter for %s. Sent from now on: %s.", self.url, self.model, changes)
 
     async def _send(self, body: dict[str, Any], calls: list[Usage]) -> Response | Setback:
-        """Makes one call as soon as concurrency and limits allow, and settles with them what it took."""
+        """Makes one call as soon as concurrency, budget and limits allow, and settles with them what it took."""
         num_bytes = sum(len(message["content"].encode()) for message in body["messages"]) or 1
         expected = Usage(math.ceil(num_bytes * self._tokens_per_byte), self._max_tokens)
-        clock = asyncio.get_running_loop().time
         async with self._concurrency as number:
-            permit = await self._rate_limiter.admit(expected.prompt_tokens + expected.completion_tokens)
+            if not await self._reserve(expected):
+                detail = f"Spent are {self.budget}, and the next call may take {self.budget.describe(expected)}."
+                return Setback(BUDGET_EXHAUSTED, detail, final=True)
+            permit: Permit | None = None
             answer: Response | Setback | None = None
             usage: Usage | None = None
             try:
+                permit = await self._rate_limiter.admit(expected.prompt_tokens + expected.completion_tokens)
                 answer = await self._endpoint.send(body)
-                usage = read_usage(answer.body) if isinstance(answer, Response) else None
+                usage = _usage(answer)
             finally:
-                self._rate_limiter.settle(
-                    permit,
-                    clock(),
-                    tokens=None if usage is None else usage.prompt_tokens + usage.completion_tokens,
-                    headers=answer.headers if isinstance(answer, Response) else {},
-                )
-        calls.append(usage or Usage())
+                # What was cut off, or never answered, may be billed all the same: it stays at what was expected.
+                billed = expected if usage is None and permit is not None else usage or _NOTHING
+                self.budget.settle(expected, billed)
+                self._settled.set()
+                if permit is not None:
+                    headers = answer.headers if isinstance(answer, Response) else {}
+                    self._rate_limiter.settle(permit, asyncio.get_running_loop().time(), usage, headers)
+        calls.append(Usage() if usage is None else self.budget.priced(usage))
         if isinstance(answer, Response) and answer.status == 429:
             self._concurrency.too_many(number)
         elif isinstance(answer, Response) and answer.status < 300:
             self._concurrency.fine()
-        if usage is not None:
+        if usage is not None and usage.prompt_tokens:
             # The most of late: limits would rather be missed from below.
             self._tokens_per_byte = max(usage.prompt_tokens / num_bytes, 0.99 * self._tokens_per_byte)
         return answer
+
+    async def _reserve(self, expected: Usage) -> bool:
+        """Waits for calls in flight where the budget depends on what they take; returns whether it suffices."""
+        while (reserved := self.budget.reserve(expected)) is None:
+            self._settled.clear()
+            await self._settled.wait()
+        return reserved
 
     def _read_reply(self, task: ChatTask[T], response: Response) -> T | Setback:
         public = self._endpoint.public
@@ -387,3 +410,10 @@ class ChatClient:
                 f"The model {self.model!r} at {self.url} cannot be asked. {fix} The answer was {answer}"
             )
         )
+
+
+def _usage(answer: Response | Setback) -> Usage | None:
+    """What a call took: as the reply says, else nothing where the endpoint did not serve it; `None` is unknown."""
+    if isinstance(answer, Setback):
+        return Usage() if answer.unsent else None
+    return read_usage(answer.body) or (Usage() if answer.status >= 300 else None)

@@ -51,6 +51,7 @@ class Endpoint:
 
     async def send(self, body: dict[str, Any]) -> Response | Setback:
         """Asks for one chat completion: the response, whatever its status, or why there is none."""
+        import httpx2
         import openai
 
         try:
@@ -62,7 +63,8 @@ class Endpoint:
         except openai.APIStatusError as error:
             response = error.response
         except openai.APIConnectionError as error:
-            return Setback("connection", self.public(f"{type(error.__cause__).__name__}: {error.__cause__}"))
+            detail = self.public(f"{type(error.__cause__).__name__}: {error.__cause__}")
+            return Setback("connection", detail, unsent=isinstance(error.__cause__, httpx2.ConnectError))
         return Response(response.status_code, response.headers, response.text, read_json(response.text))
 
     async def connect(self) -> None:

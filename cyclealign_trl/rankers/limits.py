@@ -12,8 +12,8 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from ..types import Usage
 from .responses import read_rate_limit
 
 _MINUTE = 60.0  # seconds; shorter in tests
@@ -240,16 +240,16 @@ class RateLimiter:
             tuple(told.send(amount) for told, amount in zip(self._told, amounts, strict=True)),
         )
 
-    def settle(self, permit: Permit, now: float, tokens: int | None = None, headers: Mapping[str, Any] = {}) -> None:
+    def settle(self, permit: Permit, now: float, usage: Usage | None, headers: Mapping[str, str]) -> None:
         """A call is over.
 
         Args:
             permit: What `admit` gave for it.
             now: The time.
-            tokens: Tokens that it took. `None` leaves it at what was expected.
+            usage: What it took. `None` leaves it at what was expected.
             headers: Those of the response.
         """
-        amounts = (1, permit.tokens if tokens is None else tokens)
+        amounts = (1, permit.tokens if usage is None else usage.prompt_tokens + usage.completion_tokens)
         for window, stay, amount in zip(self._windows, permit.stays, amounts, strict=True):
             if window is not None and stay is not None:
                 window.end(stay, amount, now)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..types import RankingFailure, RankingRequest, RankingResult
 from .base import Outcome
+from .budget import Budget, Prices
 from .client import ChatClient, ChatFailure, ChatTask
 from .parsing import parse_ranking
 from .prompts import PROMPT_VERSION, build_messages, labels, reply_schema
@@ -41,6 +42,11 @@ class LLMRanker:
         tpm: Tokens per minute, sent and received, over all processes; likewise.
         num_processes: Processes that share the limits, each taking an equal part. `None` reads `WORLD_SIZE`, else
             means 1.
+        prices: What the endpoint charges in US dollars per million tokens: `input`, `output` and, if it differs,
+            `cached_input`. `None` means unknown, unless its replies say what they cost.
+        max_cost: US dollars to spend at most in a run, over all processes, failed calls included; a request that
+            might cost more becomes a `RankingFailure("budget_exhausted")`. Takes `prices`. `None` means no cap.
+        max_run_tokens: Tokens to send and receive at most in a run, likewise.
         timeout: Seconds that one call may take, by the clock. A `Retry-After` beyond it is not waited for.
         max_retries: Further attempts after a first one that failed in a way that may pass.
         temperature: Sampling temperature of the judge.
@@ -66,6 +72,9 @@ class LLMRanker:
         rpm: float | None = None,
         tpm: float | None = None,
         num_processes: int | None = None,
+        prices: Prices | Mapping[str, float] | None = None,
+        max_cost: float | None = None,
+        max_run_tokens: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
         temperature: float = 0.0,
@@ -83,6 +92,9 @@ class LLMRanker:
             rpm=rpm,
             tpm=tpm,
             num_processes=num_processes,
+            prices=prices,
+            max_cost=max_cost,
+            max_run_tokens=max_run_tokens,
             timeout=timeout,
             max_retries=max_retries,
             temperature=temperature,
@@ -102,6 +114,11 @@ class LLMRanker:
     def name(self) -> str:
         """The model's name, without the endpoint."""
         return self._client.model
+
+    @property
+    def budget(self) -> Budget:
+        """What it may spend, and has spent."""
+        return self._client.budget
 
     @property
     def fingerprint(self) -> str:

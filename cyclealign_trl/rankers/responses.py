@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,7 +54,8 @@ class Setback:
     """Why a call brought no answer, and what may help.
 
     A setback with a `note` is a bad reply: asking the same again would bring the same, so the model is told. One
-    without is a bad call, repeated as it was, after a pause; a `final` one is not repeated.
+    without is a bad call, repeated as it was, after a pause; a `final` one is not repeated. One that is `unsent` never
+    reached the endpoint, and so costs nothing.
     """
 
     reason: str
@@ -62,6 +63,7 @@ class Setback:
     note: str | None = None
     retry_after: float = 0.0
     final: bool = False
+    unsent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +154,12 @@ def _number(text: str | None) -> float | None:
 def read_usage(body: object) -> Usage | None:
     """What the endpoint says that one call took; `None` where it does not. Some (OpenRouter) say the price, too."""
     told = _field(body, "usage")
-    if not isinstance(told, dict):
+    prompt_tokens, completion_tokens = (_amount(_field(told, f"{kind}_tokens")) for kind in ("prompt", "completion"))
+    if not isinstance(told, dict) or (prompt_tokens is None and completion_tokens is None):
         return None
     return Usage(
-        prompt_tokens=int(_amount(told.get("prompt_tokens")) or 0),
-        completion_tokens=int(_amount(told.get("completion_tokens")) or 0),
+        prompt_tokens=int(prompt_tokens or 0),
+        completion_tokens=int(completion_tokens or 0),
         cached_tokens=int(_amount(_field(told.get("prompt_tokens_details"), "cached_tokens")) or 0),
         cost=_amount(told.get("cost")),
     )
@@ -170,15 +173,3 @@ def _amount(value: object) -> float | None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
         return None
     return float(value)
-
-
-def total_usage(calls: Sequence[Usage]) -> Usage:
-    """What all calls for one answer took together."""
-    costs = [call.cost for call in calls if call.cost is not None]
-    return Usage(
-        prompt_tokens=sum(call.prompt_tokens for call in calls),
-        completion_tokens=sum(call.completion_tokens for call in calls),
-        cached_tokens=sum(call.cached_tokens for call in calls),
-        cost=sum(costs) if costs else None,
-        attempts=len(calls),
-    )

@@ -15,7 +15,7 @@ from cyclealign_trl.rankers import limits
 from cyclealign_trl.rankers.limits import AdaptiveConcurrency, Permit, RateLimiter, resolve_num_processes
 from cyclealign_trl.rankers.llm import LLMRanker
 from cyclealign_trl.rankers.responses import read_duration
-from cyclealign_trl.types import RankingRequest
+from cyclealign_trl.types import RankingRequest, Usage
 from tests.judge_server import most_within, running
 
 
@@ -32,7 +32,7 @@ def simulate(limiter, num_calls, latency, transit, tokens=1, expected=1, seed=0)
             # Whatever comes first: an answer, or the time to ask again.
             if under_way and under_way[0][0] <= now + permit:
                 now, _, ended = heapq.heappop(under_way)
-                limiter.settle(ended, now, tokens=tokens)
+                limiter.settle(ended, now, Usage(tokens), {})
             else:
                 now += permit
         arrived = now + chance.uniform(0, transit)
@@ -76,7 +76,7 @@ def test_a_call_beyond_the_limit_goes_alone():
     permit = limiter.try_admit(5000, 0.0)
     assert isinstance(permit, Permit)
     assert limiter.try_admit(1, 1.0) > 0
-    limiter.settle(permit, 2.0, tokens=900)
+    limiter.settle(permit, 2.0, Usage(400, 500), {})
     assert isinstance(limiter.try_admit(100, 2.0), Permit)
     assert limiter.try_admit(1, 2.0) > 0
 
@@ -101,7 +101,7 @@ def told(resource, remaining, reset, limit=100):
 @pytest.mark.parametrize("resource", ["requests", "tokens"])
 def test_what_is_used_up_is_waited_for(resource):
     limiter = RateLimiter(None, None, 1)
-    limiter.settle(limiter.try_admit(10, 0.0), 1.0, headers=told(resource, 0, "6m0s"))
+    limiter.settle(limiter.try_admit(10, 0.0), 1.0, None, told(resource, 0, "6m0s"))
     assert limiter.try_admit(10, 1.0) == 360.0
     assert limiter.try_admit(10, 360.0) == 1.0
     assert isinstance(limiter.try_admit(10, 361.0), Permit)
@@ -110,28 +110,28 @@ def test_what_is_used_up_is_waited_for(resource):
 def test_calls_that_the_headers_do_not_know_of_count():
     limiter = RateLimiter(None, None, 1)
     first, *_ = [limiter.try_admit(1, 0.0) for _ in range(4)]
-    limiter.settle(first, 1.0, headers=told("requests", 5, "30s"))  # of which three are under way
+    limiter.settle(first, 1.0, None, told("requests", 5, "30s"))  # of which three are under way
     assert [isinstance(limiter.try_admit(1, 1.0), Permit) for _ in range(3)] == [True, True, False]
 
 
 def test_an_older_answer_says_nothing_new():
     limiter = RateLimiter(None, None, 1)
     older, newer = limiter.try_admit(1, 0.0), limiter.try_admit(1, 0.0)
-    limiter.settle(newer, 1.0, headers=told("requests", 50, "1s"))
-    limiter.settle(older, 1.0, headers=told("requests", 0, "30s"))
+    limiter.settle(newer, 1.0, None, told("requests", 50, "1s"))
+    limiter.settle(older, 1.0, None, told("requests", 0, "30s"))
     assert isinstance(limiter.try_admit(1, 1.0), Permit)
 
 
 def test_after_a_reset_the_limit_is_there_again_and_no_more():
     limiter = RateLimiter(None, None, 1)
-    limiter.settle(limiter.try_admit(1, 0.0), 0.0, headers=told("requests", 0, "1s", limit=3))
+    limiter.settle(limiter.try_admit(1, 0.0), 0.0, None, told("requests", 0, "1s", limit=3))
     assert [isinstance(limiter.try_admit(1, 1.0), Permit) for _ in range(4)] == [True, True, True, False]
     assert isinstance(limiter.try_admit(1, 2.0), Permit)
 
 
 def test_a_reset_tomorrow_is_not_waited_for():
     limiter = RateLimiter(None, None, 1)
-    limiter.settle(limiter.try_admit(1, 0.0), 0.0, headers=told("requests", 0, "23h59m"))
+    limiter.settle(limiter.try_admit(1, 0.0), 0.0, None, told("requests", 0, "23h59m"))
     assert isinstance(limiter.try_admit(1, 0.0), Permit)
 
 
