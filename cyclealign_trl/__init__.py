@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .agreement import agreement_ranking as agreement_ranking
     from .agreement import kendall_tau as kendall_tau
+    from .contrastive import ContrastivePrompts as ContrastivePrompts
+    from .data.contrastive_pairs import add_self_rewards as add_self_rewards
+    from .data.contrastive_pairs import generate_contrastive_pairs as generate_contrastive_pairs
     from .data.hh_rlhf import load_hh_rlhf as load_hh_rlhf
     from .data.hh_rlhf import sample_prompts as sample_prompts
     from .data.interactions import export_interactions as export_interactions
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import CycleAlignError as CycleAlignError
     from .errors import RankerError as RankerError
     from .errors import TooManyFailuresError as TooManyFailuresError
+    from .losses import dlma_loss as dlma_loss
     from .losses import pro_loss as pro_loss
     from .losses import rrhf_loss as rrhf_loss
     from .rankers.base import Ranker as Ranker
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
     from .rankers.function import FunctionRanker as FunctionRanker
     from .rankers.llm import LLMRanker as LLMRanker
     from .rankers.reward_model import RewardModelRanker as RewardModelRanker
+    from .rankers.self_reward import SelfRewardRanker as SelfRewardRanker
     from .trainer.cyclealign_config import CycleAlignConfig as CycleAlignConfig
     from .trainer.cyclealign_trainer import CycleAlignTrainer as CycleAlignTrainer
+    from .trainer.dlma_config import DLMAConfig as DLMAConfig
+    from .trainer.dlma_trainer import DLMATrainer as DLMATrainer
     from .trainer.ranking_config import RankingConfig as RankingConfig
     from .trainer.ranking_trainer import RankingTrainer as RankingTrainer
     from .types import Demonstration as Demonstration
@@ -39,9 +46,12 @@ __version__ = "0.1.0"
 _MODULES = {
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
+    "ContrastivePrompts": "contrastive",
     "CycleAlignConfig": "trainer.cyclealign_config",
     "CycleAlignError": "errors",
     "CycleAlignTrainer": "trainer.cyclealign_trainer",
+    "DLMAConfig": "trainer.dlma_config",
+    "DLMATrainer": "trainer.dlma_trainer",
     "Demonstration": "types",
     "DemonstrationPool": "demonstrations",
     "FunctionRanker": "rankers.function",
@@ -54,10 +64,14 @@ _MODULES = {
     "RankingResult": "types",
     "RankingTrainer": "trainer.ranking_trainer",
     "RewardModelRanker": "rankers.reward_model",
+    "SelfRewardRanker": "rankers.self_reward",
     "TooManyFailuresError": "errors",
     "Usage": "types",
+    "add_self_rewards": "data.contrastive_pairs",
     "agreement_ranking": "agreement",
+    "dlma_loss": "losses",
     "export_interactions": "data.interactions",
+    "generate_contrastive_pairs": "data.contrastive_pairs",
     "kendall_tau": "agreement",
     "load_hh_rlhf": "data.hh_rlhf",
     "pro_loss": "losses",

@@ -18,6 +18,8 @@ From TRL:
 - `remove_hooks`, `add_hooks`: what ZeRO-3 does in every forward of training would disturb sampling.
 - `VLLMGeneration`: the engine, beside the training or as a server, and how each way of splitting weights fills it.
   Imported when first used, because it imports vLLM.
+- `disable_dropout_in_model`: policy and reference of DPO are compared without noise.
+- `prepare_deepspeed`, `prepare_fsdp`: a reference that is split as the policy is, or stays whole, and never trains.
 - `is_vllm_available`: says so, and warns of versions that TRL does not know.
 """
 
@@ -31,10 +33,11 @@ from huggingface_hub import HfApi
 from transformers import trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.import_utils import is_vllm_available
-from trl.models.utils import add_hooks, remove_hooks
+from trl.models.utils import add_hooks, prepare_deepspeed, prepare_fsdp, remove_hooks
 from trl.trainer.utils import (
     add_fused_lm_head,
     create_model_from_path,
+    disable_dropout_in_model,
     get_config_model_id,
     print_prompt_completions_sample,
     selective_log_softmax,
@@ -50,8 +53,11 @@ __all__ = [
     "add_fused_lm_head",
     "add_hooks",
     "create_model_from_path",
+    "disable_dropout_in_model",
     "get_config_model_id",
     "is_vllm_available",
+    "prepare_deepspeed",
+    "prepare_fsdp",
     "print_prompt_completions_sample",
     "remove_hooks",
     "selective_log_softmax",

@@ -7,7 +7,7 @@ policy's own scores into what trains, what is remembered and what is logged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .agreement import agreement_ranking
@@ -50,7 +50,8 @@ class Settlement:
         white_box_order: The policy's order of the same.
         agreement: What both say, best first.
         ranks: Ranks to train on, K of them; `None` where there is no ranking.
-        improved_completion: The ranker's better completion, joined to the prompt as the policy's own are.
+        improved_completion: A better completion, joined to the prompt as the policy's own are.
+        corrected: Whether that is a corrector's, and not the ranker's.
         demonstration: The agreed completions, one of each rank, where they are enough to show an order.
         failure: Why there is no ranking; `None` where there is one.
         usage: What the ranker's answer took.
@@ -65,11 +66,17 @@ class Settlement:
     agreement: tuple[int, ...] | None = None
     ranks: tuple[int, ...] | None = None
     improved_completion: str | None = None
+    corrected: bool = False
     demonstration: Demonstration | None = None
     failure: str | None = None
     usage: Usage | None = None
     consistency: float | None = None
     trimmed: Trimmed | None = None
+
+    @property
+    def best_completion(self) -> str:
+        """The completion that the ranker holds to be best, or without it the policy."""
+        return self.completions[(self.black_box_order or self.white_box_order)[0]]
 
     @property
     def fully_agreed(self) -> bool:
@@ -140,6 +147,7 @@ def settle(
         raise ValueError(f"The ranker was shown {len(distinct)} completions and ranked {len(outcome.order)}.")
     black_box = tuple(distinct[position] for position in outcome.order)
     agreement = agreement_ranking(black_box, white_box)
+    improved = outcome.improved_completion
     rank_of = {completions[index]: rank for index, rank in zip(distinct, outcome.resolved_ranks, strict=True)}
     # Tied completions stand in the order of their indices, which is nobody's opinion: a demonstration shows the first.
     first_of: dict[int, int] = {}
@@ -153,7 +161,7 @@ def settle(
         black_box_order=black_box,
         agreement=agreement,
         ranks=tuple(rank_of[completion] for completion in completions),
-        improved_completion=_join_like(completions[black_box[0]], outcome.improved_completion),
+        improved_completion=improved if improved is None else _join_like(completions[black_box[0]], improved),
         demonstration=from_agreement(prompt, completions, ordered) if len(ordered) >= min_agreement else None,
         usage=outcome.usage,
         consistency=outcome.consistency,
@@ -161,12 +169,18 @@ def settle(
     )
 
 
-def _join_like(sampled: str, improved: str | None) -> str | None:
+def correct(settlement: Settlement, correction: str) -> Settlement:
+    """Adds a corrector's version of the best completion, unless that was left as it is."""
+    improved = _join_like(settlement.best_completion, correction)
+    if improved == settlement.best_completion:
+        return settlement
+    return replace(settlement, improved_completion=improved, corrected=True)
+
+
+def _join_like(sampled: str, improved: str) -> str:
     """Gives the improved completion the leading white space that the policy's own have.
 
     A plain-text prompt is continued by whatever the policy emits first, often a space. Training on a text without it
     would teach another join than the one that sampling uses.
     """
-    if improved is None:
-        return None
     return sampled[: len(sampled) - len(sampled.lstrip())] + improved.lstrip()

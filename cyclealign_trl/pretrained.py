@@ -1,9 +1,15 @@
-"""What a model and its tokenizer are loaded by alike."""
+"""What everything that runs a pretrained model does alike: where it comes from, where it runs, what ends a text."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import os
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 _SOURCE = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
 
@@ -14,3 +20,109 @@ def source_of(init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     Code from the Hub is run only where `trust_remote_code` is given.
     """
     return {"trust_remote_code": False, **{name: init_kwargs[name] for name in _SOURCE if name in init_kwargs}}
+
+
+def load_causal_lm(
+    model: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    init_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model by its name, or as it is given, to be run, and a tokenizer that nobody else changes.
+
+    Args:
+        model: The model, or its name.
+        tokenizer: The tokenizer; by default the one of the model's name.
+        init_kwargs: Keyword arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: If a loaded model is given with arguments for loading, or without a tokenizer or name.
+    """
+    init_kwargs = dict(init_kwargs or {})
+    if isinstance(model, str):
+        name = model
+        model = AutoModelForCausalLM.from_pretrained(name, **{"trust_remote_code": False, **init_kwargs})
+    else:
+        name = model.name_or_path
+        if init_kwargs:
+            raise ValueError(
+                f"`model_init_kwargs` {sorted(init_kwargs)} say how to load a model, but a loaded one was given. "
+                "Load it with them, or pass its name."
+            )
+    return model.eval(), own_tokenizer(tokenizer, name, init_kwargs)
+
+
+def own_tokenizer(
+    given: PreTrainedTokenizerBase | None, name: str, init_kwargs: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
+    """A tokenizer that nobody else changes or uses at the same time: a copy, or the one of the model's name."""
+    if given is not None:
+        return copy.deepcopy(given)
+    if not name:
+        raise ValueError("The model was not loaded by name, so its tokenizer is not known. Pass `tokenizer`.")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **source_of(init_kwargs))
+    return tokenizer
+
+
+def place(model: PreTrainedModel, name: str, device: str | torch.device | None = None) -> None:
+    """Moves a model that each process runs for itself to its device: `None` means this process's accelerator, if any.
+
+    Raises:
+        ValueError: If the model's weights are split among the processes, or a `device_map` has placed it elsewhere.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            f"DeepSpeed ZeRO-3 has split the weights of {name} among the processes, each of which runs it on texts of "
+            "its own. Load it before the training arguments are made."
+        )
+    if not hasattr(model, "hf_device_map"):
+        model.to(device or default_device())
+    elif device is not None:
+        raise ValueError(f"{name} was placed by a `device_map`, {model.hf_device_map}. Leave out `device` or that.")
+
+
+def default_device() -> torch.device:
+    """This process's accelerator, or the CPU where there is none."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None  # it is available
+    # As accelerate chooses it.
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
+    return torch.device(accelerator.type, index)
+
+
+def settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Makes model and tokenizer agree on padding.
+
+    Returns:
+        Every id that ends a completion, the tokenizer's own first.
+
+    Raises:
+        ValueError: If there is none, or nothing to pad with.
+    """
+    generation_config = model.generation_config
+    declared = None if generation_config is None else generation_config.eos_token_id
+    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    eos_token_ids = tuple(dict.fromkeys([*own, *declared]))
+    if not eos_token_ids:
+        raise ValueError(
+            f"The tokenizer has no eos_token and {type(model).__name__}'s generation config no eos_token_id, so no "
+            "completion could ever end. Set tokenizer.eos_token."
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ValueError("The tokenizer has neither a pad_token nor an eos_token. Set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if generation_config is not None:
+        generation_config.pad_token_id = tokenizer.pad_token_id
+    return eos_token_ids
+
+
+def digest_weights(model: PreTrainedModel) -> str:
+    """A text that differs between the models of any two training steps, made of the first weights of each tensor."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:16].tolist()}".encode())
+    return digest.hexdigest()

@@ -97,16 +97,30 @@ class Usage:
     Args:
         prompt_tokens: Tokens sent, over all attempts.
         completion_tokens: Tokens received, over all attempts.
-        cost: Price in US dollars, where it is known.
+        cached_tokens: Tokens of those sent that the endpoint had read before, and charges less for.
+        cost: Price in US dollars, as far as it is known.
         attempts: Calls that were made, retries included.
         cached: Whether the answer was read back from a cache, at no expense now.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     cost: float | None = None
     attempts: int = 1
     cached: bool = False
+
+    def __add__(self, other: Usage) -> Usage:
+        """What both took together; the cost is that of what is priced."""
+        costs = [usage.cost for usage in (self, other) if usage.cost is not None]
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            cost=sum(costs) if costs else None,
+            attempts=self.attempts + other.attempts,
+            cached=self.cached and other.cached,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import cyclealign_trl
-from cyclealign_trl import CycleAlignConfig, RankingConfig
+from cyclealign_trl import CycleAlignConfig, DLMAConfig, RankingConfig
 
 
 def run_python(code):
@@ -43,7 +43,7 @@ def own_fields(config):
     return [field for field in dataclasses.fields(config) if field.name not in inherited]
 
 
-@pytest.mark.parametrize("config", [RankingConfig, CycleAlignConfig])
+@pytest.mark.parametrize("config", [RankingConfig, CycleAlignConfig, DLMAConfig])
 def test_docstring_and_help_agree(config):
     entries = {
         match["name"]: match
@@ -60,7 +60,8 @@ def test_docstring_and_help_agree(config):
         text = " ".join(entry["text"].split())
         assert text.replace("`", "") == field.metadata["help"].replace("`", ""), field.name
         default = entry["default"].strip('"')
-        assert default == str(field.default), field.name
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        assert default == str(value), field.name
 
 
 def test_configs_parse_from_a_command_line(tmp_path):

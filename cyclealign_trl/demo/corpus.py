@@ -175,14 +175,14 @@ def questions(split: Split) -> list[str]:
     return [question for question, _ in _pairs(split)]
 
 
-def dialogues(num: int, seed: int) -> list[Dialogue]:
-    """`num` replies to training questions, the four kinds in equal shares up to chance."""
+def dialogues(num: int, seed: int, kinds: Sequence[Kind] = KINDS, split: Split = "train") -> list[Dialogue]:
+    """`num` replies to the questions of a split, the kinds in equal shares up to chance."""
     rng = random.Random(seed)  # noqa: S311 (no secret is made here)
-    pairs = _pairs("train")
+    pairs = _pairs(split)
     drawn = []
     for _ in range(num):
         question, topic = rng.choice(pairs)
-        kind = rng.choice(KINDS)
+        kind = rng.choice(kinds)
         drawn.append(Dialogue(question, _BUILDERS[kind](topic, rng), kind))
     return drawn
 

@@ -6,7 +6,7 @@ what a policy should look like before it is aligned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -53,7 +53,12 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def pretrain_policy(
-    seed: int = 0, num_steps: int = 800, batch_size: int = 32, progress: bool = True
+    seed: int = 0,
+    num_steps: int = 800,
+    batch_size: int = 32,
+    progress: bool = True,
+    corpus: Callable[[int, int], list[Dialogue]] = dialogues,
+    vocabulary: Callable[[], list[str]] = sentences,
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Pretrains the demo's policy: next-token prediction on `num_steps * batch_size` fresh dialogues.
 
@@ -62,13 +67,15 @@ def pretrain_policy(
         num_steps: Optimiser steps.
         batch_size: Dialogues per step.
         progress: Whether to show a progress bar.
+        corpus: Draws a number of dialogues by a seed.
+        vocabulary: Every sentence that they can be made of.
 
     Returns:
         The model (fp32, in evaluation mode, on the CPU) and its tokenizer.
     """
-    corpus = dialogues(num_steps * batch_size, seed)
+    drawn = corpus(num_steps * batch_size, seed)
     # Each sentence twice, as its first word differs at the start of a text and within it.
-    tokenizer = build_tokenizer(f"{sentence} {sentence}" for sentence in sentences())
+    tokenizer = build_tokenizer(f"{sentence} {sentence}" for sentence in vocabulary())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(_config(tokenizer))
@@ -87,7 +94,7 @@ def pretrain_policy(
     model.train()
     with tqdm(range(num_steps), desc="Pretraining the policy", disable=not progress, leave=False) as steps:
         for step in steps:
-            batch = _encode(tokenizer, corpus[step * batch_size : (step + 1) * batch_size])
+            batch = _encode(tokenizer, drawn[step * batch_size : (step + 1) * batch_size])
             loss = model(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from torch import nn
 
 
@@ -39,3 +41,11 @@ def _until_eos(ids: list[int], eos_token_ids: Collection[int]) -> list[int]:
         if token in eos_token_ids:
             return ids[: position + 1]
     return ids
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A random state of its own: what is sampled inside is the same every time, and what follows is as without it."""
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        torch.manual_seed(seed)
+        yield

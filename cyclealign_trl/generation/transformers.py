@@ -10,10 +10,48 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from .._compat import add_hooks, remove_hooks
 from .base import group_by_prompt
+
+
+def generate(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    device: torch.device,
+    **kwargs: Any,
+) -> list[list[int]]:
+    """Samples from a model by `model.generate`.
+
+    Args:
+        model: The model, not wrapped.
+        prompt_ids: Token ids of B prompts.
+        config: How; it says what pads.
+        device: Where the model is.
+        **kwargs: Further arguments of `model.generate`.
+
+    Returns:
+        Token ids of what each prompt is continued by, B times `num_return_sequences`, padded on the right.
+    """
+    width = max(len(ids) for ids in prompt_ids)
+    padded = [[config.pad_token_id] * (width - len(ids)) + list(ids) for ids in prompt_ids]
+    input_ids = torch.tensor(padded, device=device)  # (B, W), padded on the left
+    lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)
+    attention_mask = (torch.arange(width, device=device) >= width - lengths.unsqueeze(1)).long()  # (B, W)
+
+    was_training = model.training
+    model.eval()  # no dropout, and activation checkpointing (which turns the KV cache off) rests
+    try:
+        with torch.no_grad():
+            sequences = model.generate(
+                input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **kwargs
+            )  # (B * K, W + T)
+    finally:
+        model.train(was_training)
+    completion_ids: list[list[int]] = sequences[:, width:].tolist()
+    return completion_ids
 
 
 class TransformersBackend:
@@ -46,7 +84,6 @@ class TransformersBackend:
         self._accelerator = accelerator
         self._num_generations = num_generations
         self._eos_token_ids = tuple(eos_token_ids)
-        self._pad_token_id = pad_token_id
         self._config = GenerationConfig(
             **{
                 "do_sample": True,
@@ -60,29 +97,17 @@ class TransformersBackend:
 
     def generate(self, model: nn.Module, prompt_ids: Sequence[Sequence[int]]) -> list[list[list[int]]]:
         """Samples K completions for each of B prompts; see `GenerationBackend`."""
-        policy = self._accelerator.unwrap_model(model)
-        width = max(len(ids) for ids in prompt_ids)
-        device = self._accelerator.device
-        padded = [[self._pad_token_id] * (width - len(ids)) + list(ids) for ids in prompt_ids]
-        input_ids = torch.tensor(padded, device=device)  # (B, W), padded on the left
-        lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)
-        attention_mask = (torch.arange(width, device=device) >= width - lengths.unsqueeze(1)).long()  # (B, W)
-
-        was_training = policy.training
-        policy.eval()  # no dropout, and activation checkpointing (which turns the KV cache off) rests
-        try:
-            with torch.no_grad(), self._gathered(model):
-                sequences = policy.generate(
-                    input_ids=input_ids,
-                    attention_mask=attention_mask,
-                    generation_config=self._config,
-                    # The processes meet in every forward: whoever is done goes on until all are. `generate` sees by
-                    # itself that it must under ZeRO-3, but not under accelerate's FSDP2.
-                    synced_gpus=True if self._accelerator.is_fsdp2 else None,
-                )  # (B * K, W + T)
-        finally:
-            policy.train(was_training)
-        return group_by_prompt(sequences[:, width:].tolist(), self._num_generations, self._eos_token_ids)
+        with self._gathered(model):
+            completion_ids = generate(
+                self._accelerator.unwrap_model(model),
+                prompt_ids,
+                self._config,
+                self._accelerator.device,
+                # The processes meet in every forward: whoever is done goes on until all are. `generate` sees by
+                # itself that it must under ZeRO-3, but not under accelerate's FSDP2.
+                synced_gpus=True if self._accelerator.is_fsdp2 else None,
+            )
+        return group_by_prompt(completion_ids, self._num_generations, self._eos_token_ids)
 
     @contextmanager
     def _gathered(self, model: nn.Module) -> Iterator[None]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from ..types import RankingFailure, RankingRequest, RankingResult
+from ..types import RankingFailure, RankingRequest, RankingResult, ranks_from_scores
 
 Outcome = RankingResult | RankingFailure
 
@@ -41,3 +42,12 @@ class StreamingRanker(Ranker, Protocol):
 def ranker_name(ranker: Ranker) -> str:
     """What to call a ranker in public: its `name`, or its class."""
     return getattr(ranker, "name", None) or type(ranker).__name__
+
+
+def outcome_of(scores: Sequence[float]) -> Outcome:
+    """The ranking of one request's completions by their scores, where all of them are finite."""
+    for index, score in enumerate(scores):
+        if not math.isfinite(score):
+            return RankingFailure("no_score", f"completion {index} has the score {score}")
+    ranks = ranks_from_scores(scores)
+    return RankingResult(order=tuple(sorted(range(len(ranks)), key=ranks.__getitem__)), ranks=ranks)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from ..errors import RankerError
-from ..types import RankingFailure, RankingRequest, RankingResult, ranks_from_scores
-from .base import Outcome
+from ..types import RankingFailure, RankingRequest
+from .base import Outcome, outcome_of
 
 RewardFunction = Callable[..., Any]
 """Takes `prompts`, `completions` and the dataset's columns by keyword; returns a score or `None` per completion."""
@@ -105,8 +105,7 @@ class FunctionRanker:
             if not math.isfinite(total):
                 return RankingFailure("no_score", f"completion {index} has the scores {list(row)}")
             totals.append(total)
-        ranks = ranks_from_scores(totals)
-        return RankingResult(order=tuple(sorted(range(len(ranks)), key=ranks.__getitem__)), ranks=ranks)
+        return outcome_of(totals)
 
 
 def _arguments(requests: Sequence[RankingRequest]) -> dict[str, list[Any]]:

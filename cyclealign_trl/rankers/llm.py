@@ -11,6 +11,7 @@ from typing import Any
 
 from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
 from .base import Outcome
+from .budget import Budget, Prices
 from .client import ChatClient, ChatFailure, ChatTask
 from .context import Fit, estimate_tokens, fit, message_bytes
 from .parsing import parse_ranking
@@ -44,7 +45,17 @@ class LLMRanker:
         base_url: The endpoint, as for `openai.OpenAI`. `None` reads `OPENAI_BASE_URL`, else means OpenAI.
         api_key: The key. `None` reads `OPENAI_API_KEY`; with a `base_url`, none is needed. Written nowhere.
         criteria: What makes a completion better, in words. `None` means harmlessness and helpfulness.
-        max_concurrency: Calls in flight at once, over all threads.
+        max_concurrency: Calls in flight at once, over all threads. Halved when the endpoint answers 429, recovering
+            slowly.
+        rpm: Requests per minute, over all processes. `None` means no limit but what the endpoint's headers say.
+        tpm: Tokens per minute, sent and received, over all processes; likewise.
+        num_processes: Processes that share the limits, each taking an equal part. `None` reads `WORLD_SIZE`, else
+            means 1.
+        prices: What the endpoint charges in US dollars per million tokens: `input`, `output` and, if it differs,
+            `cached_input`. `None` means unknown, unless its replies say what they cost.
+        max_cost: US dollars to spend at most in a run, over all processes, failed calls included; a request that
+            might cost more becomes a `RankingFailure("budget_exhausted")`. Takes `prices`. `None` means no cap.
+        max_run_tokens: Tokens to send and receive at most in a run, likewise.
         timeout: Seconds that one call may take, by the clock. A `Retry-After` beyond it is not waited for.
         max_retries: Further attempts after a first one that failed in a way that may pass.
         temperature: Sampling temperature of the judge.
@@ -70,6 +81,12 @@ class LLMRanker:
         *,
         criteria: str | None = None,
         max_concurrency: int = 32,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        num_processes: int | None = None,
+        prices: Prices | Mapping[str, float] | None = None,
+        max_cost: float | None = None,
+        max_run_tokens: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
         temperature: float = 0.0,
@@ -98,6 +115,12 @@ class LLMRanker:
             base_url,
             api_key,
             max_concurrency=max_concurrency,
+            rpm=rpm,
+            tpm=tpm,
+            num_processes=num_processes,
+            prices=prices,
+            max_cost=max_cost,
+            max_run_tokens=max_run_tokens,
             timeout=timeout,
             max_retries=max_retries,
             temperature=temperature,
@@ -126,6 +149,11 @@ class LLMRanker:
     def num_passes(self) -> int:
         """How many passes make a ranking."""
         return self._num_passes
+
+    @property
+    def budget(self) -> Budget:
+        """What it may spend, and has spent."""
+        return self._client.budget
 
     @property
     def fingerprint(self) -> str:
@@ -171,18 +199,20 @@ class LLMRanker:
     def _stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
         """As `stream`, of single passes."""
         fits = [self._fit(request) for request in requests]
-        positions, tasks = [], []
-        for position, (request, fitted) in enumerate(zip(requests, fits, strict=True)):
+        waiting = {position: fitted for position, fitted in enumerate(fits) if fitted is not None}
+        for position, fitted in enumerate(fits):
             if fitted is None:
                 yield position, RankingFailure("too_long", f"More than context_window={self._context_window} tokens.")
-                continue
-            positions.append(position)
-            tasks.append(self._task(request, fitted))
-        for index, answer in self._client.stream(tasks):
+        positions = list(waiting)
+        for index, answer in self._client.stream(self._task(requests[at], waiting[at]) for at in positions):
+            position = positions[index]
+            del waiting[position]
             if isinstance(answer, ChatFailure):
-                yield positions[index], RankingFailure(answer.reason, answer.detail, answer.usage)
+                yield position, RankingFailure(answer.reason, answer.detail, answer.usage)
             else:
-                yield positions[index], replace(answer.value, usage=answer.usage)
+                yield position, replace(answer.value, usage=answer.usage)
+        for position in waiting:
+            yield position, RankingFailure("cancelled", "It was cancelled before its answer had arrived.")
 
     def estimate(self, request: RankingRequest) -> Usage:
         """What one ranking of the request is likely to take, by the length of its texts. Nothing is sent.
@@ -200,11 +230,16 @@ class LLMRanker:
         improved_bytes = longest * (len(order) + 1) // len(order) if self._improve else 0
         reply_tokens = min(estimate_tokens(len(reply) + improved_bytes), self._max_tokens)
         num_passes = self._num_passes if request.pass_index is None else 1
-        return Usage(
+        usage = Usage(
             prompt_tokens=num_passes * estimate_tokens(message_bytes(messages)),
             completion_tokens=num_passes * reply_tokens,
             attempts=num_passes,
         )
+        return self._client.budget.priced(usage)
+
+    def cancel(self) -> None:
+        """Cancels the calls in flight, on behalf of all threads: what they were for becomes a `RankingFailure`."""
+        self._client.cancel()
 
     def check_connection(self) -> None:
         """Asks for the list of models, which costs nothing; any answer shows that somebody listens.

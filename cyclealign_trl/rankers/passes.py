@@ -112,11 +112,4 @@ def _total(usages: Sequence[Usage]) -> Usage | None:
     counted = [usage for usage in usages if not usage.cached] or list(usages)
     if not counted:
         return None
-    costs = [usage.cost for usage in counted if usage.cost is not None]
-    return Usage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in counted),
-        completion_tokens=sum(usage.completion_tokens for usage in counted),
-        cost=sum(costs) if costs else None,
-        attempts=sum(usage.attempts for usage in counted),
-        cached=counted[0].cached,
-    )
+    return sum(counted[1:], start=counted[0])

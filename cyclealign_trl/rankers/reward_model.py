@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,15 +13,14 @@ import torch
 from jinja2 import TemplateError
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from ..errors import RankerError
-from ..pretrained import source_of
-from ..types import Prompt, RankingFailure, RankingRequest, RankingResult, ranks_from_scores
-from .base import Outcome
+from ..pretrained import own_tokenizer, place
+from ..types import Prompt, RankingFailure, RankingRequest
+from .base import Outcome, outcome_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +100,8 @@ class RewardModelRanker:
                 )
         self._name = name or type(model).__name__
         self._model = _ready(model, self._name, device)
-        self._tokenizer = _own_tokenizer(tokenizer, name, init_kwargs)
+        self._tokenizer = own_tokenizer(tokenizer, name, init_kwargs)
+        self._tokenizer.truncation_side = "left"
         if chat_template is not None:
             self._tokenizer.chat_template = chat_template
         self._max_length = _max_length(max_length, model, self._tokenizer)
@@ -138,7 +136,7 @@ class RewardModelRanker:
             texts = [ids for entry in encoded if not isinstance(entry, RankingFailure) for ids in entry]
             scores = iter(self._scores(texts))
         return [
-            entry if isinstance(entry, RankingFailure) else _outcome([next(scores) for _ in entry])
+            entry if isinstance(entry, RankingFailure) else outcome_of([next(scores) for _ in entry])
             for entry in encoded
         ]
 
@@ -224,41 +222,10 @@ def _ready(model: PreTrainedModel, name: str, device: str | torch.device | None)
             f"A reward model has 1 output, but {name} has num_labels={model.config.num_labels} (2 is what a model "
             "gets that never had such outputs). Use a model that was trained as a reward model, with num_labels=1."
         )
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise ValueError(
-            f"DeepSpeed ZeRO-3 has split the weights of {name} among the processes, each of which scores texts of its "
-            "own. Make the ranker before the training arguments."
-        )
-    if not hasattr(model, "hf_device_map"):
-        model.to(device or _default_device())
-    elif device is not None:
-        raise ValueError(f"{name} was placed by a `device_map`, {model.hf_device_map}. Leave out `device` or that.")
+    place(model, name, device)
     # No text is ever continued, so keys and values would be kept for nothing.
     model.config.get_text_config().use_cache = False
     return model.eval()
-
-
-def _default_device() -> torch.device:
-    if not torch.accelerator.is_available():
-        return torch.device("cpu")
-    accelerator = torch.accelerator.current_accelerator()
-    assert accelerator is not None  # it is available
-    # As accelerate chooses it.
-    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
-    return torch.device(accelerator.type, index)
-
-
-def _own_tokenizer(
-    given: PreTrainedTokenizerBase | None, name: str, init_kwargs: Mapping[str, Any]
-) -> PreTrainedTokenizerBase:
-    """A tokenizer that nobody else changes or uses at the same time."""
-    if given is None and not name:
-        raise ValueError("The model was not loaded by name, so its tokenizer is not known. Pass `tokenizer`.")
-    tokenizer = (
-        AutoTokenizer.from_pretrained(name, **source_of(init_kwargs)) if given is None else copy.deepcopy(given)
-    )
-    tokenizer.truncation_side = "left"
-    return tokenizer
 
 
 def _max_length(given: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -278,12 +245,3 @@ def _pad_token_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         config.pad_token_id = tokenizer.pad_token_id
     pad_token_id: int | None = config.pad_token_id
     return pad_token_id
-
-
-def _outcome(scores: Sequence[float]) -> Outcome:
-    """The ranking of one request's completions."""
-    for index, score in enumerate(scores):
-        if not math.isfinite(score):
-            return RankingFailure("no_score", f"completion {index} has the score {score}")
-    ranks = ranks_from_scores(scores)
-    return RankingResult(order=tuple(sorted(range(len(ranks)), key=ranks.__getitem__)), ranks=ranks)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
@@ -14,8 +12,8 @@ from ..rankers.base import Ranker
 from ..rankers.context import BYTES_PER_TOKEN
 from ..trainer.cyclealign_config import CycleAlignConfig
 from ..trainer.cyclealign_trainer import CycleAlignTrainer
-from ..trainer.estimate import RunEstimate, Sample, estimate_run, sample_completions
-from ..types import Usage
+from ..trainer.estimate import RunEstimate, assume_completions, estimate_run, sample_completions
+from ..trainer.interaction_summary import Expense
 from .arguments import CommandParser, RankerArguments
 from .inputs import add_model_arguments, load_splits, make_ranker
 from .launch import WRONG_USE, errors_in_one_line, num_processes
@@ -60,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
             )
             samples = sample_completions(trainer, estimate_args.num_samples)
         else:
-            samples = _assumed(training_args, train_dataset["prompt"])
+            samples = assume_completions(training_args, train_dataset)
         estimate = estimate_run(
             training_args,
             ranker,
@@ -74,25 +72,27 @@ def main(argv: Sequence[str]) -> None:
 
 def describe(estimate: RunEstimate, ranker: Ranker) -> str:
     """The estimate as a table, and what it assumes."""
-    evaluations = f", {estimate.num_evaluations} evaluations" if estimate.num_evaluations else ""
-    columns = {"low": estimate.low, "expected": estimate.expected, "high": estimate.high}
-    rows = {
-        "calls": {name: f"{usage.attempts:,}" for name, usage in columns.items()},
-        "prompt tokens": {name: f"{usage.prompt_tokens:,}" for name, usage in columns.items()},
-        "completion tokens": {name: f"{usage.completion_tokens:,}" for name, usage in columns.items()},
-        "cost": {name: _cost(usage) for name, usage in columns.items()},
-    }
-    if not hasattr(ranker, "estimate"):  # it says nothing of what its calls take
-        rows = {"calls": rows["calls"]}
-    lines = [
-        f"{estimate.num_steps:,} optimiser steps{evaluations}; calls of the ranker, retries not among them",
-        "",
-        " " * 17 + "".join(f"{name:>16}" for name in columns),
-        *(f"{row:17}" + "".join(f"{value:>16}" for value in values.values()) for row, values in rows.items()),
-        "",
-        "low       policy and ranker never agree: no dynamic demonstration is shown",
-        "expected  they agree by chance; completions stay as long as the policy's are now",
-        "high      they always agree; every completion is max_completion_length tokens long",
-        f"A token is taken to be {BYTES_PER_TOKEN} bytes of text.",
-    ]
-    return "\n".join(lines)
+    columns = (estimate.low, estimate.expected, estimate.high)
+    rows = {"calls": [f"{usage.attempts:,}" for usage in columns]}
+    if hasattr(ranker, "estimate"):  # or it says nothing of what a call takes
+        rows["prompt tokens"] = [f"{usage.prompt_tokens:,}" for usage in columns]
+        rows["completion tokens"] = [f"{usage.completion_tokens:,}" for usage in columns]
+        rows["cost"] = [
+            Expense(answers=1, cost=usage.cost or 0.0, priced=usage.cost is not None).cost_text for usage in columns
+        ]
+    evaluations = f" and {estimate.num_evaluations:,} evaluations" if estimate.num_evaluations else ""
+    table = [f"{name:17}" + "".join(f"{value:>14}" for value in values) for name, values in rows.items()]
+    return "\n".join(
+        [
+            f"{estimate.num_steps:,} optimiser steps{evaluations}, without retries:",
+            "",
+            f"{'':17}{'low':>14}{'expected':>14}{'high':>14}",
+            *table,
+            "",
+            "low        policy and ranker never agree, so no dynamic demonstration is shown",
+            "expected   they agree as often as chance has it; completions stay as long as they are now",
+            "high       they always agree; every completion is max_completion_length tokens long",
+            "",
+            f"A token is taken to be {BYTES_PER_TOKEN} bytes of text.",
+        ]
+    )

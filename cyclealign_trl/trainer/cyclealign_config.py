@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from ..demonstrations import DEFAULT, DemonstrationPool, Scope, Selection
 from .ranking_config import RankingConfig, check_choice
 
-SFTTarget = Literal["improved", "top_ranked"]
+SFTTarget = Literal["improved", "top_ranked", "corrector"]
 PolicyScore = Literal["mean_logprob", "sum_logprob"]
 Backend = Literal["transformers", "vllm"]
 VLLMMode = Literal["colocate", "server"]
@@ -28,8 +28,10 @@ class CycleAlignConfig(RankingConfig):
         stop_on_agreement (`bool`, *optional*, defaults to `False`):
             Whether a prompt whose completions policy and ranker order alike is left out of its remaining interactions.
         sft_target (`str`, *optional*, defaults to `"improved"`):
-            Target of the SFT loss: the ranker's `"improved"` completion (the top-ranked one where there is none) or
-            the `"top_ranked"` one.
+            Target of the SFT loss: the ranker's `"improved"` completion (the top-ranked one where there is none), the
+            `"top_ranked"` one, or the ranker's improved completion and where there is none the `"corrector"`'s.
+        rank_improved_completion (`bool`, *optional*, defaults to `False`):
+            Whether the improved completion, or the corrector's, also ranks above all others in the ranking loss.
         policy_score (`str`, *optional*, defaults to `"mean_logprob"`):
             What the policy ranks its completions by: `"mean_logprob"` per token or `"sum_logprob"`.
         use_static_demonstrations (`bool`, *optional*, defaults to `True`):
@@ -100,7 +102,15 @@ class CycleAlignConfig(RankingConfig):
         default="improved",
         metadata={
             "help": 'Target of the SFT loss: the ranker\'s "improved" completion (the top-ranked one where there is '
-            'none) or the "top_ranked" one.'
+            'none), the "top_ranked" one, or the ranker\'s improved completion and where there is none the '
+            '"corrector"\'s.'
+        },
+    )
+    rank_improved_completion: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the improved completion, or the corrector's, also ranks above all others in the ranking "
+            "loss."
         },
     )
     policy_score: str = field(
@@ -219,6 +229,11 @@ class CycleAlignConfig(RankingConfig):
         ):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
+        if self.rank_improved_completion and self.sft_target == "top_ranked":
+            raise ValueError(
+                "rank_improved_completion=True has no effect with sft_target='top_ranked', which makes no use of "
+                "improved completions. Set sft_target='improved' or 'corrector', or leave it out."
+            )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}: K equal samples have no order.")
         if not 0 <= self.max_ranking_failures <= 1:

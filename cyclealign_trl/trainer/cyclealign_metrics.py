@@ -58,6 +58,7 @@ def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
             "agreement/rate": fmean(part / whole for part, whole in zip(agreed, shown, strict=True)),
             "agreement/full": fmean(record.settlement.fully_agreed for record in ranked),
             "improved/ratio": fmean(record.settlement.improved_completion is not None for record in ranked),
+            "improved/corrected_ratio": fmean(record.settlement.corrected for record in ranked),
             "improved/cut_ratio": fmean(record.improved_cut for record in ranked),
         }
     consistencies = [settlement.consistency for settlement in settlements if settlement.consistency is not None]

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from .._compat import is_vllm_available
+from ..corrector import Corrector
 from ..demonstrations import DemonstrationPool
 from ..errors import RankerError
 from ..generation import make_backend
-from ..interaction import Settlement, open_interaction, settle
+from ..generation.base import seeded
+from ..interaction import Settlement, correct, open_interaction, settle
 from ..losses import ABSENT
 from ..rankers.base import Outcome, Ranker, ranker_name
 from ..rankers.cache import CachedRanker
@@ -36,6 +38,7 @@ from .interaction_log import InteractionLog
 from .interaction_summary import COLUMNS, summarize
 from .model_card import CYCLEALIGN, TrainedModel, public_name
 from .publishing import interaction_sections, push_interactions, save_demonstrations
+from .ranking_config import RankingConfig
 from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, column_names, model_name
 from .sampler import InteractionSampler
 
@@ -64,11 +67,13 @@ class CycleAlignTrainer(RankingTrainer):
         peft_config: Trains an adapter instead of all weights.
         callbacks: Further callbacks.
         optimizers: An optimiser and a schedule of your own.
+        corrector: Writes the SFT target where the ranker offers no improved completion, by correcting the best
+            completion: an `Aligner`, or anything with its `correct` method. Goes with `sft_target="corrector"`.
 
     Raises:
         ValueError: If a dataset is a stream or lacks `prompt`, the training set is smaller than one optimiser step, or
-            `demonstrations` contradicts `args`; and as `RankingTrainer` does.
-        TypeError: If `ranker` has no `rank` method.
+            `demonstrations` or `corrector` contradicts `args`; and as `RankingTrainer` does.
+        TypeError: If `ranker` has no `rank` method, or `corrector` no `correct` method.
     """
 
     args: CycleAlignConfig
@@ -85,9 +90,11 @@ class CycleAlignTrainer(RankingTrainer):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: Optimizers = (None, None),
+        corrector: Corrector | None = None,
     ) -> None:
         if args is None:
             args = self._default_args(model)
+        _check_corrector(corrector, args)
         if not isinstance(ranker, Ranker):
             raise TypeError(f"ranker must have a method rank(requests); {type(ranker).__name__} has none.")
         if args.log_completions and importlib.util.find_spec("rich") is None:
@@ -109,6 +116,7 @@ class CycleAlignTrainer(RankingTrainer):
             self._get_train_sampler()  # raises if one step takes more prompts than there are
         self.eval_dataset = _limit(eval_dataset, args.max_eval_samples)
         self.ranker = _cached(ranker, args)
+        self.corrector = corrector
         self.generation = make_backend(args, self.model, self.accelerator, self.encoder)
         if isinstance(self.generation, TrainerCallback):  # it asks to be told of every step
             self.add_callback(self.generation)
@@ -132,8 +140,7 @@ class CycleAlignTrainer(RankingTrainer):
     def _default_args(model: str | PreTrainedModel) -> CycleAlignConfig:
         return CycleAlignConfig(f"{model_name(model)}-CycleAlign")
 
-    @staticmethod
-    def _check_dataset(name: str, dataset: Dataset) -> None:
+    def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
         if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
             raise ValueError(
                 f"{name} is a stream, but the cycle repeats windows of prompts, which takes a dataset with a length. "
@@ -210,7 +217,7 @@ class CycleAlignTrainer(RankingTrainer):
         try:
             with self._timer("rank_wait"):
                 answers = inputs["ranking"].result()
-            settlements = self._settle(inputs, answers, scores)
+            settlements = self._correct(self._settle(inputs, answers, scores))
         except Exception as error:
             # Raised here, it would leave the other processes waiting for this one in the backward pass.
             self._ranking_error = self._ranking_error or error
@@ -220,7 +227,7 @@ class CycleAlignTrainer(RankingTrainer):
 
         improved: list[tuple[list[int], bool]] = [
             ([], False)
-            if settlement.improved_completion is None
+            if settlement.improved_completion is None or self._competes_with_itself(settlement)
             else self.encoder.completion(settlement.prompt, settlement.improved_completion)
             for settlement in settlements
         ]
@@ -242,9 +249,36 @@ class CycleAlignTrainer(RankingTrainer):
             self._log_records(self._gather([records]))
         return RankingTargets(
             torch.tensor(ranks, device=sums.device),
-            sft_ids=[ids for ids, _ in improved] if self.args.sft_target == "improved" else None,
+            sft_ids=[ids for ids, _ in improved] if self.args.sft_target != "top_ranked" else None,
+            rank_sft_ids=self.args.rank_improved_completion,
             weights=self._weights(settlements, sums.device),
         )
+
+    def _correct(self, settlements: list[Settlement]) -> list[Settlement]:
+        """Has the best completions corrected where the ranker offers no improved one."""
+        if self.corrector is None:
+            return settlements
+        # Here and not in the ranker's thread: what it samples draws on the random state of this one.
+        with self._timer("correct"):
+            bare = [
+                index
+                for index, settlement in enumerate(settlements)
+                if settlement.ranks is not None and settlement.improved_completion is None
+            ]
+            if not bare:
+                return settlements
+            corrections = self.corrector.correct(
+                [settlements[index].prompt for index in bare],
+                [settlements[index].best_completion for index in bare],
+            )
+        corrected = list(settlements)
+        for index, correction in zip(bare, corrections, strict=True):
+            corrected[index] = correct(settlements[index], correction)
+        return corrected
+
+    def _competes_with_itself(self, settlement: Settlement) -> bool:
+        """Whether the improved completion is to rank above all others, and is one of them."""
+        return self.args.rank_improved_completion and settlement.improved_completion in settlement.completions
 
     def _weights(self, settlements: Sequence[Settlement], device: torch.device) -> Tensor | None:
         """What each prompt's loss weighs `(B,)`, where the ranker's passes are to say so; 1 where there was one."""
@@ -316,9 +350,7 @@ class CycleAlignTrainer(RankingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates with a random state of its own: samples compare over time, and training goes on as without."""
-        device = self.accelerator.device
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-            torch.manual_seed(self.args.seed + self.args.process_index)
+        with seeded(self.args.seed + self.args.process_index, self.accelerator.device):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
@@ -420,7 +452,11 @@ class CycleAlignTrainer(RankingTrainer):
 
     def _cycle_settings(self) -> dict[str, str]:
         args, pool = self.args, self.demonstrations
-        target = {"improved": "the ranker's improved completion", "top_ranked": "the top-ranked completion"}
+        target = {
+            "improved": "the ranker's improved completion",
+            "top_ranked": "the top-ranked completion",
+            "corrector": "the ranker's improved completion, or the corrected best one",
+        }
         dynamic = f"at most {pool.capacity} dynamic per {pool.scope}" if pool.capacity else "no dynamic"
         return {
             "SFT loss": f"{args.sft_weight} (K - 1)², on {target[args.sft_target]}" if args.sft_weight else "none",
@@ -430,6 +466,18 @@ class CycleAlignTrainer(RankingTrainer):
             "demonstrations": f"{len(pool.static)} static, {dynamic}",
             "sampling": f"temperature {args.temperature}, top_p {args.top_p}, top_k {args.top_k}",
         }
+
+
+def _check_corrector(corrector: Corrector | None, args: CycleAlignConfig) -> None:
+    if corrector is not None and not isinstance(corrector, Corrector):
+        raise TypeError(
+            f"corrector must have a method correct(prompts, answers); {type(corrector).__name__} has none."
+        )
+    if (corrector is not None) != (args.sft_target == "corrector"):
+        raise ValueError(
+            f"A corrector and sft_target='corrector' go together; got corrector={corrector!r} and "
+            f"sft_target={args.sft_target!r}."
+        )
 
 
 def _in_background(function: Callable[..., Any], *args: Any) -> Future[Any]:

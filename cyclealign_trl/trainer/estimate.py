@@ -15,11 +15,13 @@ from statistics import fmean
 from typing import Literal
 
 import torch
+from datasets import Dataset
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState
 
 from ..demonstrations import DemonstrationPool
 from ..interaction import Interaction, open_interaction, settle
 from ..rankers.base import Ranker
+from ..rankers.context import BYTES_PER_TOKEN
 from ..types import Prompt, RankingRequest, RankingResult, Usage, prompt_key
 from .cyclealign_config import CycleAlignConfig, make_pool
 from .cyclealign_trainer import CycleAlignTrainer
@@ -72,9 +74,8 @@ def sample_completions(trainer: CycleAlignTrainer, num_prompts: int) -> list[Sam
         trainer: The trainer.
         num_prompts: Prompts of its training set, at most.
     """
-    dataset, args, encoder = trainer.train_dataset, trainer.args, trainer.encoder
-    chosen = random.Random(args.seed).sample(range(len(dataset)), min(num_prompts, len(dataset)))  # noqa: S311
-    prompts = [dataset[index]["prompt"] for index in chosen]
+    args, encoder = trainer.args, trainer.encoder
+    prompts = _some_prompts(trainer.train_dataset, num_prompts, args.seed)
     device = trainer.accelerator.device
     samples: list[Sample] = []
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
@@ -88,6 +89,19 @@ def sample_completions(trainer: CycleAlignTrainer, num_prompts: int) -> list[Sam
                 decoded = (encoder.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (texts, longest))
                 samples.append(Sample(prompt, *map(tuple, decoded)))
     return samples
+
+
+def assume_completions(args: CycleAlignConfig, dataset: Dataset, num_prompts: int = 64) -> list[Sample]:
+    """Makes up completions of `max_completion_length` tokens, for where there is no policy to sample from.
+
+    Args:
+        args: The run's arguments.
+        dataset: Its training set.
+        num_prompts: Prompts of it, at most.
+    """
+    length = args.max_completion_length * BYTES_PER_TOKEN
+    texts = tuple(str(index).ljust(length, ".") for index in range(args.num_generations))
+    return [Sample(prompt, texts, texts) for prompt in _some_prompts(dataset, num_prompts, args.seed)]
 
 
 def estimate_run(
@@ -106,7 +120,7 @@ def estimate_run(
         args: The run's arguments.
         ranker: Its ranker. One without a method `estimate(request) -> Usage`, such as `LLMRanker` has, is taken to
             make one call per ranking, of no tokens.
-        samples: Completions to rehearse with; see `sample_completions`.
+        samples: Completions to rehearse with, from `sample_completions` or `assume_completions`.
         num_prompts: Prompts in the training set.
         num_eval_prompts: Prompts of one evaluation; they are taken to be as long as those of the samples.
         demonstrations: The pool, as for `CycleAlignTrainer`.
@@ -143,6 +157,11 @@ def estimate_run(
     return RunEstimate(
         num_steps, num_evaluations, total("never", False), total("by chance", False), total("always", True)
     )
+
+
+def _some_prompts(dataset: Dataset, number: int, seed: int) -> list[Prompt]:
+    chosen = random.Random(seed).sample(range(len(dataset)), min(number, len(dataset)))  # noqa: S311
+    return [dataset[index]["prompt"] for index in chosen]
 
 
 def _rehearse(

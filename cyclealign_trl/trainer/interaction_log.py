@@ -19,6 +19,7 @@ _USAGE = pa.struct(
     [
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
+        ("cached_tokens", pa.int64()),
         ("cost", pa.float64()),
         ("attempts", pa.int64()),
         ("cached", pa.bool_()),

@@ -7,7 +7,10 @@ logits never exist as a whole; where the head cannot be fused, they are reduced 
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +20,28 @@ from transformers import PreTrainedModel
 from .._compat import add_fused_lm_head, selective_log_softmax
 
 IGNORED = -100
+_FUSED = "_cyclealign_fused_lm_head"
 
 
 def fuse_lm_head(model: PreTrainedModel) -> None:
-    """Prepares a causal LM for `sequence_logps`. Call it before PEFT wraps the model."""
+    """Prepares a causal LM for `sequence_logps`, once. Call it before PEFT wraps the model."""
+    if hasattr(model, _FUSED):
+        return
+    hooked = "forward" in vars(model)  # by accelerate, for a model with a device map
     add_fused_lm_head(model)
+    setattr(model, _FUSED, True)
+    if hooked:
+        return
+    fused_forward = model.forward.__func__
+
+    # TRL's forward keeps the model it was made for, and a deep copy of that would go on computing with the original.
+    @functools.wraps(type(model).forward)
+    def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if fused_lm_head:
+            return fused_forward(self, *args, fused_lm_head=True, **kwargs)
+        return type(self).forward(self, *args, **kwargs)
+
+    model.forward = types.MethodType(forward, model)
 
 
 def has_plain_lm_head(model: nn.Module) -> bool:

@@ -55,7 +55,15 @@ CYCLEALIGN = Paper(
     2023,
     "2310.16271",
 )
-RANKING_LOSSES = {
+DLMA = Paper(
+    "DLMA",
+    "Direct Large Language Model Alignment Through Self-Rewarding Contrastive Prompt Distillation",
+    "Liu, Aiwei and Bai, Haoping and Lu, Zhiyun and Kong, Xiang and Wang, Simon and Shan, Jiulong and Cao, Meng and "
+    "Wen, Lijie",
+    2024,
+    "2402.11907",
+)
+LOSSES = {
     "pro": Paper(
         "PRO",
         "Preference Ranking Optimization for Human Alignment",
@@ -70,6 +78,7 @@ RANKING_LOSSES = {
         2023,
         "2304.05302",
     ),
+    "dlma": DLMA,
 }
 _TRL = """\
 @software{vonwerra2020trl,

@@ -46,7 +46,7 @@ _COLUMNS = {
     "`white_box_order`": "the policy's order, by its own probabilities before the step",
     "`agreement`": "what both order alike, best first",
     "`ranks`": "the ranker's rank of each completion, 0 = best, where ties show",
-    "`improved_completion`": "a better completion that the ranker wrote",
+    "`improved_completion`": "a better completion that the ranker wrote, or a corrector",
     "`failure`": "why there is no ranking",
     "`usage`": "tokens, cost in US dollars where known, attempts, and whether the answer came from a cache",
     "`consistency`": "how far several passes of the ranker agree, Kendall's tau-b from -1 to 1",

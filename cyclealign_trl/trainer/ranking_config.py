@@ -42,6 +42,7 @@ class RankingConfig(TrainingArguments):
             Keyword arguments for `from_pretrained` where the model is given by name.
     """
 
+    _LOSS_TYPES: ClassVar[tuple[str, ...]] = get_args(LossType)
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *TrainingArguments._VALID_DICT_FIELDS,
         "chat_template_kwargs",
@@ -94,7 +95,7 @@ class RankingConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         super().__post_init__()
-        check_choice("loss_type", self.loss_type, get_args(LossType))
+        check_choice("loss_type", self.loss_type, self._LOSS_TYPES)
         if isinstance(self.model_init_kwargs, dict) and "token" in self.model_init_kwargs:
             raise ValueError(
                 "model_init_kwargs must hold no token, which reports and logs would show: set HF_TOKEN, or log in "

@@ -27,10 +27,10 @@ from trl import is_conversational
 
 from .._compat import EvalLoopOutput, create_model_from_path, get_config_model_id, uploading_without
 from ..losses import ABSENT, pro_loss, rrhf_loss
-from ..pretrained import source_of
+from ..pretrained import settle_special_tokens, source_of
 from .collator import RankingCollator, TextEncoder
 from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
-from .model_card import RANKING_LOSSES, TrainedModel, evaluation_metrics, hub_link, model_card
+from .model_card import LOSSES, TrainedModel, evaluation_metrics, hub_link, model_card
 from .publishing import NOT_WITH_THE_MODEL, CardBeforePush
 from .ranking_config import RankingConfig
 from .ranking_metrics import pair_margins
@@ -107,16 +107,14 @@ class RankingTrainer(ResumableTrainer):
         if args is None:
             args = self._default_args(model)
         for name, dataset in _named_datasets(train_dataset, eval_dataset):
-            self._check_dataset(name, dataset)
+            self._check_dataset(name, dataset, args)
 
         set_seed(args.seed)  # before PEFT draws the adapter's weights
         if args.data_seed is None:
             args.data_seed = args.seed  # or each process would shuffle by a seed of its own, and take others' rows
+        given = model
         if isinstance(model, str):
-            init_kwargs = as_dict(args.model_init_kwargs)
-            if args.distributed_state.distributed_type != DistributedType.NO:
-                init_kwargs["device_map"] = None  # each process holds a model of its own
-            model = create_model_from_path(model, **{"trust_remote_code": False, **init_kwargs})
+            model = load_policy(model, args)
         elif args.model_init_kwargs is not None:
             raise ValueError(
                 "model_init_kwargs has no effect on a model that is loaded already: pass its name instead."
@@ -124,7 +122,7 @@ class RankingTrainer(ResumableTrainer):
         if processing_class is None:
             source = source_of(as_dict(args.model_init_kwargs))
             processing_class = AutoTokenizer.from_pretrained(get_config_model_id(model.config), **source)
-        eos_token_ids = _settle_special_tokens(model, processing_class)
+        eos_token_ids = settle_special_tokens(model, processing_class)
         _check_positions(model, args)
         self.encoder = TextEncoder(
             processing_class,
@@ -134,6 +132,7 @@ class RankingTrainer(ResumableTrainer):
             as_dict(args.chat_template_kwargs),
         )
 
+        self._receive_policy(given, model, args, peft_config)
         fuse_lm_head(model.get_base_model() if is_peft_model(model) else model)
         if peft_config is not None:
             from peft import get_peft_model
@@ -173,8 +172,7 @@ class RankingTrainer(ResumableTrainer):
     def _default_args(model: str | PreTrainedModel) -> RankingConfig:
         return RankingConfig(f"{model_name(model)}-Ranking")
 
-    @staticmethod
-    def _check_dataset(name: str, dataset: Dataset) -> None:
+    def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
         if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
             raise ValueError(
                 f"{name} is a stream. Load it without streaming=True, or take a part: "
@@ -187,6 +185,15 @@ class RankingTrainer(ResumableTrainer):
                 f"{name} needs the columns 'prompt', 'completions', and 'ranks' or 'rewards'; or 'chosen' and "
                 f"'rejected'. It has {sorted(columns)}."
             )
+
+    def _receive_policy(
+        self,
+        given: str | PreTrainedModel,
+        model: PreTrainedModel,
+        args: RankingConfig,
+        peft_config: PeftConfig | None,
+    ) -> None:
+        """Called with the policy as it was loaded, before anything is added to it."""
 
     def _make_collator(self) -> Callable[[Any], Any]:
         return RankingCollator(self.encoder)
@@ -410,7 +417,7 @@ class RankingTrainer(ResumableTrainer):
     def _describe(self, model: TrainedModel) -> TrainedModel:
         """Adds to a description of the model how it was trained."""
         args = self.args
-        loss = RANKING_LOSSES[args.loss_type]
+        loss = LOSSES[args.loss_type]
         return replace(
             model,
             papers=(loss,),
@@ -477,6 +484,15 @@ class RankingTrainer(ResumableTrainer):
                 self._log_metric(name, total / count, weight=count)
 
 
+def load_policy(name: str, args: RankingConfig) -> PreTrainedModel:
+    """The model of a name, loaded as the arguments say."""
+    init_kwargs = as_dict(args.model_init_kwargs)
+    if args.distributed_state.distributed_type != DistributedType.NO:
+        init_kwargs["device_map"] = None  # each process holds a model of its own
+    model: PreTrainedModel = create_model_from_path(name, **{"trust_remote_code": False, **init_kwargs})
+    return model
+
+
 def _best(sums: Tensor, ranks: Tensor) -> Tensor:
     """The sum `(B,)` of each prompt's top-ranked completion, 0 where nothing is ranked."""
     absent = ranks == ABSENT
@@ -539,28 +555,6 @@ def as_dict(kwargs: dict[str, Any] | str | None) -> dict[str, Any]:
 def model_name(model: str | PreTrainedModel) -> str:
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     return str(name).rstrip("/").split("/")[-1] or "model"
-
-
-def _settle_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Makes model and tokenizer agree on padding; returns every id that ends a completion, the tokenizer's first."""
-    generation_config = model.generation_config
-    declared = None if generation_config is None else generation_config.eos_token_id
-    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    eos_token_ids = tuple(dict.fromkeys([*own, *declared]))
-    if not eos_token_ids:
-        raise ValueError(
-            f"The tokenizer has no eos_token and {type(model).__name__}'s generation config no eos_token_id, so no "
-            "completion could ever end. Set tokenizer.eos_token."
-        )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ValueError("The tokenizer has neither a pad_token nor an eos_token. Set tokenizer.pad_token.")
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if generation_config is not None:
-        generation_config.pad_token_id = tokenizer.pad_token_id
-    return eos_token_ids
 
 
 def _check_positions(model: PreTrainedModel, args: RankingConfig) -> None:

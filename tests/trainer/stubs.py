@@ -90,7 +90,7 @@ def config(output_dir, **changes):
 
 
 def make_trainer(output_dir, ranker=None, dataset=None, model=None, stub_generation=False, **changes):
-    known = ("demonstrations", "eval_dataset", "peft_config", "callbacks", "processing_class")
+    known = ("demonstrations", "eval_dataset", "peft_config", "callbacks", "processing_class", "corrector")
     arguments = {name: changes.pop(name) for name in known if name in changes}
     arguments.setdefault("processing_class", make_tokenizer())
     trainer = CycleAlignTrainer(

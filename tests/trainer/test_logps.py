@@ -70,3 +70,26 @@ def test_an_adapter_on_the_head_is_not_bypassed():
         assert has_plain_lm_head(wrapped) is not on_head
         sums, _ = logps(wrapped, PROMPTS[:1], COMPLETIONS[:1], fused=has_plain_lm_head(wrapped))
         torch.testing.assert_close(sums[0], by_hand(wrapped, PROMPTS[0], COMPLETIONS[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_of_a_prepared_model_computes_with_its_own_weights():
+    import copy
+
+    model = make_model()
+    fuse_lm_head(model)
+    copied = copy.deepcopy(model)
+    fuse_lm_head(copied)  # prepared already
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(1.1)
+    plain = make_model()
+    plain.load_state_dict(copied.state_dict())
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(copied(ids).logits, plain(ids).logits)
+    assert torch.equal(copied.generate(ids, max_new_tokens=4), plain.generate(ids, max_new_tokens=4))
+    arguments = {"pad_token_id": 0, "device": torch.device("cpu")}
+    torch.testing.assert_close(
+        sequence_logps(copied, [[5]], [[6, 7]], **arguments),
+        sequence_logps(plain, [[5]], [[6, 7]], **arguments, fused=False),
+    )
+    assert not torch.equal(copied(ids).logits, model(ids).logits)

@@ -11,7 +11,7 @@ from cyclealign_trl import FunctionRanker, LLMRanker, RankingConfig, RankingTrai
 from cyclealign_trl.rankers.base import ranker_name
 from cyclealign_trl.trainer.model_card import (
     CYCLEALIGN,
-    RANKING_LOSSES,
+    LOSSES,
     TrainedModel,
     evaluation_metrics,
     hub_id,
@@ -25,7 +25,7 @@ MODEL = TrainedModel(
     "aligned",
     "org/aligned",
     base_model="org/base",
-    papers=(CYCLEALIGN, RANKING_LOSSES["pro"]),
+    papers=(CYCLEALIGN, LOSSES["pro"]),
     method=f"{CYCLEALIGN.link}: it learned.",
     settings={"learning rate": "1e-06"},
     data={"training": "8 rows"},
@@ -195,7 +195,7 @@ def test_the_card_of_ranked_training(tmp_path, loss_type):
     trainer.evaluate()
     trainer.create_model_card(tasks="text-classification")
     card = read(tmp_path / loss_type)
-    paper = RANKING_LOSSES[loss_type]
+    paper = LOSSES[loss_type]
     assert card.data.tags == ["cyclealign-trl", loss_type, "trl", "generated_from_trainer"]
     assert card.data.pipeline_tag == "text-classification"
     assert f"trained by {paper.link}" in card.text
