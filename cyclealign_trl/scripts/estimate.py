@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
             )
             samples = sample_completions(trainer, estimate_args.num_samples)
         else:
+            CycleAlignTrainer._check_dataset("train_dataset", train_dataset)
             samples = assume_completions(training_args, train_dataset)
         estimate = estimate_run(
             training_args,
@@ -67,11 +68,12 @@ def main(argv: Sequence[str]) -> None:
             0 if eval_dataset is None else min(len(eval_dataset), training_args.max_eval_samples or len(eval_dataset)),
             num_processes=num_processes(accelerate_own),
         )
-    print(describe(estimate, ranker))
+    print(describe(estimate, ranker, sampled=estimate_args.num_samples > 0))
 
 
-def describe(estimate: RunEstimate, ranker: Ranker) -> str:
-    """The estimate as a table, and what it assumes."""
+def describe(estimate: RunEstimate, ranker: Ranker, *, sampled: bool) -> str:
+    """The estimate as a table, and what it assumes; `sampled` says whether the policy's completions were measured."""
+    length = "as long as the policy's are now" if sampled else "max_completion_length tokens long"
     columns = (estimate.low, estimate.expected, estimate.high)
     rows = {"calls": [f"{usage.attempts:,}" for usage in columns]}
     if hasattr(ranker, "estimate"):  # or it says nothing of what a call takes
@@ -90,7 +92,7 @@ def describe(estimate: RunEstimate, ranker: Ranker) -> str:
             *table,
             "",
             "low        policy and ranker never agree, so no dynamic demonstration is shown",
-            "expected   they agree as often as chance has it; completions stay as long as they are now",
+            f"expected   they agree as often as chance has it; completions are {length}",
             "high       they always agree; every completion is max_completion_length tokens long",
             "",
             f"A token is taken to be {BYTES_PER_TOKEN} bytes of text.",

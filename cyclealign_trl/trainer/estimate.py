@@ -136,14 +136,17 @@ def estimate_run(
     steps_per_epoch = len(sampler) // window
     num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     num_evaluations = _num_evaluations(args, num_steps, steps_per_epoch) if num_eval_prompts else 0
-    # At least two windows, as the first one begins with an empty pool.
+    # At least two windows, as the first one may differ.
     size = min(window, max(1, len(samples) // 2))
     windows = [samples[start : start + size] for start in range(0, len(samples), size)]
 
     def total(agreement: Agreement, long: bool) -> Usage:
         pool = make_pool(args, None) if demonstrations is None else deepcopy(demonstrations)
-        first, *later = _rehearse(args, ranker, pool, windows, agreement, long)
-        usual = [_mean(interactions) for interactions in zip(*(later or [first]), strict=True)]
+        rehearsed = list(_rehearse(args, ranker, pool, windows, agreement, long))
+        # The pool of a run is empty in the first window alone; that of a prompt in each.
+        special = pool.scope == "run" and len(rehearsed) > 1
+        usual = [_mean(interactions) for interactions in zip(*rehearsed[special:], strict=True)]
+        first = rehearsed[0] if special else usual
         evaluated = _mean([_usage(ranker, _open(pool, sample, long).request) for sample in samples])
         terms = [(num_evaluations * num_eval_prompts, evaluated)]
         for step in range(num_steps):
