@@ -58,7 +58,6 @@ def main(argv: Sequence[str]) -> None:
             )
             samples = sample_completions(trainer, estimate_args.num_samples)
         else:
-            CycleAlignTrainer._check_dataset("train_dataset", train_dataset)
             samples = assume_completions(training_args, train_dataset)
         estimate = estimate_run(
             training_args,

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Literal
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState
 
 from ..demonstrations import DemonstrationPool
@@ -98,7 +98,12 @@ def assume_completions(args: CycleAlignConfig, dataset: Dataset, num_prompts: in
         args: The run's arguments.
         dataset: Its training set.
         num_prompts: Prompts of it, at most.
+
+    Raises:
+        ValueError: If it is a stream, or has no prompts.
     """
+    if isinstance(dataset, IterableDataset) or "prompt" not in dataset.column_names:
+        raise ValueError(f"An estimate takes a data set with a length and a column 'prompt', not {dataset}.")
     length = args.max_completion_length * BYTES_PER_TOKEN
     texts = tuple(str(index).ljust(length, ".") for index in range(args.num_generations))
     return [Sample(prompt, texts, texts) for prompt in _some_prompts(dataset, num_prompts, args.seed)]
