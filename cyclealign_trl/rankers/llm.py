@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..types import RankingFailure, RankingRequest, RankingResult
-from .base import Outcome
+from .base import CANCELLED, Outcome
 from .budget import Budget, Prices
 from .client import ChatClient, ChatFailure, ChatTask
 from .parsing import parse_ranking
@@ -165,7 +165,7 @@ class LLMRanker:
             else:
                 yield position, replace(answer.value, usage=answer.usage)
         for position in sorted(waiting):
-            yield position, RankingFailure("cancelled", "It was cancelled before its answer had arrived.")
+            yield position, RankingFailure(CANCELLED, "It was cancelled before its answer had arrived.")
 
     def cancel(self) -> None:
         """Cancels the calls in flight, on behalf of all threads: what they were for becomes a `RankingFailure`."""
