@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .agreement import agreement_ranking as agreement_ranking
     from .contrastive import ContrastivePrompts as ContrastivePrompts
+    from .corrector import Corrector as Corrector
     from .data.contrastive_pairs import add_self_rewards as add_self_rewards
     from .data.contrastive_pairs import generate_contrastive_pairs as generate_contrastive_pairs
     from .data.hh_rlhf import load_hh_rlhf as load_hh_rlhf
@@ -48,6 +49,7 @@ _MODULES = {
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
     "ContrastivePrompts": "contrastive",
+    "Corrector": "corrector",
     "CycleAlignConfig": "trainer.cyclealign_config",
     "CycleAlignError": "errors",
     "CycleAlignTrainer": "trainer.cyclealign_trainer",
