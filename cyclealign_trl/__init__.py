@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from .agreement import agreement_ranking as agreement_ranking
     from .agreement import kendall_tau as kendall_tau
     from .contrastive import ContrastivePrompts as ContrastivePrompts
+    from .corrector import Corrector as Corrector
     from .data.contrastive_pairs import add_self_rewards as add_self_rewards
     from .data.contrastive_pairs import generate_contrastive_pairs as generate_contrastive_pairs
     from .data.hh_rlhf import load_hh_rlhf as load_hh_rlhf
     from .data.hh_rlhf import sample_prompts as sample_prompts
     from .data.interactions import export_interactions as export_interactions
     from .demonstrations import DemonstrationPool as DemonstrationPool
+    from .errors import BudgetExhaustedError as BudgetExhaustedError
     from .errors import CheckpointError as CheckpointError
     from .errors import CycleAlignError as CycleAlignError
     from .errors import RankerError as RankerError
@@ -44,9 +46,11 @@ __version__ = "0.1.0"
 
 # Every name is imported when it is first used: a script that only builds rankers never loads torch.
 _MODULES = {
+    "BudgetExhaustedError": "errors",
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
     "ContrastivePrompts": "contrastive",
+    "Corrector": "corrector",
     "CycleAlignConfig": "trainer.cyclealign_config",
     "CycleAlignError": "errors",
     "CycleAlignTrainer": "trainer.cyclealign_trainer",

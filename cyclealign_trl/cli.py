@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "Align a policy with a black-box ranker (CycleAlign).",
     "train-ranked": "Train a policy on ranked completions or preference pairs (PRO, RRHF).",
     "estimate": "Say what `train` with the same arguments will ask of its ranker: calls, tokens, cost.",
+    "dlma": "Align a policy with its own opinion of contrastive pairs (DLMA).",
     "export": "Turn a run's feedback into data for DPO, PRO, RRHF or SFT.",
 }
 

@@ -14,11 +14,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import cyclealign_trl
-from cyclealign_trl import CycleAlignConfig, RankingConfig, RankingTrainer
+from cyclealign_trl import CycleAlignConfig, DLMAConfig, DLMATrainer, RankingConfig, RankingTrainer
 from cyclealign_trl.cli import COMMANDS
 from cyclealign_trl.data import hh_rlhf
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.scripts import export, inputs, train, train_ranked
+from cyclealign_trl.scripts import dlma, export, inputs, train, train_ranked
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import make_trainer, prompts
 
@@ -125,7 +125,7 @@ def test_the_code_on_each_page_runs_in_its_order(page, offline):
 def test_every_page_with_code_was_found():
     assert {page.stem for page in ALL if blocks(page, "python")} >= {
         "README", "quickstart", "concepts", "cyclealign_trainer", "ranking_trainer", "rankers", "demonstrations",
-        "losses", "data",
+        "losses", "data", "dlma",
     }  # fmt: skip
 
 
@@ -164,8 +164,8 @@ def test_the_commands_on_each_page_are_understood(page, monkeypatch):
     for line in lines:
         _, command, *arguments = shlex.split(line, comments=True)
         assert command in COMMANDS
-        if command in ("train", "train-ranked"):
-            (train if command == "train" else train_ranked).make_parser().split(arguments)
+        if command in ("train", "train-ranked", "dlma"):
+            {"train": train, "train-ranked": train_ranked, "dlma": dlma}[command].make_parser().split(arguments)
         elif command == "export":
             export.make_parser().parse_args(arguments)
 
@@ -209,6 +209,14 @@ def test_every_logged_metric_of_ranked_training_is_explained(tmp_path):
     assert logged(trainer) == explained("ranking_trainer.md")
 
 
+def test_every_logged_metric_of_dlma_is_explained(tmp_path):
+    rows = Dataset.from_list([{"prompt": "Q", "chosen": "a", "rejected": "b", "self_reward": 1.0}])
+    settings = {"max_prompt_length": 64, "max_completion_length": 64, "max_steps": 1, "logging_steps": 1}
+    config = DLMAConfig(str(tmp_path), **settings, sft_weight=1.0, use_cpu=True, report_to="none", disable_tqdm=True)
+    trainer = DLMATrainer(make_model(), args=config, train_dataset=rows, processing_class=make_tokenizer())
+    assert logged(trainer) == explained("dlma.md")
+
+
 def test_every_failure_is_explained():
     table = (ROOT / "docs/concepts.md").read_text(encoding="utf-8").split("## When a ranking fails")[1]
     sources = "\n".join(path.read_text() for path in (ROOT / "cyclealign_trl").rglob("*.py"))
@@ -227,9 +235,9 @@ def test_every_public_name_has_its_place_in_the_docs():
 def test_every_setting_in_the_docs_exists():
     text = "\n".join(page.read_text(encoding="utf-8") for page in ALL)
     names = set(re.findall(r"`([a-z]\w*)=", text))
-    known = set(CycleAlignConfig.__dataclass_fields__) | {
+    known = set(CycleAlignConfig.__dataclass_fields__) | set(DLMAConfig.__dataclass_fields__) | {
         "api_key", "ranker", "resume_from_checkpoint", "peft_config", "chat_template", "selection", "keep_paragraphs",
-        "conversational", "dataset_type",
+        "conversational", "dataset_type", "corrector",
     }  # fmt: skip
     assert names
     assert names <= known
@@ -320,6 +328,12 @@ def test_the_example_of_a_reward_model(offline, monkeypatch):
         f"{SMALL} --reward_model Skywork/Skywork-Reward-V2-Qwen3-0.6B --num_prompts 8 --num_interactions 2",
     )
     assert len(list((offline / "out" / "interactions").iterdir())) == 2
+
+
+def test_the_example_of_dlma(offline, monkeypatch, capsys):
+    run_example("dlma.py", monkeypatch, f"{SMALL} --dataset_name trl-lib/ultrafeedback-prompt --max_prompt_length 256")
+    assert (offline / "out" / "model.safetensors").is_file()
+    assert "12 prompts, 12 kept" in capsys.readouterr().out
 
 
 def test_the_examples_are_short_and_all_run_here():

@@ -9,7 +9,8 @@ from os import PathLike
 from typing import Any
 
 from ..types import RankingRequest, RankingResult, Trimmed, Usage
-from .base import Outcome, Ranker, StreamingRanker, ranker_name
+from .base import Outcome, Ranker, StreamingRanker, cancel, ranker_name
+from .budget import Budget
 from .passes import stream_in_passes
 from .store import AnswerStore, digest
 
@@ -62,6 +63,11 @@ class CachedRanker:
         """That of the ranker, 1 where it has none."""
         return getattr(self._ranker, "num_passes", 1)
 
+    @property
+    def budget(self) -> Budget | None:
+        """That of the ranker."""
+        return getattr(self._ranker, "budget", None)
+
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
         """Ranks each request; see `Ranker.rank`. Raises what the ranker raises, and `RankerError` as on opening."""
         answers = dict(self.stream(requests))
@@ -91,6 +97,10 @@ class CachedRanker:
             yield first, outcome
             for position in repeats:
                 yield position, _free(outcome)
+
+    def cancel(self) -> None:
+        """Cancels what the ranker is asked at the moment, if it can."""
+        cancel(self._ranker)
 
     def close(self) -> None:
         """Closes the databases. The ranker belongs to whoever made it, and stays open."""

@@ -347,7 +347,8 @@ class ChatClient:
                 self._settled.set()
                 if permit is not None:
                     headers = answer.headers if isinstance(answer, Response) else {}
-                    self._rate_limiter.settle(permit, asyncio.get_running_loop().time(), usage, headers)
+                    counted = usage if usage is not None and usage.prompt_tokens else None
+                    self._rate_limiter.settle(permit, asyncio.get_running_loop().time(), counted, headers)
         calls.append(Usage() if usage is None else self.budget.priced(usage))
         if isinstance(answer, Response) and answer.status == 429:
             self._concurrency.too_many(number)

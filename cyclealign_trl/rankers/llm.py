@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
-from .base import Outcome
+from .base import CANCELLED, Outcome
 from .budget import Budget, Prices
 from .client import ChatClient, ChatFailure, ChatTask
 from .context import Fit, estimate_tokens, fit, message_bytes
@@ -212,7 +212,7 @@ class LLMRanker:
             else:
                 yield position, replace(answer.value, usage=answer.usage)
         for position in waiting:
-            yield position, RankingFailure("cancelled", "It was cancelled before its answer had arrived.")
+            yield position, RankingFailure(CANCELLED, "It was cancelled before its answer had arrived.")
 
     def estimate(self, request: RankingRequest) -> Usage:
         """What one ranking of the request is likely to take, by the length of its texts. Nothing is sent.

@@ -98,15 +98,6 @@ class InteractionLog:
             raise FileNotFoundError(f"No interaction log in {self.folder}: train first, in this output directory.")
         return pa.concat_tables(pq.read_table(path, columns=columns) for path in self.paths)
 
-    def set_aside(self) -> None:
-        """Moves the log of an earlier run in the same directory to `interactions-K`, so that no two runs mix."""
-        if not self.paths:
-            return
-        number = 1
-        while (target := self.folder.with_name(f"{self.folder.name}-{number}")).exists():
-            number += 1
-        self.folder.rename(target)
-
 
 def _row(step: int, interaction: int, settlement: Settlement) -> dict[str, Any]:
     return {

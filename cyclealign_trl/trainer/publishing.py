@@ -24,6 +24,8 @@ NOT_WITH_THE_MODEL = (
     "rankings-*.sqlite*",
     "interactions/*",
     "interactions-*/*",
+    "spent/*",
+    "spent-*/*",
     *(f"{name}/*" for name in get_args(ExportType)),
     "runs/*",
     "*.tmp",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cyclealign_trl.trainer.logps import fuse_lm_head, sequence_logps
-from tests.conftest import make_model
+from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import make_trainer, prompts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -50,3 +50,33 @@ def test_scores_are_those_of_the_cpu():
         scored, _ = sequence_logps(model, prompt_ids, completion_ids, pad_token_id=0, device=torch.device(device))
         sums.append(scored.cpu())
     torch.testing.assert_close(*sums, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_dlma_from_pairs_to_a_policy(tmp_path, precompute):
+    from cyclealign_trl import DLMAConfig, DLMATrainer, generate_contrastive_pairs
+    from tests.data.test_contrastive_pairs import KIND, TEXTS
+
+    pairs = generate_contrastive_pairs(
+        make_model(), TEXTS, KIND, make_tokenizer(), batch_size=2, max_completion_length=12
+    )
+    args = DLMAConfig(
+        str(tmp_path), max_prompt_length=64, max_completion_length=16, per_device_train_batch_size=2, max_steps=3,
+        warmup_steps=0, learning_rate=1e-3, logging_steps=1, precompute_ref_log_probs=precompute, report_to="none",
+    )  # fmt: skip
+    trainer = DLMATrainer(make_model(), args=args, train_dataset=pairs, processing_class=make_tokenizer())
+    assert trainer.args.bf16
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert abs(first["rewards/margins"]) < 1e-3  # policy and reference are one, also under autocast
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+def test_a_model_ranks_on_its_own_device(tmp_path):
+    from cyclealign_trl import SelfRewardRanker
+    from tests.data.test_contrastive_pairs import KIND
+
+    ranker = SelfRewardRanker(make_model(), make_tokenizer(), contrastive=KIND)
+    trainer = make_trainer(tmp_path, ranker, dataset=prompts(4), use_cpu=False)
+    trainer.train()
+    assert trainer.state.log_history[0]["agreement/length"] > 0
