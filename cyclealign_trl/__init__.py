@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .data.hh_rlhf import sample_prompts as sample_prompts
     from .data.interactions import export_interactions as export_interactions
     from .demonstrations import DemonstrationPool as DemonstrationPool
+    from .errors import BudgetExhaustedError as BudgetExhaustedError
     from .errors import CheckpointError as CheckpointError
     from .errors import CycleAlignError as CycleAlignError
     from .errors import RankerError as RankerError
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 
 # Every name is imported when it is first used: a script that only builds rankers never loads torch.
 _MODULES = {
+    "BudgetExhaustedError": "errors",
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
     "ContrastivePrompts": "contrastive",

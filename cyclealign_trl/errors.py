@@ -2,6 +2,7 @@
 
 ```
 CycleAlignError
+├── BudgetExhaustedError   the ranker's budget is used up; a checkpoint was saved
 ├── CheckpointError        a checkpoint cannot be resumed from
 ├── RankerError            the ranker cannot answer at all: a wrong key, an unknown model, a refused request
 └── TooManyFailuresError   more rankings failed than `max_ranking_failures` allows; a checkpoint was saved
@@ -14,6 +15,10 @@ nothing: it is a `RankingFailure`.
 
 class CycleAlignError(Exception):
     """Root of the package's own errors."""
+
+
+class BudgetExhaustedError(CycleAlignError):
+    """The ranker may spend no more."""
 
 
 class CheckpointError(CycleAlignError, ValueError):

@@ -34,6 +34,7 @@ class _Stopwatch:
     def __init__(self, ranker: Ranker) -> None:
         self._ranker = ranker
         self.fingerprint = getattr(ranker, "fingerprint", None)
+        self.num_passes: int = getattr(ranker, "num_passes", 1)
         self._last = threading.local()
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
@@ -109,8 +110,10 @@ def evaluate_ranker(
     def ask(task: _Task) -> JudgedRanking:
         reference = ranked[task.reference]
         completions = tuple(reference.completions[index] for index in task.shown)
-        shown_before = demonstrations[: task.num_demonstrations]
-        request = RankingRequest(reference.prompt, completions, shown_before, metadata=reference.metadata)
+        number = task.num_demonstrations
+        request = RankingRequest(
+            reference.prompt, completions, demonstrations[:number], reference.metadata, num_static=number
+        )
         (outcome,) = asked.rank([request])
         return JudgedRanking(*task, outcome, timed.take())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from ..errors import RankerError
-from .responses import Response, Setback
+from .responses import Response, Setback, read_json
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -54,6 +54,7 @@ class Endpoint:
 
     async def send(self, body: dict[str, Any]) -> Response | Setback:
         """Asks for one chat completion: the response, whatever its status, or why there is none."""
+        import httpx2
         import openai
 
         try:
@@ -65,8 +66,9 @@ class Endpoint:
         except openai.APIStatusError as error:
             response = error.response
         except openai.APIConnectionError as error:
-            return Setback("connection", self.public(f"{type(error.__cause__).__name__}: {error.__cause__}"))
-        return Response(response.status_code, response.headers, response.text)
+            detail = self.public(f"{type(error.__cause__).__name__}: {error.__cause__}")
+            return Setback("connection", detail, unsent=isinstance(error.__cause__, httpx2.ConnectError))
+        return Response(response.status_code, response.headers, response.text, read_json(response.text))
 
     async def connect(self) -> None:
         """Asks for the list of models; any answer will do. Raises `RankerError` if there is none."""
@@ -151,6 +153,7 @@ def _make_client(base_url: str | None, api_key: str, max_connections: int) -> As
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
     limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-    # No timeouts below our own: theirs run per read, and under aiohttp a reset connection looks like one of them.
-    http_client = DefaultAioHttpClient(limits=limits, timeout=None)
+    # No timeouts below our own: theirs run per read, and under aiohttp a reset connection looks like one of them. And
+    # no redirects: prompts and key are meant for this address, and for no other that it may name.
+    http_client = DefaultAioHttpClient(limits=limits, timeout=None, follow_redirects=False)
     return AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=None, http_client=http_client)

@@ -111,8 +111,12 @@ def _load(path: str, **kwargs: Any) -> Any:  # datasets.DatasetDict
         raise ValueError(f"{files} holds no rows that can be read: {error.__cause__ or error}") from error
 
 
-def make_ranker(args: RankerArguments) -> Ranker:
+def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
     """The ranker that the arguments describe.
+
+    Args:
+        args: The arguments.
+        connect: Whether to see that an endpoint answers.
 
     Raises:
         ValueError: If they describe none, two, or one that cannot be built.
@@ -132,7 +136,7 @@ def make_ranker(args: RankerArguments) -> Ranker:
     ranker = factory(**kwargs)
     if not isinstance(ranker, Ranker):
         raise ValueError(f"ranker_factory {args.ranker_factory!r} returned {ranker!r}, which has no method rank.")
-    if isinstance(ranker, LLMRanker):
+    if connect and isinstance(ranker, LLMRanker):
         ranker.check_connection()
     return ranker
 

@@ -30,6 +30,7 @@ OTHERS = Demonstration("How do I bake bread?", ("Go away.", "Knead the dough for
 # Every line that the ranker writes outside of a fence, where `@` stands for a fenced text.
 OURS = re.compile(
     r"|### Instruction|### Completions|### Desired ranking|# Completion [A-Z]+|@"
+    r"|\(Completion [A-Z] is longer\. Its end is not shown here, and its absence is no fault of the completion\.\)"
     r"|# Turn of the (system|developer|user|assistant|tool|participant)"
     r'|\{"ranking": \["[A-Z]"(, "[A-Z]")*\]\}'
     r"|Reply with one JSON object and nothing else\. Its keys:"
@@ -176,10 +177,10 @@ def judge(request):
     return DemoJudge().respond if request.param == "rule-based" else obedient
 
 
-def ask(judge, requests):
+def ask(judge, requests, **options):
     """The requests' outcomes, and the user messages that the judge was sent."""
     with LoopbackEndpoint(judge) as endpoint:
-        ranker = LLMRanker("judge", endpoint.base_url, max_concurrency=8)
+        ranker = LLMRanker("judge", endpoint.base_url, max_concurrency=8, **options)
         try:
             return ranker.rank(requests), [body["messages"][1]["content"] for body in endpoint.requests]
         finally:
@@ -195,6 +196,17 @@ def test_no_attack_changes_the_order_of_the_honest_completions(judge, place):
         assert is_kept(request, outcome), repr(attack[:200])
     for content in contents:
         assert strange_lines(content) == []
+
+
+@pytest.mark.parametrize("options", [{"num_passes": 3}, {"context_window": 2500, "max_tokens": 500}], ids=str)
+def test_nor_with_several_passes_or_with_what_is_cut_to_fit(judge, options):
+    requests = [PLACES["completion"](attack) for attack in ATTACKS]
+    outcomes, contents = ask(judge, requests, **options)
+    for attack, request, outcome in zip(ATTACKS, requests, outcomes, strict=True):
+        assert is_kept(request, outcome), repr(attack[:200])
+    assert [line for content in contents for line in strange_lines(content)] == []
+    assert len(contents) == options.get("num_passes", 1) * len(ATTACKS)
+    assert any("is longer" in content for content in contents) == ("context_window" in options)
 
 
 FRAGMENTS = (
