@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..rankers.base import Outcome
-from ..types import Demonstration, RankingResult
+from ..types import Demonstration, RankingResult, Usage
 from .metrics.position_bias import PositionBias
 from .metrics.ranking_agreement import FIGURES, RankingAgreement
 from .references import ReferenceRanking
@@ -227,11 +227,12 @@ class JudgeReport:
 def _usage(rankings: Sequence[JudgedRanking]) -> dict[str, Any]:
     usages = [one.outcome.usage for one in rankings if one.outcome.usage is not None]
     unpriced = any(usage.cost is None and usage.prompt_tokens for usage in usages)
+    total = sum(usages, Usage(attempts=0))
     return {
-        "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
-        "completion_tokens": sum(usage.completion_tokens for usage in usages),
-        "attempts": sum(usage.attempts for usage in usages),
-        "cost": None if unpriced or not usages else sum(usage.cost or 0.0 for usage in usages),
+        "prompt_tokens": total.prompt_tokens,
+        "completion_tokens": total.completion_tokens,
+        "attempts": total.attempts,
+        "cost": None if unpriced else total.cost,
         "cached": sum(usage.cached for usage in usages),
     }
 

@@ -192,11 +192,11 @@ def test_failures_are_counted_by_kind_and_no_figure_is_made_of_them():
         def answer(self, request):
             kind = int(request.prompt.split()[1][:-1]) % 4
             if kind < 2:
-                return RankingFailure(("refusal", "unparsable")[kind], "no", Usage(50, 5, 0.25))
+                return RankingFailure(("refusal", "unparsable")[kind], "no", Usage(50, 5, cost=0.25))
             return super().answer(request)
 
     data = rows(40)
-    report = evaluate_ranker(Moody(usage=Usage(100, 10, 0.5, attempts=2)), data, reverse=True)
+    report = evaluate_ranker(Moody(usage=Usage(100, 10, cost=0.5, attempts=2)), data, reverse=True)
     [figures] = report.figures
     assert figures["failures"] == {"refusal": 20, "unparsable": 20}
     assert (figures["rankings"], figures["failure_rate"]) == (80, 0.5)

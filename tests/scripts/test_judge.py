@@ -89,6 +89,24 @@ def test_position_bias_of_an_endpoint_is_seen_unless_its_ranker_shuffles(tmp_pat
     assert shuffled["figures"][0]["position_bias"]["biased"] is False
 
 
+def test_what_it_costs_by_the_prices_that_are_given(tmp_path, endpoint, capsys):
+    data = write(tmp_path / "ranked.jsonl", rows(5))
+    prices = json.dumps({"prices": {"input": 2.0, "output": 8.0}})  # dollars per million tokens
+    usage = judge(data, tmp_path / "out", endpoint, "--ranker_kwargs", prices)["figures"][0]["usage"]
+    dollars = (2 * usage["prompt_tokens"] + 8 * usage["completion_tokens"]) / 1e6
+    assert usage["cost"] == pytest.approx(dollars)
+    assert f"{200 * dollars:.2f}" in capsys.readouterr().out  # of 1,000 rankings
+
+
+def test_several_passes_are_judged_as_one_ranker(tmp_path, endpoint):
+    report = judge(
+        write(tmp_path / "a.jsonl", rows(5)), tmp_path / "out", endpoint, "--ranker_kwargs", '{"num_passes": 2}'
+    )
+    assert len(endpoint.requests) == 10
+    assert report["figures"][0]["rankings"] == 5
+    assert report["figures"][0]["usage"]["attempts"] == 10
+
+
 def test_invalid_replies_and_refusals_are_counted(tmp_path):
     def moody(body):
         query = body["messages"][-1]["content"]
@@ -136,18 +154,19 @@ REWARD_BENCH_2 = [
     ],
     ids=["reward-bench-2", "preference", "implicit prompt", "hh-rlhf", "responses"],
 )  # fmt: skip
-@pytest.mark.parametrize("ending", ["jsonl", "json.gz", "parquet"])
-def test_each_layout_from_each_kind_of_file(tmp_path, endpoint, data, ending):
-    path = tmp_path / f"data.{ending}"
-    if ending == "parquet":
-        Dataset.from_list(data).to_parquet(path)
-    else:
-        write(path, data)
-    report = judge(path, tmp_path / "out", endpoint)
+def test_each_layout(tmp_path, endpoint, data):
+    report = judge(write(tmp_path / "data.jsonl", data), tmp_path / "out", endpoint)
     assert report["rows"] == 6
     assert report["figures"][0]["agreement"]["top_1"] == 1.0
     assert report["figures"][0]["agreement"]["exact_match"] == 1.0
     assert set(report["figures"][0]["subsets"]) == ({"Factuality", "Math"} if data is REWARD_BENCH_2 else set())
+
+
+def test_other_kinds_of_files(tmp_path, endpoint):
+    Dataset.from_list(REWARD_BENCH_2).to_parquet(tmp_path / "data.parquet")
+    write(tmp_path / "data.json.gz", REWARD_BENCH_2)
+    for ending in ("parquet", "json.gz"):
+        assert judge(tmp_path / f"data.{ending}", tmp_path / ending, endpoint)["rows"] == 6
 
 
 def test_a_folder_with_splits(tmp_path, endpoint):
@@ -182,17 +201,17 @@ def make_scripted(bias=0.0):
 
 
 def test_any_ranker_and_a_yaml_file(tmp_path, capsys):
-    data = write(tmp_path / "ranked.jsonl", rows(400))
+    data = write(tmp_path / "ranked.jsonl", rows(250))
     config = tmp_path / "judge.yaml"
     config.write_text(
         f"dataset_name: {data}\noutput_dir: {tmp_path / 'out'}\n"
         "ranker_factory: tests.scripts.test_judge.make_scripted\nranker_kwargs:\n  bias: 0.2\n"
     )
-    main(["judge", "--config", str(config), "--max_samples", "390"])
+    main(["judge", "--config", str(config), "--max_samples", "240"])
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["ranker"], report["rows"]) == ("scripted", 390)
+    assert (report["ranker"], report["rows"]) == ("scripted", 240)
     assert report["figures"][0]["position_bias"]["biased"] is True
-    assert "found (p = 0.001)" in capsys.readouterr().out
+    assert "| found (p = 0.0" in capsys.readouterr().out
 
 
 ASKED = []

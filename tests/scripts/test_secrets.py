@@ -153,8 +153,7 @@ def test_a_judging(tmp_path, echoing, said):
     assert_kept(tmp_path / "out", said())
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
-@pytest.mark.parametrize("command", ["train", "judge"])
+@pytest.mark.parametrize(("command", "status"), [("train", 401), ("judge", 400), ("judge", 401), ("judge", 404)])
 def test_a_fatal_answer(tmp_path, said, monkeypatch, status, command):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(4)))
