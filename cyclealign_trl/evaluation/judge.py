@@ -55,7 +55,7 @@ def evaluate_ranker(
     *,
     cache_path: str | PathLike[str] | None = None,
     max_demonstrations: int = 0,
-    reverse: bool = False,
+    reverse: bool = True,
     max_samples: int | None = None,
     max_concurrency: int = 32,
     confidence_level: float = 0.95,
@@ -74,7 +74,8 @@ def evaluate_ranker(
         cache_path: The database of a `CachedRanker`, which keeps the answers: a run that is interrupted, repeated or
             extended pays for none of them twice. The ranker must have a `fingerprint`.
         max_demonstrations: Figures are given for 0, 1, ... up to this many demonstrations.
-        reverse: Whether to rank each row a second time, its completions shown in reverse order.
+        reverse: Whether to rank each row a second time, its completions shown in reverse order. It doubles the price,
+            and shows position bias beyond doubt.
         max_samples: How many rows to rank, drawn at random. `None` means all.
         max_concurrency: Rankings asked for at once, each from a thread of its own.
         confidence_level: Coverage of the intervals; a position bias is one whose p-value is below the rest.

@@ -40,8 +40,11 @@ class JudgeArguments:
         default=0, metadata={"help": "Figures are given for 0, 1, ... up to this many demonstrations (held-out rows)."}
     )
     reverse: bool = field(
-        default=False,
-        metadata={"help": "Whether to rank each row again with its completions in reverse order: what flips is bias."},
+        default=True,
+        metadata={
+            "help": "Whether to rank each row again, its completions in reverse order, which shows position bias "
+            "beyond doubt. --no_reverse halves the price."
+        },
     )
     max_concurrency: int = field(default=32, metadata={"help": "Rankings asked for at once."})
     seed: int = field(default=0, metadata={"help": "Seed of shown orders, samples, demonstrations and intervals."})

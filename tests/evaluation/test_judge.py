@@ -7,7 +7,6 @@ import os
 import random
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -66,7 +65,7 @@ def by_length(texts):
 
 def test_the_figures_are_those_of_brute_force():
     data = rows()
-    report = evaluate_ranker(Scripted(), data)
+    report = evaluate_ranker(Scripted(), data, reverse=False)
     expected = brute_force([by_length(row["completions"]) for row in data], [row["ranks"] for row in data])
     [figures] = report.figures
     assert {name: figures["agreement"][name] for name in FIGURES} == pytest.approx(expected)
@@ -114,7 +113,7 @@ def test_shown_orders_are_shuffled_by_row_and_seed_alone():
 
     def shown(**options):
         judge = Scripted()
-        evaluate_ranker(judge, data, **options)
+        evaluate_ranker(judge, data, reverse=False, **options)
         return {request.prompt: request.completions for request in judge.requests}
 
     first = shown()
@@ -130,7 +129,7 @@ def test_every_number_of_demonstrations_ranks_the_same_rows_and_never_its_own():
     data = rows(12) + [{**row, "completions": [*row["completions"], "another"], "ranks": [*row["ranks"], 4]}
                        for row in rows(12)]  # fmt: skip
     judge = Scripted()
-    report = evaluate_ranker(judge, data, max_demonstrations=2)
+    report = evaluate_ranker(judge, data, max_demonstrations=2, reverse=False)
     by_number = {n: [r for r in judge.requests if len(r.demonstrations) == n] for n in range(3)}
     asked = {n: sorted((r.prompt, r.completions) for r in requests) for n, requests in by_number.items()}
     assert asked[0] == asked[1] == asked[2]
@@ -149,9 +148,10 @@ def test_every_number_of_demonstrations_ranks_the_same_rows_and_never_its_own():
 
 def test_more_samples_and_more_demonstrations_ask_for_what_is_new_alone(tmp_path):
     judge = Scripted()
-    few = evaluate_ranker(judge, rows(), cache_path=tmp_path / "a.sqlite", max_samples=10, max_demonstrations=1)
+    common = {"cache_path": tmp_path / "a.sqlite", "reverse": False}
+    few = evaluate_ranker(judge, rows(), **common, max_samples=10, max_demonstrations=1)
     assert len(judge.requests) == 20
-    options = {"cache_path": tmp_path / "a.sqlite", "max_samples": 15, "max_demonstrations": 2}
+    options = common | {"max_samples": 15, "max_demonstrations": 2}
     more = evaluate_ranker(judge, rows(), **options)
     assert len(judge.requests) == 45
     assert more.demonstrations[:1] == few.demonstrations
@@ -280,7 +280,7 @@ def test_the_files_of_a_report(tmp_path):
         assert len({line.count("|") for line in table.splitlines()}) == 1
         assert "1 demonstration " in table
     lines = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
-    assert len(lines) == 18
+    assert len(lines) == 36
     assert lines[0]["ranks"] == by_length(lines[0]["completions"])
     assert lines[0]["failure"] is None
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -288,51 +288,63 @@ def test_the_files_of_a_report(tmp_path):
 
 # Real data, without the package's own reading of it
 
+REAL = (
+    "oasst_en100_human_ranked.jsonl",
+    "pandalm_human_pairwise.jsonl",
+    "vicuna80_gpt4_roundrobin.jsonl.gz",
+    "vicuna80_gpt4_scores_manymodels.jsonl.gz",
+)
+on_real_rankings = pytest.mark.skipif(not RANKED.exists(), reason=f"{RANKED} is not here (see CYCLEALIGN_SHARED)")
 
-def read(path):
+
+def read_real(name):
+    """The rows of a file, and per row that orders anything its different texts with their scores."""
+    path = RANKED / name
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-@pytest.mark.skipif(not RANKED.exists(), reason=f"{RANKED} is not here (see CYCLEALIGN_SHARED)")
-@pytest.mark.parametrize(
-    "name",
-    ["oasst_en100_human_ranked.jsonl", "pandalm_human_pairwise.jsonl", "vicuna80_gpt4_roundrobin.jsonl.gz",
-     "vicuna80_gpt4_scores_manymodels.jsonl.gz"],
-)  # fmt: skip
-def test_on_real_rankings(name):
-    data = read(RANKED / name)
-    predictions, references, prompts = [], [], Counter()
+        data = [json.loads(line) for line in lines]
+    scores = []
     for row in data:
-        score = {}
-        for answer, value in zip(row["responses"], row["scores"], strict=True):
-            text = str(answer["text"])
-            score[text] = max(value, score.get(text, value))
-        if len(set(score.values())) < 2:
-            continue
-        prompts[row["prompt"]] += 1
-        texts = list(score)
-        # What the judge answers depends on the texts alone: ties of length go to the one shown first, so have none.
-        predictions.append([sum(merit(other) > merit(text) for other in texts) for text in texts])
-        references.append([-score[text] for text in texts])
-
-    class Judge(Scripted):
-        def answer(self, request):
-            texts = request.completions
-            ranks = tuple(sum(merit(other) > merit(text) for other in texts) for text in texts)
-            return RankingResult(tuple(sorted(range(len(texts)), key=ranks.__getitem__)), ranks=ranks)
-
-    report = evaluate_ranker(Judge(), data, reverse=True)
-    [figures] = report.figures
-    expected = brute_force(predictions, references)
-    assert {key: figures["agreement"][key] for key in FIGURES} == pytest.approx(expected)
-    assert len(report.references) == len(references)
-    assert not figures["position_bias"]["biased"]
-    assert evaluate_ranker(Scripted(bias=0.2), data, reverse=True).figures[0]["position_bias"]["biased"]
-    assert evaluate_ranker(Scripted(bias=0.2), data).figures[0]["position_bias"]["biased"]
+        best = {}
+        for answer, score in zip(row["responses"], row["scores"], strict=True):
+            text = str(answer["text"])  # one of them is a bare `true`
+            best[text] = max(score, best.get(text, score))
+        if len(set(best.values())) > 1:
+            scores.append(best)
+    return data, scores
 
 
 @functools.cache
 def merit(text):
     return sum(map(ord, text)) % 1009
+
+
+def ranks_by_merit(texts):
+    return [sum(merit(other) > merit(text) for other in texts) for text in texts]
+
+
+class ByMerit:
+    """A judge whose ranks, ties included, depend on the texts alone."""
+
+    def rank(self, requests):
+        ranks = [ranks_by_merit(request.completions) for request in requests]
+        return [RankingResult(tuple(sorted(range(len(r)), key=r.__getitem__)), tuple(r)) for r in ranks]
+
+
+def expected_of_merit(scores):
+    """What the judge by merit comes to, by brute force."""
+    references = [[-score for score in best.values()] for best in scores]
+    return brute_force([ranks_by_merit(best) for best in scores], references)
+
+
+@on_real_rankings
+@pytest.mark.parametrize("name", REAL)
+def test_a_planted_bias_is_reported_on_real_rankings_and_none_is_not(name):
+    data, _ = read_real(name)
+    [biased] = evaluate_ranker(Scripted(bias=0.2), data).figures
+    [honest] = evaluate_ranker(ByMerit(), data).figures
+    assert biased["position_bias"]["biased"]
+    assert biased["position_bias"]["earlier_preferred_interval"][0] > 0.5
+    assert (honest["position_bias"]["biased"], honest["position_bias"]["p_value"]) == (False, 1.0)
+    [at_half_the_price] = evaluate_ranker(Scripted(bias=0.2), data, reverse=False).figures
+    assert at_half_the_price["position_bias"]["biased"]

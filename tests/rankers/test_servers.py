@@ -153,7 +153,7 @@ def test_the_judge_that_always_says_b_is_found_out(server, tmp_path, monkeypatch
     address, models = server
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(24, size=2)))
     main(["judge", "--dataset_name", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / "out"),
-          "--ranker_model", str(models / "json"), "--ranker_base_url", address, "--reverse"])  # fmt: skip
+          "--ranker_model", str(models / "json"), "--ranker_base_url", address])  # fmt: skip
     [figures] = json.loads((tmp_path / "out" / "report.json").read_text())["figures"]
     assert figures["rankings"] == 48
     assert figures["failures"] == {}

@@ -11,9 +11,20 @@ from datasets import Dataset
 from cyclealign_trl.cli import main
 from cyclealign_trl.data import hh_rlhf
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.evaluation.metrics.ranking_agreement import FIGURES
 from cyclealign_trl.rankers import client
 from cyclealign_trl.scripts import inputs
-from tests.evaluation.test_judge import Scripted, rows
+from tests.evaluation.test_judge import (
+    RANKED,
+    REAL,
+    Scripted,
+    expected_of_merit,
+    on_real_rankings,
+    read_real,
+    rows,
+)
+from tests.evaluation.test_judge import by_length as ranks_by_length
+from tests.evaluation.test_metrics import brute_force
 
 SHOWN = re.compile(r"# Completion ([A-Z]+)\n<data-\w+>\n(.*?)\n</", re.DOTALL)
 
@@ -52,7 +63,7 @@ def judge(dataset, output_dir, endpoint, *arguments):
 
 def test_a_ranking_llm_is_judged_and_paid_for_once(tmp_path, endpoint, capsys):
     data = write(tmp_path / "ranked.jsonl.gz", rows(20))
-    options = ["--max_demonstrations", "1", "--reverse"]
+    options = ["--max_demonstrations", "1"]
     report = judge(data, tmp_path / "out", endpoint, *options)
     said = capsys.readouterr().out
     assert len(endpoint.requests) == 19 * 4
@@ -61,7 +72,12 @@ def test_a_ranking_llm_is_judged_and_paid_for_once(tmp_path, endpoint, capsys):
     assert "even (" in said
     assert f"Written to {tmp_path / 'out'}: report.json, report.md, rankings.jsonl" in said
     first, second = report["figures"]
-    assert first["agreement"]["pairwise_accuracy"] > 0.6
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rankings.jsonl").read_text().splitlines()]
+    once = [line for line in lines if line["num_demonstrations"] == 0][::2]
+    by_hand = brute_force(
+        [ranks_by_length(one["completions"]) for one in once], [one["reference_ranks"] for one in once]
+    )
+    assert {name: first["agreement"][name] for name in FIGURES} == pytest.approx(by_hand)
     assert first["agreement"] == second["agreement"]
     assert first["reversal"]["pairs"] == 0.0
     assert first["position_bias"]["biased"] is False
@@ -83,7 +99,7 @@ def test_position_bias_of_an_endpoint_is_seen_unless_its_ranker_shuffles(tmp_pat
     data = write(tmp_path / "ranked.jsonl", rows(60))
     with LoopbackEndpoint(first_wins) as endpoint:
         report = judge(data, tmp_path / "a", endpoint)
-        shuffled = judge(data, tmp_path / "b", endpoint, "--ranker_kwargs", '{"shuffle": true}')
+        shuffled = judge(data, tmp_path / "b", endpoint, "--ranker_kwargs", '{"shuffle": true}', "--no_reverse")
     assert report["figures"][0]["position_bias"]["earlier_preferred"] == 1.0
     assert report["figures"][0]["position_bias"]["biased"] is True
     assert shuffled["figures"][0]["position_bias"]["biased"] is False
@@ -92,7 +108,7 @@ def test_position_bias_of_an_endpoint_is_seen_unless_its_ranker_shuffles(tmp_pat
 def test_what_it_costs_by_the_prices_that_are_given(tmp_path, endpoint, capsys):
     data = write(tmp_path / "ranked.jsonl", rows(5))
     prices = json.dumps({"prices": {"input": 2.0, "output": 8.0}})  # dollars per million tokens
-    usage = judge(data, tmp_path / "out", endpoint, "--ranker_kwargs", prices)["figures"][0]["usage"]
+    usage = judge(data, tmp_path / "out", endpoint, "--no_reverse", "--ranker_kwargs", prices)["figures"][0]["usage"]
     dollars = (2 * usage["prompt_tokens"] + 8 * usage["completion_tokens"]) / 1e6
     assert usage["cost"] == pytest.approx(dollars)
     assert f"{200 * dollars:.2f}" in capsys.readouterr().out  # of 1,000 rankings
@@ -102,9 +118,9 @@ def test_several_passes_are_judged_as_one_ranker(tmp_path, endpoint):
     report = judge(
         write(tmp_path / "a.jsonl", rows(5)), tmp_path / "out", endpoint, "--ranker_kwargs", '{"num_passes": 2}'
     )
-    assert len(endpoint.requests) == 10
-    assert report["figures"][0]["rankings"] == 5
-    assert report["figures"][0]["usage"]["attempts"] == 10
+    assert len(endpoint.requests) == 20
+    assert report["figures"][0]["rankings"] == 10
+    assert report["figures"][0]["usage"]["attempts"] == 20
 
 
 def test_invalid_replies_and_refusals_are_counted(tmp_path):
@@ -117,7 +133,7 @@ def test_invalid_replies_and_refusals_are_counted(tmp_path):
 
     data = write(tmp_path / "ranked.jsonl", rows(20))
     with LoopbackEndpoint(moody) as endpoint:
-        report = judge(data, tmp_path / "out", endpoint, "--ranker_kwargs", '{"max_retries": 1}')
+        report = judge(data, tmp_path / "out", endpoint, "--no_reverse", "--ranker_kwargs", '{"max_retries": 1}')
     [figures] = report["figures"]
     assert figures["failures"] == {"refusal": 5, "unparsable": 5}
     assert figures["failure_rate"] == 0.5
@@ -196,6 +212,21 @@ def test_names_on_the_hub(tmp_path, endpoint, monkeypatch):
     assert asked[1] == ("allenai/reward-bench-2", {"name": None})
 
 
+@on_real_rankings
+@pytest.mark.parametrize("name", REAL)
+def test_on_real_rankings_the_figures_are_those_of_brute_force(tmp_path, name):
+    main(["judge", "--dataset_name", str(RANKED / name), "--output_dir", str(tmp_path / "out"), "--ranker_factory",
+          "tests.evaluation.test_judge.ByMerit"])  # fmt: skip
+    _, scores = read_real(name)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    [figures] = report["figures"]
+    assert {key: figures["agreement"][key] for key in FIGURES} == pytest.approx(expected_of_merit(scores))
+    assert report["rows"] == len(scores)
+    assert (figures["rankings"], figures["failures"]) == (2 * len(scores), {})
+    assert figures["reversal"]["pairs"] == 0
+    assert figures["position_bias"]["biased"] is False
+
+
 def make_scripted(bias=0.0):
     return Scripted(bias)
 
@@ -234,7 +265,7 @@ def make_interrupted():
 def test_an_interrupted_run_pays_for_nothing_twice(tmp_path, capsys):
     data = write(tmp_path / "ranked.jsonl", rows(20))
     command = ["judge", "--dataset_name", str(data), "--output_dir", str(tmp_path / "out"), "--ranker_factory",
-               "tests.scripts.test_judge.make_interrupted", "--max_concurrency", "1"]  # fmt: skip
+               "tests.scripts.test_judge.make_interrupted", "--max_concurrency", "1", "--no_reverse"]  # fmt: skip
     ASKED.clear()
     with pytest.raises(SystemExit) as stop:
         main(command)
