@@ -13,11 +13,20 @@ import argparse
 import multiprocessing
 import tempfile
 from contextlib import closing
+from multiprocessing.connection import Connection
 from statistics import fmean
 
-from ranker_concurrency import serve
+from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
 
 TIMES = ("generate", "forward", "rank_wait", "backward")
+REPLY = '{"ranking": ["B", "A", "C"], "improved_response": "Better."}'
+
+
+def serve(latency: float, pipe: Connection) -> None:
+    """Serves until the other end of the pipe says something, or goes away."""
+    with LoopbackEndpoint(lambda _: Reply(REPLY, delay=latency)) as endpoint:
+        pipe.send(endpoint.base_url)
+        pipe.poll(None)
 
 
 def main() -> None:

@@ -1,74 +1,104 @@
-"""How close concurrent rankings come to the ideal: N rankings against an endpoint that takes a fixed time for each.
+"""How many rankings a second, and how close that comes to the ideal, against an endpoint that takes a fixed time each.
 
-    python benchmarks/ranker_concurrency.py --num 64 --delay 1.0
+    python benchmarks/ranker_concurrency.py --latency 0.5 --concurrency 16 64 256 1000
 
 The endpoint runs in a process of its own. Building the ranker is not counted, setting up its connections is. The
-ideal is `ceil(num / concurrency) * delay`.
+ideal is `concurrency / latency`. Beside it, such calls with a new `openai` client for each of them, as many at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import multiprocessing
+import asyncio
+import os
+import subprocess
+import sys
 import time
-from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
 
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from openai import AsyncOpenAI, OpenAIError
+
 from cyclealign_trl.rankers.llm import LLMRanker
+from cyclealign_trl.rankers.parsing import parse_ranking
+from cyclealign_trl.rankers.prompts import build_messages, labels
 from cyclealign_trl.types import RankingRequest, RankingResult
 
-CONCURRENCIES = (64, 32, 16)
+SERVER = Path(__file__).parents[1] / "tests" / "judge_server.py"
+COMPLETIONS = ("merit 1: one.", "merit 3: three.", "merit 2: two.")
+ORDER = (1, 2, 0)
 
 
-def serve(delay: float, pipe: Connection) -> None:
-    """Serves until the other end of the pipe says something, or goes away."""
-
-    def respond(_: dict[str, Any]) -> Reply:
-        return Reply('{"ranking": ["B", "A", "C"], "improved_response": "Better."}', delay=delay)
-
-    with LoopbackEndpoint(respond) as endpoint:
-        pipe.send(endpoint.base_url)
-        pipe.poll(None)
-
-
-def measure(base_url: str, num: int, concurrency: int) -> float:
-    """Seconds that `num` rankings take, the first connections included."""
-    requests = [RankingRequest(f"Question {index}?", ("One.", "Two.", "Three.")) for index in range(num)]
-    ranker = LLMRanker("loopback", base_url, api_key="none", max_concurrency=concurrency, max_retries=0)
+def ours(base_url: str, requests: list[RankingRequest], concurrency: int) -> tuple[float, int]:
+    """Seconds that the rankings take, the first connections included, and how many of them failed."""
+    ranker = LLMRanker("judge", base_url, api_key="none", max_concurrency=concurrency, max_retries=0, improve=False)
     try:
         start = time.perf_counter()
         outcomes = ranker.rank(requests)
         seconds = time.perf_counter() - start
     finally:
         ranker.close()
-    failures = [outcome for outcome in outcomes if not isinstance(outcome, RankingResult)]
-    if failures:
-        raise SystemExit(f"{len(failures)} of {num} rankings failed, the first with {failures[0]}")
-    return seconds
+    return seconds, sum(not isinstance(outcome, RankingResult) or outcome.order != ORDER for outcome in outcomes)
+
+
+def naive(base_url: str, requests: list[RankingRequest], concurrency: int) -> tuple[float, int]:
+    """The same with a client per call."""
+    slots = asyncio.Semaphore(concurrency)
+
+    async def rank(request: RankingRequest) -> bool:
+        async with slots, AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+            messages = build_messages(request.prompt, request.completions, improve=False)
+            try:
+                reply = await client.chat.completions.create(model="judge", messages=messages)  # type: ignore[arg-type]
+            except OpenAIError:
+                return False
+            return parse_ranking(reply.choices[0].message.content or "", labels(3)).order == ORDER
+
+    async def rank_all() -> list[bool]:
+        return await asyncio.gather(*map(rank, requests))
+
+    start = time.perf_counter()
+    outcomes = asyncio.run(rank_all())
+    return time.perf_counter() - start, outcomes.count(False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time concurrent rankings against a slow loopback endpoint.")
-    parser.add_argument("--num", type=int, default=64, help="rankings per measurement (default: %(default)s)")
+    parser = argparse.ArgumentParser(description="Count concurrent rankings per second at a slow loopback endpoint.")
     parser.add_argument(
-        "--delay", type=float, default=1.0, help="seconds the endpoint takes per ranking (default: %(default)s)"
+        "--latency", type=float, default=0.5, help="seconds the endpoint takes per ranking (default: %(default)s)"
     )
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        nargs="+",
+        default=[16, 64, 256, 1000],
+        help="calls in flight (default: %(default)s)",
+    )
+    parser.add_argument("--rounds", type=int, default=8, help="rankings per call in flight (default: %(default)s)")
     arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    server = context.Process(target=serve, args=(arguments.delay, theirs), daemon=True)
-    server.start()
-    base_url = ours.recv()
-    print(f"{arguments.num} rankings, {arguments.delay:g} s each, best of three")
-    print("concurrency  seconds  ideal  ratio")
-    for concurrency in CONCURRENCIES:
-        seconds = min(measure(base_url, arguments.num, concurrency) for _ in range(3))
-        ideal = math.ceil(arguments.num / concurrency) * arguments.delay
-        print(f"{concurrency:11d}  {seconds:7.3f}  {ideal:5.1f}  {seconds / ideal:5.2f}", flush=True)
-    ours.send(None)
-    server.join()
+    command = [sys.executable, str(SERVER), "--latency", str(arguments.latency)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    base_url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+    load = os.getloadavg()[0]
+    print(f"{arguments.latency:g} s per call, {os.cpu_count()} cores, load {load:.1f} before; rankings/s (failed)")
+    print("concurrency  ideal  LLMRanker       a client per call  ratio")
+    try:
+        for concurrency in arguments.concurrency:
+            num = arguments.rounds * concurrency
+            requests = [RankingRequest(f"{index}: a question?", COMPLETIONS) for index in range(num)]
+            seconds, failed = ours(base_url, requests, concurrency)
+            few = requests[: max(concurrency, 256)]  # all of them would take minutes
+            their_seconds, their_failed = naive(base_url, few, concurrency)
+            ideal = concurrency / arguments.latency
+            rate, their_rate = num / seconds, len(few) / their_seconds
+            print(
+                f"{concurrency:11d}  {ideal:5.0f}  {rate:6.0f} ({failed:4d})   {their_rate:6.0f} ({their_failed:4d})"
+                f"     {rate / their_rate:5.1f}",
+                flush=True,
+            )
+    finally:
+        server.terminate()
+        server.wait()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agreement import agreement_ranking as agreement_ranking
+    from .agreement import kendall_tau as kendall_tau
     from .aligner import Aligner as Aligner
     from .aligner_template import AlignerTemplate as AlignerTemplate
     from .contrastive import ContrastivePrompts as ContrastivePrompts
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from .data.hh_rlhf import sample_prompts as sample_prompts
     from .data.interactions import export_interactions as export_interactions
     from .demonstrations import DemonstrationPool as DemonstrationPool
+    from .errors import BudgetExhaustedError as BudgetExhaustedError
     from .errors import CheckpointError as CheckpointError
     from .errors import CycleAlignError as CycleAlignError
     from .errors import PromptError as PromptError
     from .errors import RankerError as RankerError
     from .errors import TooManyFailuresError as TooManyFailuresError
     from .errors import UpstreamError as UpstreamError
+    from .evaluation.judge import evaluate_ranker as evaluate_ranker
+    from .evaluation.report import JudgeReport as JudgeReport
     from .losses import dlma_loss as dlma_loss
     from .losses import pro_loss as pro_loss
     from .losses import rrhf_loss as rrhf_loss
@@ -63,6 +67,7 @@ _MODULES = {
     "AlignerConfig": "trainer.aligner_config",
     "AlignerTemplate": "aligner_template",
     "AlignerTrainer": "trainer.aligner_trainer",
+    "BudgetExhaustedError": "errors",
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
     "ContrastivePrompts": "contrastive",
@@ -76,6 +81,7 @@ _MODULES = {
     "DemonstrationPool": "demonstrations",
     "EndpointUpstream": "upstreams",
     "FunctionRanker": "rankers.function",
+    "JudgeReport": "evaluation.report",
     "LLMRanker": "rankers.llm",
     "ModelUpstream": "upstreams",
     "PipelineUpstream": "upstreams",
@@ -98,8 +104,10 @@ _MODULES = {
     "bootstrap_preferences": "data.bootstrapping",
     "collect_corrections": "data.black_box_corrections",
     "dlma_loss": "losses",
+    "evaluate_ranker": "evaluation.judge",
     "export_interactions": "data.interactions",
     "generate_contrastive_pairs": "data.contrastive_pairs",
+    "kendall_tau": "agreement",
     "load_corrections": "data.corrections",
     "load_hh_rlhf": "data.hh_rlhf",
     "pro_loss": "losses",

@@ -2,6 +2,7 @@
 
 ```
 CycleAlignError
+├── BudgetExhaustedError   the ranker's budget is used up; a checkpoint was saved
 ├── CheckpointError        a checkpoint cannot be resumed from
 ├── PromptError            an upstream cannot answer a prompt as it is: it is too long, or says what is not taken
 ├── RankerError            the ranker cannot answer at all: a wrong key, an unknown model, a refused request
@@ -16,6 +17,10 @@ nothing: it is a `RankingFailure`.
 
 class CycleAlignError(Exception):
     """Root of the package's own errors."""
+
+
+class BudgetExhaustedError(CycleAlignError):
+    """The ranker may spend no more."""
 
 
 class CheckpointError(CycleAlignError, ValueError):

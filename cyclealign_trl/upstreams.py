@@ -19,7 +19,7 @@ from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 from .errors import PromptError, UpstreamError
 from .generation.texts import BatchedGenerator
 from .pretrained import load_causal_lm, place
-from .rankers.responses import Response, read_complaint
+from .rankers.responses import Response, read_complaint, read_json
 from .trainer.collator import TextEncoder
 from .types import Prompt
 
@@ -198,7 +198,8 @@ class EndpointUpstream(Upstream):
             raise UpstreamError(f"The upstream {self.model} sent no chat completion.") from error
 
     def _error(self, error: Any) -> Exception:  # openai.APIStatusError
-        complaint = read_complaint(Response(error.status_code, error.response.headers, error.response.text))
+        text = error.response.text
+        complaint = read_complaint(Response(error.status_code, error.response.headers, text, read_json(text)))
         said = complaint.message if self._key is None else complaint.message.replace(self._key, "[API key]")
         if error.status_code == 413 or (error.status_code in (400, 422) and complaint.is_about_length):
             return PromptError("The prompt is too long for the upstream model.")

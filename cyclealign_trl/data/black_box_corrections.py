@@ -71,8 +71,9 @@ def collect_corrections(
         api_key: The key. `None` reads `OPENAI_API_KEY`. Written nowhere.
         cache: Where corrections are stored (SQLite); made where it is missing. `None` stores none.
         criteria: What makes an answer better, in words. `None` means harmlessness and helpfulness.
-        client_kwargs: Further arguments of the client that are arguments of `LLMRanker` too: `max_concurrency`,
-            `timeout`, `max_retries`, `temperature`, `max_tokens`, `seed`, `extra_body`.
+        client_kwargs: Further arguments of the client that are arguments of `LLMRanker` too: `max_concurrency`, `rpm`,
+            `tpm`, `prices`, `max_cost`, `max_run_tokens`, `timeout`, `max_retries`, `temperature`, `max_tokens`,
+            `seed`, `extra_body`.
 
     Returns:
         Rows of `prompt`, `answer`, `correction`, for `AlignerTrainer`. Without those that failed; how many, by kind,

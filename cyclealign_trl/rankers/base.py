@@ -10,14 +10,28 @@ from ..types import RankingFailure, RankingRequest, RankingResult, ranks_from_sc
 
 Outcome = RankingResult | RankingFailure
 
+CANCELLED = "cancelled"
+"""Why a request has no answer whose call was ended by `cancel`."""
+
 
 @runtime_checkable
 class Ranker(Protocol):
     """Anything with a `rank` method.
 
-    A ranker may also have a `fingerprint`, a text that changes whenever its answers might (model, endpoint, prompt
-    version, sampling): with one, its answers can be cached (see `CachedRanker`). And a `name`, by which a published
-    model card calls it; without one, that says its class.
+    A ranker may also have:
+
+    - A `fingerprint`, a text that changes whenever its answers might (model, endpoint, prompt version, sampling): with
+      one, its answers can be cached (see `CachedRanker`).
+    - A `name`, by which a published model card calls it; without one, that says its class.
+    - A `num_passes`, if it merges so many passes over a request, and can be asked for each one by itself
+      (`RankingRequest.pass_index`): a cache then keeps every pass.
+    - A `budget` (`cyclealign_trl.rankers.budget.Budget`), if what it does is paid for. It reserves and settles there
+      each call that it makes, and answers `RankingFailure("budget_exhausted")` in place of one that does not fit.
+      `CycleAlignTrainer` keeps the budget's ledger in the output directory, and shares out what is left among its
+      processes after every step.
+    - A method `cancel()`, which may be called from any thread while others wait for answers: it ends the calls that
+      are open, and each of these requests becomes a `RankingFailure("cancelled")`. The trainer calls it when a step
+      has waited for its rankings for too long.
     """
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
@@ -36,6 +50,12 @@ class StreamingRanker(Ranker, Protocol):
     def stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
         """Yields (position of the request, its answer) in order of arrival."""
         ...
+
+
+def cancel(ranker: Ranker) -> None:
+    """Cancels what a ranker is asked at the moment, if it can."""
+    if callable(method := getattr(ranker, "cancel", None)):
+        method()
 
 
 def ranker_name(ranker: Ranker) -> str:

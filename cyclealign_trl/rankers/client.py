@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import queue
 import random
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from ..errors import RankerError
 from ..types import Usage
+from .budget import BUDGET_EXHAUSTED, Budget, Prices, make_prices
 from .dialect import Dialect
 from .endpoint import Endpoint
+from .limits import AdaptiveConcurrency, Permit, RateLimiter, resolve_num_processes
 from .loop import LoopThread
-from .responses import InvalidReply, Response, Setback, read_complaint, read_usage, retry_after, total_usage
+from .responses import InvalidReply, Response, Setback, read_complaint, read_usage, retry_after
 from .store import digest
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,9 @@ T = TypeVar("T")
 
 _BACKOFF_BASE = 0.5  # seconds
 _BACKOFF_CAP = 8.0  # seconds
+_TOKENS_PER_BYTE = 1 / 3  # more than usual in English and Chinese alike, until the endpoint has counted once
 
+_NOTHING = Usage(attempts=0)
 _REFUSED_CONTENT = ("content_filter", "content_policy_violation")
 _FIXES = {
     400: "It refuses the request whichever optional parameter is left out.",
@@ -50,6 +54,7 @@ class ChatTask(Generic[T]):
         schema: JSON schema of the reply, within what strict structured output allows.
         read: Reads the text of a reply; raises `InvalidReply` for one that is not what was asked for.
         refusal_note: The note on a reply that was a refusal.
+        seed_offset: Added to the client's seed, to draw again what is asked in the same words.
     """
 
     messages: Callable[[str | None], list[dict[str, str]]]
@@ -57,6 +62,7 @@ class ChatTask(Generic[T]):
     schema: Mapping[str, Any]
     read: Callable[[str], T]
     refusal_note: str
+    seed_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +75,14 @@ class ChatAnswer(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ChatFailure:
-    """Why there is no answer, and what the attempts took all the same; see `RankingFailure`."""
+    """Why there is no answer, and what the attempts took all the same, if there were any; see `RankingFailure`."""
 
     reason: str
     detail: str
-    usage: Usage
+    usage: Usage | None
+
+
+_Arrivals = queue.SimpleQueue[tuple[int, ChatAnswer[T] | ChatFailure] | BaseException | None]
 
 
 class ChatClient:
@@ -87,7 +96,17 @@ class ChatClient:
         model: Name of the model at the endpoint.
         base_url: The endpoint, as for `openai.OpenAI`. `None` reads `OPENAI_BASE_URL`, else means OpenAI.
         api_key: The key. `None` reads `OPENAI_API_KEY`; with a `base_url`, none is needed. Written nowhere.
-        max_concurrency: Calls in flight at once, over all threads.
+        max_concurrency: Calls in flight at once, over all threads. Halved when the endpoint answers 429, recovering
+            slowly.
+        rpm: Requests per minute, over all processes. `None` means no limit but what the endpoint's headers say.
+        tpm: Tokens per minute, sent and received, over all processes; likewise.
+        num_processes: Processes that share the limits, each taking an equal part. `None` reads `WORLD_SIZE`, else
+            means 1.
+        prices: What the endpoint charges in US dollars per million tokens: `input`, `output` and, if it differs,
+            `cached_input`. `None` means unknown, unless its replies say what they cost.
+        max_cost: US dollars to spend at most, over all processes, failed calls included; what might cost more is not
+            asked. Takes `prices`. `None` means no cap.
+        max_run_tokens: Tokens to send and receive at most, likewise.
         timeout: Seconds that one call may take, by the clock. A `Retry-After` beyond it is not waited for.
         max_retries: Further attempts after a first one that failed in a way that may pass.
         temperature: Sampling temperature of the model.
@@ -107,6 +126,12 @@ class ChatClient:
         api_key: str | None = None,
         *,
         max_concurrency: int = 32,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        num_processes: int | None = None,
+        prices: Prices | Mapping[str, float] | None = None,
+        max_cost: float | None = None,
+        max_run_tokens: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
         temperature: float = 0.0,
@@ -118,6 +143,15 @@ class ChatClient:
             raise ValueError("`model` must name the model at the endpoint; got an empty text.")
         if max_concurrency < 1:
             raise ValueError(f"`max_concurrency` must be at least 1; got {max_concurrency}.")
+        num_processes = resolve_num_processes(num_processes)
+        if rpm is not None and not 0 < rpm < math.inf:
+            raise ValueError(f"`rpm` must be above 0 requests per minute, or None for no limit; got {rpm}.")
+        if tpm is not None and not num_processes * max_tokens <= tpm < math.inf:
+            raise ValueError(
+                f"`tpm`, tokens per minute, must let each of {num_processes} processes receive one reply of "
+                f"`max_tokens`={max_tokens} at least, or be None for no limit; got {tpm}. Raise it, or lower"
+                " `max_tokens`."
+            )
         if not 0 < timeout < math.inf:
             raise ValueError(f"`timeout` must be a positive number of seconds; got {timeout}.")
         if max_retries < 0:
@@ -127,6 +161,8 @@ class ChatClient:
         if max_tokens < 1:
             raise ValueError(f"`max_tokens` must be at least 1; got {max_tokens}.")
         self.model = model
+        self.budget = Budget(max_cost, max_run_tokens, make_prices(prices), num_processes)
+        self._settled = asyncio.Event()
         self._timeout = timeout
         self._max_retries = max_retries
         self._temperature = temperature
@@ -136,11 +172,15 @@ class ChatClient:
         self._dialect = Dialect()
         # Of its own: drawing from the global generator would move the random state of a training run.
         self._jitter = random.Random()  # noqa: S311
-        self._slots = asyncio.Semaphore(max_concurrency)
+        self._max_concurrency = max_concurrency
+        self._concurrency = AdaptiveConcurrency(max_concurrency)
+        self._rate_limiter = RateLimiter(rpm, tpm, num_processes)
+        self._tokens_per_byte = _TOKENS_PER_BYTE
         self._endpoint = Endpoint(
             base_url, api_key, max_connections=max_concurrency, timeout=timeout, extra_body=self._extra_body
         )
         self._loop = LoopThread(self._endpoint)
+        self._open: set[Future[None]] = set()
         self._finalizer = weakref.finalize(self, self._loop.close)
 
     @property
@@ -160,7 +200,7 @@ class ChatClient:
             "extra_body": digest(self._extra_body).hex() if self._extra_body else None,
         }
 
-    def stream(self, tasks: Sequence[ChatTask[T]]) -> Iterator[tuple[int, ChatAnswer[T] | ChatFailure]]:
+    def stream(self, tasks: Iterable[ChatTask[T]]) -> Iterator[tuple[int, ChatAnswer[T] | ChatFailure]]:
         """Yields (position of the task, its answer) as the replies arrive.
 
         Leaving the iterator early cancels the calls that are still open.
@@ -168,15 +208,34 @@ class ChatClient:
         Raises:
             RankerError: If the endpoint refuses the key, the model or every form of the request.
         """
-        arrivals: queue.SimpleQueue[tuple[int, ChatAnswer[T] | ChatFailure] | BaseException] = queue.SimpleQueue()
-        work = self._loop.submit(self._answer_all(tasks, arrivals))
+        arrivals: _Arrivals[T] = queue.SimpleQueue()
+
+        def end(work: Future[None]) -> None:
+            if work.cancelled():
+                closed = RankerError("The client was closed before all of its replies had arrived.")
+                arrivals.put(closed if self._loop.closed else None)
+            else:
+                error = work.exception()
+                arrivals.put(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
+
+        # What has arrived takes up room until the next is asked for: it may not have been stored yet, and be lost.
+        room = asyncio.Semaphore(self._max_concurrency)
+        work = self._loop.submit(self._answer_all(tasks, arrivals, room))
+        work.add_done_callback(end)
+        self._open.add(work)
         try:
-            for _ in tasks:
-                arrival = arrivals.get()
+            while (arrival := arrivals.get()) is not None:
                 if isinstance(arrival, BaseException):
                     raise arrival
                 yield arrival
+                self._loop.call_soon(room.release)
         finally:
+            self._open.discard(work)
+            work.cancel()
+
+    def cancel(self) -> None:
+        """Cancels the calls in flight, on behalf of all threads; their streams end early."""
+        for work in list(self._open):
             work.cancel()
 
     def check_connection(self) -> None:
@@ -191,40 +250,33 @@ class ChatClient:
         """Cancels the calls in flight and frees the connections. Happens by itself when the client is dropped."""
         self._finalizer()
 
-    async def _answer_all(
-        self,
-        tasks: Sequence[ChatTask[T]],
-        arrivals: queue.SimpleQueue[tuple[int, ChatAnswer[T] | ChatFailure] | BaseException],
-    ) -> None:
+    async def _answer_all(self, tasks: Iterable[ChatTask[T]], arrivals: _Arrivals[T], room: asyncio.Semaphore) -> None:
         async def answer(position: int, task: ChatTask[T]) -> None:
-            arrivals.put((position, await self._answer(task)))
+            arrivals.put((position, await self._answer(task, room)))
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for position, task in enumerate(tasks):
-                    group.create_task(answer(position, task))
-        except BaseExceptionGroup as errors:
-            arrivals.put(errors.exceptions[0])
-        except asyncio.CancelledError:
-            arrivals.put(RankerError("The client was closed before all of its replies had arrived."))
-            raise
+        async with asyncio.TaskGroup() as group:
+            for position, task in enumerate(tasks):
+                await room.acquire()
+                group.create_task(answer(position, task))
 
-    async def _answer(self, task: ChatTask[T]) -> ChatAnswer[T] | ChatFailure:
+    async def _answer(self, task: ChatTask[T], room: asyncio.Semaphore) -> ChatAnswer[T] | ChatFailure:
         note: str | None = None
         attempt = bad_replies = 0
         calls: list[Usage] = []
         while True:
-            answer = await self._ask(task, note, self._seed + bad_replies, calls)
+            answer = await self._ask(task, note, self._seed + task.seed_offset + bad_replies, calls)
             if not isinstance(answer, Setback):
-                return ChatAnswer(answer, total_usage(calls))
+                return ChatAnswer(answer, sum(calls, _NOTHING))
             if answer.final or answer.retry_after > self._timeout or attempt == self._max_retries:
-                return ChatFailure(answer.reason, answer.detail, total_usage(calls))
+                return ChatFailure(answer.reason, answer.detail, sum(calls, _NOTHING) if calls else None)
             if answer.note is not None:
                 bad_replies += 1
                 note = answer.note
             else:
                 backoff = min(_BACKOFF_CAP, _BACKOFF_BASE * 2**attempt)
+                room.release()
                 await asyncio.sleep(answer.retry_after + self._jitter.uniform(0, backoff))
+                await room.acquire()
             attempt += 1
 
     async def _ask(self, task: ChatTask[T], note: str | None, seed: int, calls: list[Usage]) -> T | Setback:
@@ -253,7 +305,7 @@ class ChatClient:
             response = answer
             if 200 <= response.status < 300:
                 self._remember(dialect, start)
-                return self._read_reply(task, response, calls)
+                return self._read_reply(task, response)
             setback = self._setback(response)
             if setback is not None:
                 return setback
@@ -274,21 +326,55 @@ class ChatClient:
         logger.warning("%s refuses a parameter for %s. Sent from now on: %s.", self.url, self.model, changes)
 
     async def _send(self, body: dict[str, Any], calls: list[Usage]) -> Response | Setback:
-        async with self._slots:
-            calls.append(Usage())
-            return await self._endpoint.send(body)
+        """Makes one call as soon as concurrency, budget and limits allow, and settles with them what it took."""
+        num_bytes = sum(len(message["content"].encode()) for message in body["messages"]) or 1
+        expected = Usage(math.ceil(num_bytes * self._tokens_per_byte), self._max_tokens)
+        async with self._concurrency as number:
+            if not await self._reserve(expected):
+                detail = f"Spent are {self.budget}, and the next call may take {self.budget.describe(expected)}."
+                return Setback(BUDGET_EXHAUSTED, detail, final=True)
+            permit: Permit | None = None
+            answer: Response | Setback | None = None
+            usage: Usage | None = None
+            try:
+                permit = await self._rate_limiter.admit(expected.prompt_tokens + expected.completion_tokens)
+                answer = await self._endpoint.send(body)
+                usage = _usage(answer)
+            finally:
+                # What was cut off, or never answered, may be billed all the same: it stays at what was expected.
+                billed = expected if usage is None and permit is not None else usage or _NOTHING
+                self.budget.settle(expected, billed)
+                self._settled.set()
+                if permit is not None:
+                    headers = answer.headers if isinstance(answer, Response) else {}
+                    counted = usage if usage is not None and usage.prompt_tokens else None
+                    self._rate_limiter.settle(permit, asyncio.get_running_loop().time(), counted, headers)
+        calls.append(Usage() if usage is None else self.budget.priced(usage))
+        if isinstance(answer, Response) and answer.status == 429:
+            self._concurrency.too_many(number)
+        elif isinstance(answer, Response) and answer.status < 300:
+            self._concurrency.fine()
+        if usage is not None and usage.prompt_tokens:
+            # The most of late: limits would rather be missed from below.
+            self._tokens_per_byte = max(usage.prompt_tokens / num_bytes, 0.99 * self._tokens_per_byte)
+        return answer
 
-    def _read_reply(self, task: ChatTask[T], response: Response, calls: list[Usage]) -> T | Setback:
+    async def _reserve(self, expected: Usage) -> bool:
+        """Waits for calls in flight where the budget depends on what they take; returns whether it suffices."""
+        while (reserved := self.budget.reserve(expected)) is None:
+            self._settled.clear()
+            await self._settled.wait()
+        return reserved
+
+    def _read_reply(self, task: ChatTask[T], response: Response) -> T | Setback:
         public = self._endpoint.public
         try:
-            body = json.loads(response.text)
-            calls[-1] = read_usage(body)
-            choice = body["choices"][0]
+            choice = response.body["choices"][0]
             refusal, content = choice["message"].get("refusal"), choice["message"].get("content") or ""
             finish_reason = choice.get("finish_reason")
             if not isinstance(content, str):
                 raise TypeError("the content of the message is no text")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (LookupError, TypeError, AttributeError):
             return Setback("invalid_response", public(f"No chat completion: {response.text}"))
         if refusal or finish_reason == "content_filter":
             return Setback("refusal", public(str(refusal or finish_reason)), note=task.refusal_note)
@@ -297,6 +383,7 @@ class ChatClient:
                 f"finish_reason {finish_reason!r} instead of 'stop', max_tokens={self._max_tokens}: ...{content[-80:]}"
             )
             return Setback("truncated", public(detail), note=_TRUNCATED_NOTE)
+        content = self._endpoint.without_key(content)  # it may be stored, and trained on
         try:
             return task.read(content)
         except InvalidReply as error:
@@ -309,6 +396,10 @@ class ChatClient:
         if status in (408, 409, 429) or status >= 500:
             reason = {408: "timeout", 429: "rate_limited"}.get(status, "server_error")
             return Setback(reason, detail, retry_after=retry_after(response.headers))
+        if 300 <= status < 400:
+            # Not followed: see `Endpoint`.
+            location = response.headers.get("location", "").partition("?")[0]
+            return Setback("redirect", self._endpoint.public(f"HTTP {status}: `base_url` is sent on to {location}"))
         if status == 413 or (status in (400, 422) and complaint.is_about_length):
             return Setback("too_long", detail, final=True)
         if status in (400, 422) and complaint.code in _REFUSED_CONTENT:
@@ -323,3 +414,10 @@ class ChatClient:
                 f"The model {self.model!r} at {self.url} cannot be asked. {fix} The answer was {answer}"
             )
         )
+
+
+def _usage(answer: Response | Setback) -> Usage | None:
+    """What a call took: as the reply says, else nothing where the endpoint did not serve it; `None` is unknown."""
+    if isinstance(answer, Setback):
+        return Usage() if answer.unsent else None
+    return read_usage(answer.body) or (Usage() if answer.status >= 300 else None)

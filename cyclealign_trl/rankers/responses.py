@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,14 +16,25 @@ from ..types import Usage
 _TOO_LONG = ("context_length_exceeded", "context length", "context window", "maximum context", "prompt is too long")
 # What a message says in place of a parameter's name.
 _MENTIONS = {"response_format": r"response_format|json_schema|json_object|structured output"}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Response(NamedTuple):
-    """What came over the wire, whatever its status."""
+    """What came over the wire, whatever its status; `body` is its JSON, `None` where it is none."""
 
     status: int
     headers: Mapping[str, str]
     text: str
+    body: Any
+
+
+class RateLimit(NamedTuple):
+    """What a response's headers say of one limit: what is left of it, and the seconds until all of it is."""
+
+    limit: float | None
+    remaining: float
+    resets_in: float
 
 
 class InvalidReply(ValueError):  # noqa: N818 - it names a kind of reply, not a fault of the program
@@ -43,7 +54,8 @@ class Setback:
     """Why a call brought no answer, and what may help.
 
     A setback with a `note` is a bad reply: asking the same again would bring the same, so the model is told. One
-    without is a bad call, repeated as it was, after a pause; a `final` one is not repeated.
+    without is a bad call, repeated as it was, after a pause; a `final` one is not repeated. One that is `unsent` never
+    reached the endpoint, and so costs nothing.
     """
 
     reason: str
@@ -51,6 +63,7 @@ class Setback:
     note: str | None = None
     retry_after: float = 0.0
     final: bool = False
+    unsent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +89,20 @@ class Complaint:
         return mentioned[:1]
 
 
+def read_json(text: str) -> Any:
+    """The value that the text is; `None` where it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def read_complaint(response: Response) -> Complaint:
     """The complaint in an error response, whatever its body is."""
-    try:
-        body = json.loads(response.text)
-    except (ValueError, RecursionError):
-        return Complaint(response.text)
+    body = response.body
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
-        return Complaint(str(error))
+        return Complaint(response.text if error is None else str(error))
     message = error.get("message")
     return Complaint(
         message if isinstance(message, str) else json.dumps(error),
@@ -108,24 +126,50 @@ def retry_after(headers: Mapping[str, str]) -> float:
     return max(0.0, date.timestamp() - time.time())
 
 
-def read_usage(body: Mapping[str, Any]) -> Usage:
-    """What the endpoint says that one call took. Some (OpenRouter) say the price, too."""
-    told = body.get("usage")
-    told = told if isinstance(told, dict) else {}
-    cost = told.get("cost")
+def read_rate_limit(headers: Mapping[str, str], resource: str) -> RateLimit | None:
+    """What the `x-ratelimit-*` headers say of a resource (`"requests"`, `"tokens"`); `None` where they do not."""
+    remaining = _number(headers.get(f"x-ratelimit-remaining-{resource}"))
+    resets_in = read_duration(headers.get(f"x-ratelimit-reset-{resource}"))
+    if remaining is None or resets_in is None:
+        return None
+    return RateLimit(_number(headers.get(f"x-ratelimit-limit-{resource}")), remaining, resets_in)
+
+
+def read_duration(text: str | None) -> float | None:
+    """Seconds of a duration such as `6m0s`, `120ms` or `7.5`; `None` where it is none."""
+    parts = _DURATION.findall(text or "")
+    if not parts or "".join(map("".join, parts)) != text:
+        return None
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if 0 <= number < math.inf else None
+
+
+def read_usage(body: object) -> Usage | None:
+    """What the endpoint says that one call took; `None` where it does not. Some (OpenRouter) say the price, too."""
+    told = _field(body, "usage")
+    prompt_tokens, completion_tokens = (_amount(_field(told, f"{kind}_tokens")) for kind in ("prompt", "completion"))
+    if not isinstance(told, dict) or (prompt_tokens is None and completion_tokens is None):
+        return None
     return Usage(
-        prompt_tokens=int(told.get("prompt_tokens") or 0),
-        completion_tokens=int(told.get("completion_tokens") or 0),
-        cost=float(cost) if cost is not None else None,
+        prompt_tokens=int(prompt_tokens or 0),
+        completion_tokens=int(completion_tokens or 0),
+        cached_tokens=int(_amount(_field(told.get("prompt_tokens_details"), "cached_tokens")) or 0),
+        cost=_amount(told.get("cost")),
     )
 
 
-def total_usage(calls: Sequence[Usage]) -> Usage:
-    """What all calls for one answer took together."""
-    costs = [call.cost for call in calls if call.cost is not None]
-    return Usage(
-        prompt_tokens=sum(call.prompt_tokens for call in calls),
-        completion_tokens=sum(call.completion_tokens for call in calls),
-        cost=sum(costs) if costs else None,
-        attempts=len(calls),
-    )
+def _field(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _amount(value: object) -> float | None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        return None
+    return float(value)

@@ -59,6 +59,16 @@ def set_aside(output_dir: Path) -> None:
         logger.warning("%s belongs to an earlier run: it is resumed from only where it is named.", mark.parent)
 
 
+def set_folder_aside(folder: Path) -> None:
+    """Moves what an earlier run in the same directory left to `FOLDER-K`, so that no two runs mix."""
+    if not folder.exists():
+        return
+    number = 1
+    while (target := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    folder.rename(target)
+
+
 def is_complete(checkpoint: Path, mark: str = COMPLETE) -> bool:
     """Whether a checkpoint was written to its end, the Trainer's own last file included."""
     try:

@@ -9,6 +9,7 @@ from ..demonstrations import DEFAULT, DemonstrationPool, Scope, Selection
 from .ranking_config import RankingConfig, check_choice
 
 SFTTarget = Literal["improved", "top_ranked", "corrector"]
+AtBudgetCap = Literal["stop", "sft"]
 PolicyScore = Literal["mean_logprob", "sum_logprob"]
 Backend = Literal["transformers", "vllm"]
 VLLMMode = Literal["colocate", "server"]
@@ -68,11 +69,20 @@ class CycleAlignConfig(RankingConfig):
             Share of each training GPU's memory that vLLM reserves, its copy of the weights included.
         vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
             Training GPUs among which one vLLM engine splits its copy of the weights.
+        weight_by_consistency (`bool`, *optional*, defaults to `False`):
+            Whether a prompt's loss is multiplied by how far the ranker's passes agree: Kendall's tau-b, 0 where it is
+            negative. Needs a ranker that makes several, such as LLMRanker(num_passes=3).
         cache_rankings (`bool`, *optional*, defaults to `True`):
             Whether rankings are stored in the output directory and never paid for twice. Needs a ranker with a
             fingerprint.
         max_ranking_failures (`float`, *optional*, defaults to `0.5`):
             Share of failed rankings among the last 100 (at least 20) above which the run saves a checkpoint and stops.
+        ranking_timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds that a step waits for its rankings once all of its completions are sampled. Those that have not
+            arrived by then are failures.
+        at_budget_cap (`str`, *optional*, defaults to `"stop"`):
+            What happens when the ranker's budget is used up: `"stop"` saves a checkpoint and stops, `"sft"` goes on
+            without the ranker, with SFT alone on the completion that the policy ranks first.
         max_eval_samples (`int` or `None`, *optional*, defaults to `None`):
             Evaluate on this many prompts at most. Their rankings are paid for too.
         log_completions (`bool`, *optional*, defaults to `False`):
@@ -178,6 +188,13 @@ class CycleAlignConfig(RankingConfig):
         default=1,
         metadata={"help": "Training GPUs among which one vLLM engine splits its copy of the weights."},
     )
+    weight_by_consistency: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a prompt's loss is multiplied by how far the ranker's passes agree: Kendall's tau-b, 0 "
+            "where it is negative. Needs a ranker that makes several, such as LLMRanker(num_passes=3)."
+        },
+    )
     cache_rankings: bool = field(
         default=True,
         metadata={
@@ -192,6 +209,20 @@ class CycleAlignConfig(RankingConfig):
             "checkpoint and stops."
         },
     )
+    ranking_timeout: float = field(
+        default=600.0,
+        metadata={
+            "help": "Seconds that a step waits for its rankings once all of its completions are sampled. Those that "
+            "have not arrived by then are failures."
+        },
+    )
+    at_budget_cap: str = field(
+        default="stop",
+        metadata={
+            "help": 'What happens when the ranker\'s budget is used up: "stop" saves a checkpoint and stops, "sft" '
+            "goes on without the ranker, with SFT alone on the completion that the policy ranks first."
+        },
+    )
     max_eval_samples: int | None = field(
         default=None,
         metadata={"help": "Evaluate on this many prompts at most. Their rankings are paid for too."},
@@ -204,6 +235,7 @@ class CycleAlignConfig(RankingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("sft_target", self.sft_target, get_args(SFTTarget))
+        check_choice("at_budget_cap", self.at_budget_cap, get_args(AtBudgetCap))
         check_choice("policy_score", self.policy_score, get_args(PolicyScore))
         check_choice("demonstration_scope", self.demonstration_scope, get_args(Scope))
         check_choice("demonstration_selection", self.demonstration_selection, get_args(Selection))
@@ -228,6 +260,17 @@ class CycleAlignConfig(RankingConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}: K equal samples have no order.")
         if not 0 <= self.max_ranking_failures <= 1:
             raise ValueError(f"max_ranking_failures is a share from 0 to 1, got {self.max_ranking_failures}.")
+        if not self.ranking_timeout > 0:
+            raise ValueError(f"ranking_timeout must be above 0 seconds, got {self.ranking_timeout}.")
+        if self.world_size > 1 and self.ranking_timeout >= self.ddp_timeout:
+            raise ValueError(
+                f"ranking_timeout={self.ranking_timeout} must be below ddp_timeout={self.ddp_timeout}, after which "
+                "the other processes give up waiting for one whose ranker hangs."
+            )
+        if self.at_budget_cap == "sft" and self.sft_weight == 0:
+            raise ValueError(
+                "at_budget_cap='sft' trains nothing with sft_weight=0. Set a weight, or at_budget_cap='stop'."
+            )
         if self.max_eval_samples is not None and self.max_eval_samples < 1:
             raise ValueError(f"max_eval_samples must be at least 1 prompt or None, got {self.max_eval_samples}.")
         if not 0 < self.vllm_gpu_memory_utilization <= 1:

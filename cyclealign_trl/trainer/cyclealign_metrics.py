@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,6 +10,7 @@ from typing import Any
 
 from .._compat import print_prompt_completions_sample
 from ..interaction import SKIPPED, Settlement
+from ..rankers.budget import BUDGET_EXHAUSTED
 
 MAX_PRINTED = 8  # prompts in a printed table
 
@@ -35,11 +36,12 @@ class InteractionRecord:
     @property
     def asked(self) -> bool:
         """Whether the ranker was asked at all."""
-        return self.settlement.failure not in SKIPPED
+        return self.settlement.failure not in (*SKIPPED, BUDGET_EXHAUSTED)
 
 
 def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
     """Metrics to average over steps. Those of an agreement are there if at least one prompt was ranked."""
+    settlements = [record.settlement for record in records]
     lengths = [length for record in records for length in record.lengths]
     values = {
         "completions/mean_length": fmean(lengths),
@@ -60,24 +62,36 @@ def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
             "improved/corrected_ratio": fmean(record.settlement.corrected for record in ranked),
             "improved/cut_ratio": fmean(record.improved_cut for record in ranked),
         }
+    consistencies = [settlement.consistency for settlement in settlements if settlement.consistency is not None]
+    if consistencies:
+        values["ranker/consistency"] = fmean(consistencies)
     return values
 
 
-def counts(records: Sequence[InteractionRecord]) -> Counter[str]:
-    """Metrics to add up over steps: failures by kind, and what the ranker took. Cached answers take nothing."""
-    total: Counter[str] = Counter()
+def counts(records: Sequence[InteractionRecord]) -> dict[str, float]:
+    """Metrics to add up over steps: failures by kind, what the ranker was not shown, and what it took.
+
+    Cached answers take nothing. The cost is there where at least one answer has a price.
+    """
+    total: defaultdict[str, float] = defaultdict(float)
     for record in records:
         settlement = record.settlement
         if settlement.failure is not None:
             total[f"failures/{settlement.failure}"] += 1
+        if settlement.trimmed is not None:
+            total["ranker/dropped_demonstrations"] += settlement.trimmed.demonstrations
+            total["ranker/cut_completions"] += settlement.trimmed.completions
         if settlement.usage is None:
             continue
         if settlement.usage.cached:
             total["ranker/cached"] += 1
-        else:
-            total["ranker/prompt_tokens"] += settlement.usage.prompt_tokens
-            total["ranker/completion_tokens"] += settlement.usage.completion_tokens
-    return total
+            continue
+        total["ranker/requests"] += settlement.usage.attempts
+        total["ranker/prompt_tokens"] += settlement.usage.prompt_tokens
+        total["ranker/completion_tokens"] += settlement.usage.completion_tokens
+        if settlement.usage.cost is not None:
+            total["ranker/cost"] += settlement.usage.cost
+    return dict(total)
 
 
 def print_completions(records: Sequence[InteractionRecord], step: int) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -27,8 +27,11 @@ from ..generation.base import seeded
 from ..interaction import Settlement, correct, open_interaction, settle
 from ..losses import ABSENT
 from ..rankers.base import Outcome, Ranker, ranker_name
+from ..rankers.budget import BUDGET_EXHAUSTED, Amount, Budget
 from ..rankers.cache import CachedRanker
-from ..types import RankingFailure, RankingRequest, prompt_key
+from ..types import RankingFailure, prompt_key
+from .budget_guard import BudgetGuard
+from .checkpoints import set_folder_aside
 from .collator import PromptCollator
 from .cyclealign_config import CycleAlignConfig, make_pool
 from .cyclealign_metrics import InteractionRecord, counts, means, print_completions
@@ -36,6 +39,7 @@ from .failure_guard import FailureGuard
 from .interaction_log import InteractionLog
 from .interaction_summary import COLUMNS, summarize
 from .model_card import CYCLEALIGN, TrainedModel, public_name
+from .pending_ranking import PendingRanking
 from .published_trainer import column_names
 from .publishing import interaction_sections, push_interactions, save_demonstrations
 from .ranking_config import RankingConfig
@@ -44,6 +48,8 @@ from .sampler import InteractionSampler
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+logger = logging.getLogger(__name__)
 
 
 class CycleAlignTrainer(RankingTrainer):
@@ -124,12 +130,16 @@ class CycleAlignTrainer(RankingTrainer):
         self._waiting: list[dict[str, Any]] = []
         self._rollouts: deque[dict[str, Any]] = deque()
         self._records: list[list[InteractionRecord]] = []
+        self._deadline = 0.0  # for its rankings, on the clock `time.monotonic`
         self._ranking_error: Exception | None = None  # raised where the processes meet
         # The window under way: prompts that need no further interaction (`stop_on_agreement`).
         self._agreed: set[str] = set()
         self._last_records: list[InteractionRecord] = []
+        self._said_unweighted = False
         self._failure_guard = FailureGuard(args.max_ranking_failures)
+        self._budget_guard = BudgetGuard(args.at_budget_cap)
         self.add_callback(self._failure_guard)
+        self.add_callback(self._budget_guard)
 
     # What RankingTrainer leaves open
 
@@ -176,10 +186,11 @@ class CycleAlignTrainer(RankingTrainer):
         return batches, num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        if not self.model.training:
-            return self._roll_out(inputs)
-        if self._waiting:  # the first micro-batch of the step starts all of them, so that accumulation changes nothing
-            self._rollouts.extend(self._roll_out(batch) for batch in self._waiting)
+        # In training, the first micro-batch of the step starts all of them, so that accumulation changes nothing.
+        waiting = self._waiting if self.model.training else [inputs]
+        if waiting:
+            self._rollouts.extend(self._roll_out(batch) for batch in waiting)
+            self._deadline = time.monotonic() + self.args.ranking_timeout
             self._waiting = []
         return self._rollouts.popleft()
 
@@ -195,6 +206,7 @@ class CycleAlignTrainer(RankingTrainer):
                 self.demonstrations.select(prompt),
                 metadata,
                 already_agreed=prompt_key(prompt) in self._agreed,
+                num_static=len(self.demonstrations.static),
             )
             for prompt, metadata, ids in zip(batch["prompt"], batch["metadata"], completion_ids, strict=True)
         ]
@@ -203,7 +215,7 @@ class CycleAlignTrainer(RankingTrainer):
             **batch,
             "completion_ids": completion_ids,
             "interactions": interactions,
-            "ranking": _in_background(_rank, self.ranker, requests),
+            "ranking": PendingRanking(self.ranker, requests),
         }
 
     def _targets(self, inputs: dict[str, Any], sums: Tensor, lengths: Tensor) -> RankingTargets:
@@ -212,7 +224,7 @@ class CycleAlignTrainer(RankingTrainer):
             scores = (sums / lengths if self.args.policy_score == "mean_logprob" else sums).detach().tolist()
         try:
             with self._timer("rank_wait"):
-                answers = inputs["ranking"].result()
+                answers = inputs["ranking"].outcomes(self._deadline)
             settlements = self._correct(self._settle(inputs, answers, scores))
         except Exception as error:
             # Raised here, it would leave the other processes waiting for this one in the backward pass.
@@ -222,10 +234,8 @@ class CycleAlignTrainer(RankingTrainer):
         ranks = [settlement.ranks or (ABSENT,) * num_generations for settlement in settlements]
 
         improved: list[tuple[list[int], bool]] = [
-            ([], False)
-            if settlement.improved_completion is None or self._competes_with_itself(settlement)
-            else self.encoder.completion(settlement.prompt, settlement.improved_completion)
-            for settlement in settlements
+            self._sft_target(settlement, completions)
+            for settlement, completions in zip(settlements, inputs["completion_ids"], strict=True)
         ]
         records = [
             InteractionRecord(
@@ -243,10 +253,12 @@ class CycleAlignTrainer(RankingTrainer):
             self._records.append(records)
         else:
             self._log_records(self._gather([records]))
+        has_targets = self.args.sft_target != "top_ranked" or self.args.at_budget_cap == "sft"
         return RankingTargets(
             torch.tensor(ranks, device=sums.device),
-            sft_ids=[ids for ids, _ in improved] if self.args.sft_target != "top_ranked" else None,
+            sft_ids=[ids for ids, _ in improved] if has_targets else None,
             rank_sft_ids=self.args.rank_improved_completion,
+            weights=self._weights(settlements, sums.device),
         )
 
     def _correct(self, settlements: list[Settlement]) -> list[Settlement]:
@@ -258,7 +270,8 @@ class CycleAlignTrainer(RankingTrainer):
             bare = [
                 index
                 for index, settlement in enumerate(settlements)
-                if settlement.ranks is not None and settlement.improved_completion is None
+                if (settlement.ranks is not None or self._trains_sft_alone(settlement))
+                and settlement.improved_completion is None
             ]
             if not bare:
                 return settlements
@@ -271,9 +284,35 @@ class CycleAlignTrainer(RankingTrainer):
             corrected[index] = correct(settlements[index], correction)
         return corrected
 
-    def _competes_with_itself(self, settlement: Settlement) -> bool:
-        """Whether the improved completion is to rank above all others, and is one of them."""
-        return self.args.rank_improved_completion and settlement.improved_completion in settlement.completions
+    def _sft_target(self, settlement: Settlement, completion_ids: list[list[int]]) -> tuple[list[int], bool]:
+        """Token ids to imitate, none where that is the top-ranked completion, and whether they had to be cut."""
+        alone = self._trains_sft_alone(settlement)
+        # One that is to rank above all others, and is one of them, would compete with itself.
+        competes = self.args.rank_improved_completion and settlement.improved_completion in settlement.completions
+        if (
+            settlement.improved_completion is not None
+            and self.args.sft_target != "top_ranked"
+            and (alone or not competes)
+        ):
+            return self.encoder.completion(settlement.prompt, settlement.improved_completion)
+        return (completion_ids[settlement.white_box_order[0]] if alone else []), False
+
+    def _trains_sft_alone(self, settlement: Settlement) -> bool:
+        """Whether there is no ranking because there is no money left for it, and the run goes on without."""
+        return self.args.at_budget_cap == "sft" and settlement.failure == BUDGET_EXHAUSTED
+
+    def _weights(self, settlements: Sequence[Settlement], device: torch.device) -> Tensor | None:
+        """What each prompt's loss weighs `(B,)`, where the ranker's passes are to say so; 1 where there was one."""
+        if not self.args.weight_by_consistency:
+            return None
+        if not self._said_unweighted and any(s.ranks and s.consistency is None for s in settlements):
+            self._said_unweighted = True
+            logger.warning(
+                "weight_by_consistency=True has no effect on rankings of a single pass, which weigh 1: ask for "
+                "several, as LLMRanker(num_passes=3) does."
+            )
+        weights = [1.0 if s.consistency is None else max(0.0, s.consistency) for s in settlements]
+        return torch.tensor(weights, device=device)
 
     def _settle(
         self, inputs: dict[str, Any], answers: Iterable[Outcome], scores: list[list[float]]
@@ -303,6 +342,8 @@ class CycleAlignTrainer(RankingTrainer):
         local = [record.settlement for record in chain.from_iterable(self._records)]
         self.interaction_log.write(self.state.global_step, position, local)
 
+        failures = [record.settlement.failure for record in records]
+        self._budget_guard.observe(failures, str(self._budget or "it says so"))
         self._failure_guard.observe(record.settlement.failure for record in records if record.asked)
         learned = local if self.demonstrations.scope == "prompt" else [record.settlement for record in records]
         self.demonstrations.observe(
@@ -316,16 +357,23 @@ class CycleAlignTrainer(RankingTrainer):
         self._log_records(records)
 
     def _gather(self, micro_batches: list[list[InteractionRecord]]) -> list[InteractionRecord]:
-        """The records of all processes, in the order of the sampler; raises on all if the ranker did so on one."""
+        """The records of all processes, in the order of the sampler; raises on all if the ranker did so on one.
+
+        What is left of the ranker's budget is shared out anew.
+        """
         error, self._ranking_error = self._ranking_error, None
         said = None if error is None else f"{type(error).__name__}: {error}"
-        gathered: list[tuple[str | None, list[list[InteractionRecord]]]] = gather_object([(said, micro_batches)])
+        committed = None if self._budget is None else self._budget.committed
+        gathered: list[tuple[str | None, Amount | None, list[list[InteractionRecord]]]]
+        gathered = gather_object([(said, committed, micro_batches)])
         if error is not None:
             raise error
-        for process_index, (said, _) in enumerate(gathered):
+        for process_index, (said, *_) in enumerate(gathered):
             if said is not None:
                 raise RankerError(f"The ranker failed on process {process_index}. {said}")
-        per_process = [theirs for _, theirs in gathered]
+        if self._budget is not None:
+            self._budget.share_out([amount for _, amount, _ in gathered if amount is not None])
+        per_process = [theirs for *_, theirs in gathered]
         return [record for same_time in zip(*per_process, strict=True) for record in chain.from_iterable(same_time)]
 
     # Evaluation and metrics
@@ -338,9 +386,10 @@ class CycleAlignTrainer(RankingTrainer):
 
     def _log_records(self, records: list[InteractionRecord]) -> None:
         ranked = sum(record.settlement.agreement is not None for record in records)
+        in_passes = sum(record.settlement.consistency is not None for record in records)
+        weights = {"agreement": ranked, "improved": ranked, "ranker": in_passes}
         for name, value in means(records).items():
-            of_rankings = name.startswith(("agreement/", "improved/"))
-            self._log_metric(name, value, weight=ranked if of_rankings else len(records))
+            self._log_metric(name, value, weight=weights.get(name.partition("/")[0], len(records)))
         for name, count in counts(records).items():
             self._log_count(name, count)
         self._log_local({"pool/size": len(self.demonstrations)})
@@ -363,12 +412,31 @@ class CycleAlignTrainer(RankingTrainer):
     def _restore(self, state: dict[str, Any]) -> None:
         self.demonstrations.load_state_dict(state["demonstrations"])
         self._agreed = set(state["agreed"])
+        self._keep_ledger()
 
     def _start_afresh(self) -> None:
         self._agreed.clear()
         if self.is_world_process_zero():
-            self.interaction_log.set_aside()
+            for folder in (self.interaction_log.folder, self._ledgers):
+                set_folder_aside(folder)
         self.accelerator.wait_for_everyone()
+        self._keep_ledger()
+
+    # The ranker's budget
+
+    @property
+    def _budget(self) -> Budget | None:
+        return getattr(self.ranker, "budget", None)
+
+    @property
+    def _ledgers(self) -> Path:
+        return Path(self.args.output_dir, "spent")
+
+    def _keep_ledger(self) -> None:
+        """Counts what earlier parts of the run have spent, which no checkpoint knows in full."""
+        if self._budget is not None:
+            self._budget.keep_ledger(self._ledgers, self.args.process_index, self.args.world_size)
+        self._gather([])
 
     # Publishing
 
@@ -459,29 +527,6 @@ def _check_corrector(corrector: Corrector | None, args: CycleAlignConfig) -> Non
             f"A corrector and sft_target='corrector' go together; got corrector={corrector!r} and "
             f"sft_target={args.sft_target!r}."
         )
-
-
-def _in_background(function: Callable[..., Any], *args: Any) -> Future[Any]:
-    """Runs a function in a thread of its own that does not keep the program from ending."""
-    future: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*args))
-        except BaseException as error:  # handed to whoever waits for the result
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="cyclealign-ranking", daemon=True).start()
-    return future
-
-
-def _rank(ranker: Ranker, requests: Sequence[RankingRequest]) -> list[Outcome]:
-    if not requests:
-        return []
-    answers = ranker.rank(requests)
-    if len(answers) != len(requests):
-        raise RankerError(f"{type(ranker).__name__} was given {len(requests)} requests and answered {len(answers)}.")
-    return answers
 
 
 def _cached(ranker: Ranker, args: CycleAlignConfig) -> Ranker:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from .._compat import PREFIX_CHECKPOINT_DIR
 from ..errors import TooManyFailuresError
+from .run_guard import RunGuard
 
 WINDOW = 100  # rankings to look back on
 MINIMUM = 20  # rankings that it takes to judge
 
 
-class FailureGuard(TrainerCallback):
-    """Watches the share of failed rankings among the last `WINDOW`.
-
-    Above the limit, the step under way is finished and saved, then `TooManyFailuresError` is raised. A resumed run is
-    judged afresh.
+class FailureGuard(RunGuard):
+    """Watches the share of failed rankings among the last `WINDOW`. A resumed run is judged afresh.
 
     Args:
         max_failures: The largest share of failures, from 0 to 1, that is let pass.
     """
+
+    error = TooManyFailuresError
 
     def __init__(self, max_failures: float) -> None:
         self.max_failures = max_failures
@@ -51,20 +49,3 @@ class FailureGuard(TrainerCallback):
     ) -> None:
         """Forgets what an earlier run saw."""
         self._recent.clear()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Has a doomed run saved, and not evaluated at the ranker's expense."""
-        if self.verdict is not None:
-            control.should_save = True
-            control.should_evaluate = False
-        return control
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Raises once the checkpoint is there."""
-        if self.verdict is not None:
-            checkpoint = str(Path(args.output_dir or "") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-            raise TooManyFailuresError(
-                f"{self.verdict} Resume with trainer.train(resume_from_checkpoint={checkpoint!r})."
-            )

@@ -19,6 +19,7 @@ _USAGE = pa.struct(
     [
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
+        ("cached_tokens", pa.int64()),
         ("cost", pa.float64()),
         ("attempts", pa.int64()),
         ("cached", pa.bool_()),
@@ -44,6 +45,7 @@ def schema(conversational: bool) -> pa.Schema:
             ("improved_completion", pa.string()),
             ("failure", pa.string()),
             ("usage", _USAGE),
+            ("consistency", pa.float64()),
         ]
     )
 
@@ -96,15 +98,6 @@ class InteractionLog:
             raise FileNotFoundError(f"No interaction log in {self.folder}: train first, in this output directory.")
         return pa.concat_tables(pq.read_table(path, columns=columns) for path in self.paths)
 
-    def set_aside(self) -> None:
-        """Moves the log of an earlier run in the same directory to `interactions-K`, so that no two runs mix."""
-        if not self.paths:
-            return
-        number = 1
-        while (target := self.folder.with_name(f"{self.folder.name}-{number}")).exists():
-            number += 1
-        self.folder.rename(target)
-
 
 def _row(step: int, interaction: int, settlement: Settlement) -> dict[str, Any]:
     return {
@@ -119,4 +112,5 @@ def _row(step: int, interaction: int, settlement: Settlement) -> dict[str, Any]:
         "improved_completion": settlement.improved_completion,
         "failure": settlement.failure,
         "usage": None if settlement.usage is None else asdict(settlement.usage),
+        "consistency": settlement.consistency,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -53,12 +53,15 @@ class RankingTargets:
         sft_ids: Token ids of B completions to imitate; an empty one stands for the top-ranked completion. `None` if
             no prompt has one of its own. A row of -1 with a target trains on that alone.
         rank_sft_ids: Whether these targets also rank above their prompt's completions, so that K + 1 compete.
+        weights: `(B,)`, what each prompt's loss is multiplied by; `None` weighs all alike. The divisor of the batch's
+            mean stays B.
     """
 
     ranks: Tensor
     rewards: Tensor | None = None
     sft_ids: list[list[int]] | None = None
     rank_sft_ids: bool = False
+    weights: Tensor | None = None
 
 
 class RankingTrainer(PublishedTrainer, ResumableTrainer):
@@ -143,7 +146,7 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
             "train": defaultdict(list),
             "eval": defaultdict(list),
         }
-        self._counts: dict[str, Counter[str]] = {"train": Counter(), "eval": Counter()}
+        self._counts: dict[str, defaultdict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._seconds: defaultdict[str, float] = defaultdict(float)  # of the current step, by what they went into
         collator = self._make_collator()
         for name, dataset in named_datasets(train_dataset, eval_dataset):
@@ -224,6 +227,8 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
         targets = self._targets(inputs, sums, lengths)
 
         losses, scores = self._losses(model, inputs, sums, lengths, targets)  # (B,), (B, K)
+        if targets.weights is not None:
+            losses = losses * targets.weights
         loss = losses.mean()
         return (loss, {"scores": scores.detach(), "ranks": targets.ranks}) if return_outputs else loss
 
@@ -375,7 +380,7 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
     def _drain(self, mode: str) -> dict[str, float]:
         """The means and counts since the last call, and a fresh start."""
         drained = {name: fmean(*zip(*values, strict=True)) for name, values in self._metrics[mode].items()}
-        drained.update({name: float(count) for name, count in self._counts[mode].items()})
+        drained.update(self._counts[mode])
         self._metrics[mode].clear()
         self._counts[mode].clear()
         return drained
@@ -383,7 +388,7 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
     def _log_metric(self, name: str, value: float, weight: float = 1.0) -> None:
         self._metrics[self._mode][name].append((value, weight))
 
-    def _log_count(self, name: str, count: int) -> None:
+    def _log_count(self, name: str, count: float) -> None:
         self._counts[self._mode][name] += count
 
     def _log_seconds(self) -> None:
