@@ -184,6 +184,12 @@ def test_a_bad_reply_is_none(text):
     assert raised.value.reason == "unparsable"
 
 
+def test_a_reply_of_two_corrections_is_none():
+    with pytest.raises(InvalidReply, match="more than one correction") as raised:
+        read_correction('{"correction": "a"} or {"correction": "b"}')
+    assert raised.value.reason == "invalid_correction"
+
+
 def test_one_answer_to_each_prompt():
     with pytest.raises(ValueError, match="one answer per prompt; got 2 prompts, 1 answers"):
         collect_corrections("gpt", ["a", "b"], ["c"], "http://127.0.0.1:9/v1")
