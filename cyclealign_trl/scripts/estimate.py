@@ -88,7 +88,7 @@ def describe(estimate: RunEstimate, ranker: Ranker, *, sampled: bool) -> str:
     table = [f"{name:17}" + "".join(f"{value:>14}" for value in values) for name, values in rows.items()]
     return "\n".join(
         [
-            f"Optimiser steps: {estimate.num_steps:,}. Evaluations: {estimate.num_evaluations:,}. Retries not counted.",
+            f"Optimiser steps: {estimate.num_steps:,}. Evaluations: {estimate.num_evaluations:,}. No retries.",
             "",
             f"{'':17}{'low':>14}{'expected':>14}{'high':>14}",
             *table,
