@@ -2,8 +2,8 @@
 
 Pretrains the demo's tiny policy on a corpus that teaches it to follow "(kind)" and "(rude)". Prints, per seed: how
 often its self-reward orders a held-out kind reply above a rude one; the score of its replies to plain held-out
-questions before training, and the change by DLMA, by DPO on the same pairs, and by DLMA with self-rewards and pairs
-shuffled.
+questions before training, and the change by DLMA, by DPO on the same pairs, by DLMA with self-rewards and pairs
+shuffled, and by both with 40% of the pairs the wrong way round, which is what the margin is for.
 
     python benchmarks/dlma_rise.py --seeds 3
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NUM_PAIRS = 200  # held-out kind and rude replies
 REPEATS = 4  # pairs generated for each of the 80 training questions
 MAX_PROMPT, MAX_COMPLETION = 64, 48
-VARIANTS = ("DLMA", "DPO", "shuffled")
+VARIANTS = ("DLMA", "DPO", "shuffled", "DLMA, 40% wrong", "DPO, 40% wrong")
 
 
 def user(question: str) -> list[dict[str, str]]:
@@ -69,6 +69,17 @@ def shuffled(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, An
             {"prompt": pair["prompt"], "chosen": pair[sides[0]], "rejected": pair[sides[1]], "self_reward": reward}
         )
     return rows
+
+
+def mislabelled(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """The same pairs, 40% of them the wrong way round, as a policy writes them that follows its prompts badly."""
+    wrong = set(random.Random(seed).sample(range(len(pairs)), 2 * len(pairs) // 5))
+    return [
+        {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"], "self_reward": -pair["self_reward"]}
+        if index in wrong
+        else dict(pair)
+        for index, pair in enumerate(pairs)
+    ]
 
 
 def train(
@@ -124,9 +135,13 @@ def measure(seed: int, num_steps: int = 800, variants: Sequence[str] = VARIANTS)
     before = held_out(model, tokenizer, seed).score
     figures = {"ordering": ordering_accuracy(model, tokenizer, seed), "before": before}
     for variant in variants:
-        rows = Dataset.from_list(shuffled(pairs.to_list(), seed)) if variant == "shuffled" else pairs
-        changes = {"margin_weight": 0.0} if variant == "DPO" else {}
-        figures[variant] = train(model, tokenizer, rows, seed, **changes) - before
+        rows = pairs.to_list()
+        if variant == "shuffled":
+            rows = shuffled(rows, seed)
+        elif variant.endswith("wrong"):
+            rows = mislabelled(rows, seed)
+        changes = {"margin_weight": 0.0} if variant.startswith("DPO") else {}
+        figures[variant] = train(model, tokenizer, Dataset.from_list(rows), seed, **changes) - before
     return figures
 
 
@@ -136,10 +151,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="Policies.")
     args = parser.parse_args()
 
-    print(f"{'seed':<6}" + "".join(f"{name:>10}" for name in ("ordering", "before", *VARIANTS)))
+    print("seed  ordering    before" + "".join(f"{name:>17}" for name in VARIANTS))
     for seed in range(args.seeds):
         figures = measure(seed)
-        changes = "".join(f"{figures[variant]:+10.3f}" for variant in VARIANTS)
+        changes = "".join(f"{figures[variant]:+17.3f}" for variant in VARIANTS)
         print(f"{seed:<6}{figures['ordering']:10.3f}{figures['before']:10.3f}{changes}", flush=True)
 
 

@@ -38,17 +38,25 @@ def load_causal_lm(
         ValueError: If a loaded model is given with arguments for loading, or without a tokenizer or name.
     """
     init_kwargs = dict(init_kwargs or {})
+    name = model if isinstance(model, str) else model.name_or_path
+    return load(AutoModelForCausalLM, model, init_kwargs).eval(), own_tokenizer(tokenizer, name, init_kwargs)
+
+
+def load(auto_class: Any, model: str | PreTrainedModel, init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
+    """The model of a name, or as it is given.
+
+    Raises:
+        ValueError: If a loaded model is given with arguments for loading.
+    """
     if isinstance(model, str):
-        name = model
-        model = AutoModelForCausalLM.from_pretrained(name, **{"trust_remote_code": False, **init_kwargs})
-    else:
-        name = model.name_or_path
-        if init_kwargs:
-            raise ValueError(
-                f"`model_init_kwargs` {sorted(init_kwargs)} say how to load a model, but a loaded one was given. "
-                "Load it with them, or pass its name."
-            )
-    return model.eval(), own_tokenizer(tokenizer, name, init_kwargs)
+        loaded: PreTrainedModel = auto_class.from_pretrained(model, **{"trust_remote_code": False, **init_kwargs})
+        return loaded
+    if init_kwargs:
+        raise ValueError(
+            f"`model_init_kwargs` {sorted(init_kwargs)} say how to load a model, but a loaded one was given. "
+            "Load it with them, or pass its name."
+        )
+    return model
 
 
 def own_tokenizer(

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ..errors import RankerError
-from ..pretrained import own_tokenizer, place
+from ..pretrained import load, own_tokenizer, place
 from ..types import Prompt, RankingFailure, RankingRequest
 from .base import Outcome, outcome_of
 
@@ -86,18 +86,8 @@ class RewardModelRanker:
         if max_length is not None and max_length < 1:
             raise ValueError(f"`max_length` must be at least 1 token, or None for the model's own; got {max_length}.")
         init_kwargs = dict(model_init_kwargs or {})
-        if isinstance(model, str):
-            name = model
-            model = AutoModelForSequenceClassification.from_pretrained(
-                name, **{"trust_remote_code": False, **init_kwargs}
-            )
-        else:
-            name = model.name_or_path
-            if init_kwargs:
-                raise ValueError(
-                    f"`model_init_kwargs` {sorted(init_kwargs)} say how to load a model, but a loaded one was given. "
-                    "Load it with them, or pass its name."
-                )
+        name = model if isinstance(model, str) else model.name_or_path
+        model = load(AutoModelForSequenceClassification, model, init_kwargs)
         self._name = name or type(model).__name__
         self._model = _ready(model, self._name, device)
         self._tokenizer = own_tokenizer(tokenizer, name, init_kwargs)

@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from cyclealign_trl.errors import RankerError
-from cyclealign_trl.rankers import reward_model
 from cyclealign_trl.rankers.reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE, RewardModelRanker
 from cyclealign_trl.types import RankingFailure, RankingRequest, RankingResult
 from tests.conftest import make_model, make_tokenizer
@@ -337,20 +336,6 @@ def test_calls_from_several_threads_take_turns_and_are_answered_right():
     for thread in threads:
         thread.join()
     assert outcomes == {number: [expected[number]] * 3 for number in range(16)}
-
-
-def test_each_process_takes_its_own_accelerator(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert reward_model._default_device() == torch.device("cuda:0")
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert reward_model._default_device() == torch.device("cuda:3")
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)  # each process sees its own alone
-    assert reward_model._default_device() == torch.device("cuda:0")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    assert reward_model._default_device() == torch.device("cpu")
 
 
 def test_a_model_placed_by_a_device_map_stays_there(monkeypatch):
