@@ -18,7 +18,7 @@ from cyclealign_trl import CycleAlignConfig, DLMAConfig, DLMATrainer, RankingCon
 from cyclealign_trl.cli import COMMANDS
 from cyclealign_trl.data import hh_rlhf
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.scripts import dlma, export, inputs, train, train_ranked
+from cyclealign_trl.scripts import dlma, estimate, export, inputs, train, train_ranked
 from cyclealign_trl.scripts import judge as judge_script
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import make_trainer, prompts
@@ -165,8 +165,9 @@ def test_the_commands_on_each_page_are_understood(page, monkeypatch):
     for line in lines:
         _, command, *arguments = shlex.split(line, comments=True)
         assert command in COMMANDS
-        if command in ("train", "train-ranked", "dlma"):
-            {"train": train, "train-ranked": train_ranked, "dlma": dlma}[command].make_parser().split(arguments)
+        if command in ("estimate", "train", "train-ranked", "dlma"):
+            scripts = {"estimate": estimate, "train": train, "train-ranked": train_ranked, "dlma": dlma}
+            scripts[command].make_parser().split(arguments)
         elif command == "export":
             export.make_parser().parse_args(arguments)
         elif command == "judge":
