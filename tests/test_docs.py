@@ -26,7 +26,7 @@ from cyclealign_trl import (
 from cyclealign_trl.cli import COMMANDS
 from cyclealign_trl.data import corrections, hh_rlhf
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.scripts import aligner, dlma, export, inputs, serve, train, train_ranked
+from cyclealign_trl.scripts import aligner, dlma, estimate, export, inputs, serve, train, train_ranked
 from cyclealign_trl.scripts import judge as judge_script
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import make_trainer, prompts
@@ -194,7 +194,9 @@ def test_the_commands_on_each_page_are_understood(page, monkeypatch):
     for line in lines:
         _, command, *arguments = shlex.split(line, comments=True)
         assert command in COMMANDS
-        training = {"train": train, "train-ranked": train_ranked, "dlma": dlma, "aligner": aligner}
+        training = {
+            "train": train, "train-ranked": train_ranked, "dlma": dlma, "aligner": aligner, "estimate": estimate
+        }  # fmt: skip
         if command in training:
             training[command].make_parser().split(arguments)
         elif command in ("export", "serve"):

@@ -35,7 +35,7 @@ class DemoJudge:
     def respond(self, body: dict[str, Any]) -> Reply:
         """Replies to the body of one request: a ranking of the query's completions, best first."""
         content = body["messages"][-1]["content"]
-        question, completions, rest = _read_query(content)
+        question, completions, rest = read_query(content)
         if self.control:
             labels = list(completions)
             rng = random.Random(f"{self.seed}\n{content}".encode(errors="replace"))  # noqa: S311 (no secret is made)
@@ -49,7 +49,7 @@ class DemoJudge:
         return Reply(json.dumps(answer), delay=self.latency)
 
 
-def _read_query(content: str) -> tuple[str, dict[str, str], str]:
+def read_query(content: str) -> tuple[str, dict[str, str], str]:
     """The question, the completions by label, and what is asked for after them.
 
     Demonstrations come first, in the same layout and under other tags: the query is what the last tag fences.

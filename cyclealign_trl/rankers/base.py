@@ -29,6 +29,8 @@ class Ranker(Protocol):
       each call that it makes, and answers `RankingFailure("budget_exhausted")` in place of one that does not fit.
       `CycleAlignTrainer` keeps the budget's ledger in the output directory, and shares out what is left among its
       processes after every step.
+    - A method `estimate(request)`, which says without a call what `Usage` a ranking is likely to take (see `cyclealign
+      estimate`).
     - A method `cancel()`, which may be called from any thread while others wait for answers: it ends the calls that
       are open, and each of these requests becomes a `RankingFailure("cancelled")`. The trainer calls it when a step
       has waited for its rankings for too long.

@@ -175,7 +175,7 @@ class ChatClient:
         self._max_concurrency = max_concurrency
         self._concurrency = AdaptiveConcurrency(max_concurrency)
         self._rate_limiter = RateLimiter(rpm, tpm, num_processes)
-        self._tokens_per_byte = _TOKENS_PER_BYTE
+        self._tokens_per_byte: float | None = None
         self._endpoint = Endpoint(
             base_url, api_key, max_connections=max_concurrency, timeout=timeout, extra_body=self._extra_body
         )
@@ -328,7 +328,7 @@ class ChatClient:
     async def _send(self, body: dict[str, Any], calls: list[Usage]) -> Response | Setback:
         """Makes one call as soon as concurrency, budget and limits allow, and settles with them what it took."""
         num_bytes = sum(len(message["content"].encode()) for message in body["messages"]) or 1
-        expected = Usage(math.ceil(num_bytes * self._tokens_per_byte), self._max_tokens)
+        expected = Usage(math.ceil(num_bytes * (self._tokens_per_byte or _TOKENS_PER_BYTE)), self._max_tokens)
         async with self._concurrency as number:
             if not await self._reserve(expected):
                 detail = f"Spent are {self.budget}, and the next call may take {self.budget.describe(expected)}."
@@ -356,7 +356,7 @@ class ChatClient:
             self._concurrency.fine()
         if usage is not None and usage.prompt_tokens:
             # The most of late: limits would rather be missed from below.
-            self._tokens_per_byte = max(usage.prompt_tokens / num_bytes, 0.99 * self._tokens_per_byte)
+            self._tokens_per_byte = max(usage.prompt_tokens / num_bytes, 0.99 * (self._tokens_per_byte or 0.0))
         return answer
 
     async def _reserve(self, expected: Usage) -> bool:

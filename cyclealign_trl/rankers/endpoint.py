@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from ..errors import RankerError
-from .responses import Response, Setback, read_json
+from .responses import Response, Setback, printable, read_json
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -54,7 +54,7 @@ class Endpoint:
 
     async def send(self, body: dict[str, Any]) -> Response | Setback:
         """Asks for one chat completion: the response, whatever its status, or why there is none."""
-        import httpx2
+        import aiohttp
         import openai
 
         try:
@@ -66,8 +66,10 @@ class Endpoint:
         except openai.APIStatusError as error:
             response = error.response
         except openai.APIConnectionError as error:
-            detail = self.public(f"{type(error.__cause__).__name__}: {error.__cause__}")
-            return Setback("connection", detail, unsent=isinstance(error.__cause__, httpx2.ConnectError))
+            # aiohttp's own error: the client makes a time-out of whatever befell the connection.
+            cause = error.__cause__ and (error.__cause__.__cause__ or error.__cause__)
+            detail = self.public(f"{type(cause).__name__}: {cause}")
+            return Setback("connection", detail, unsent=isinstance(cause, aiohttp.ClientConnectorError))
         return Response(response.status_code, response.headers, response.text, read_json(response.text))
 
     async def connect(self) -> None:
@@ -104,7 +106,7 @@ class Endpoint:
         text = self.without_key(text)
         if self._api_key != _PLACEHOLDER_KEY:
             text = text.replace(self._api_key, "[API key]")
-        text = "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+        text = printable(text)
         return text if len(text) <= _DETAIL_LENGTH else text[: _DETAIL_LENGTH - 3] + "..."
 
 

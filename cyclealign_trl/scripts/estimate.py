@@ -54,7 +54,11 @@ def main(argv: Sequence[str]) -> None:
         if estimate_args.num_samples > 0:
             add_model_arguments(training_args, model_args)
             trainer = CycleAlignTrainer(
-                model_args.model_name_or_path, ranker, training_args, train_dataset=train_dataset
+                model_args.model_name_or_path,
+                ranker,
+                training_args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
             )
             samples = sample_completions(trainer, estimate_args.num_samples)
         else:
@@ -81,11 +85,10 @@ def describe(estimate: RunEstimate, ranker: Ranker, *, sampled: bool) -> str:
         rows["cost"] = [
             Expense(answers=1, cost=usage.cost or 0.0, priced=usage.cost is not None).cost_text for usage in columns
         ]
-    evaluations = f" and {estimate.num_evaluations:,} evaluations" if estimate.num_evaluations else ""
     table = [f"{name:17}" + "".join(f"{value:>14}" for value in values) for name, values in rows.items()]
     return "\n".join(
         [
-            f"{estimate.num_steps:,} optimiser steps{evaluations}, without retries:",
+            f"Optimiser steps: {estimate.num_steps:,}. Evaluations: {estimate.num_evaluations:,}. No retries.",
             "",
             f"{'':17}{'low':>14}{'expected':>14}{'high':>14}",
             *table,

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-import torch
 from datasets import Dataset, IterableDataset
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState
 
 from ..demonstrations import DemonstrationPool
+from ..generation.base import seeded
 from ..interaction import Interaction, open_interaction, settle
 from ..rankers.base import Ranker
 from ..rankers.context import BYTES_PER_TOKEN
@@ -76,10 +76,8 @@ def sample_completions(trainer: CycleAlignTrainer, num_prompts: int) -> list[Sam
     """
     args, encoder = trainer.args, trainer.encoder
     prompts = _some_prompts(trainer.train_dataset, num_prompts, args.seed)
-    device = trainer.accelerator.device
     samples: list[Sample] = []
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-        torch.manual_seed(args.seed)
+    with seeded(args.seed, trainer.accelerator.device):
         for start in range(0, len(prompts), args.train_batch_size):
             batch = prompts[start : start + args.train_batch_size]
             prompt_ids = [encoder.prompt(prompt)[0] for prompt in batch]

@@ -74,6 +74,21 @@ def test_two_processes_train_what_one_does(tmp_path, alone, config):
     # A ranker that raises on one process: neither waits for the other.
     others, own = "The ranker failed on process 1. RankerError: wrong key", "wrong key"
     assert [result["said"] for result in results] == [[[others] * 2, 0], [[own] * 2, 0]]
+    if config is None:
+        check_hung(tmp_path / "hanging", [result["hung"] for result in results])
+
+
+def check_hung(folder, hung):
+    """A ranker that hangs on one process holds neither, and the other may spend more than half of the money."""
+    assert hung[0] == hung[1]
+    said, num_steps, failures = hung[0]
+    # 2 dollars for each of two rankings in a step: before the seventh, each process has half of the last 6 dollars.
+    assert num_steps == 7
+    assert failures == [[2.0, None]] * 6 + [[2.0, 1.0]]
+    assert "$26 of max_cost=30" in said
+    assert (folder / "checkpoint-7" / "cyclealign.complete").exists()
+    assert len((folder / "spent" / "process-0.jsonl").read_text().splitlines()) == 13
+    assert (folder / "spent" / "process-1.jsonl").read_text() == ""
 
 
 FSDP2 = """

@@ -1,18 +1,30 @@
-"""What each process of `test_distributed.py` runs: all trainers, then the cycle with a ranker that fails in one."""
+"""What each process of `test_distributed.py` runs: all trainers, then rankers that fail or hang in one."""
 
 import gc
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
 
-from cyclealign_trl import AlignerConfig, AlignerTrainer, RankerError, RankingConfig, RankingTrainer
+from cyclealign_trl import (
+    AlignerConfig,
+    AlignerTrainer,
+    BudgetExhaustedError,
+    RankerError,
+    RankingConfig,
+    RankingFailure,
+    RankingTrainer,
+    Usage,
+)
+from cyclealign_trl.rankers.budget import Budget, Prices
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import DigestRanker, config, make_trainer, prompts
 
+KINDS = ("deadline", "budget_exhausted")
 ROWS = [{"prompt": f"Q{i}:", "completions": ["yes", "maybe", "no" * i], "rewards": [2.0, i, -1.0]} for i in range(8)]
 CORRECTIONS = [{"prompt": f"Q{i}", "answer": "no" * i, "correction": "yes"} for i in range(8)]
 
@@ -85,6 +97,41 @@ def fail(folder, **changes):
     return said, trainer.state.global_step
 
 
+class Hanging(DigestRanker):
+    """Never answers on the last process, and takes 2 dollars of a budget of its own for every answer on the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.budget = Budget(max_cost=30.0, prices=Prices(1.0, 1.0), num_processes=PartialState().num_processes)
+
+    def rank(self, requests):
+        if PartialState().is_last_process:
+            threading.Event().wait()
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        two_dollars = Usage(2_000_000)
+        if not self.budget.reserve(two_dollars):
+            return RankingFailure("budget_exhausted")
+        self.budget.settle(two_dollars, two_dollars)
+        return super().answer(request)
+
+
+def hang(folder, **changes):
+    """What each process sees of a ranker that hangs on one, and has 30 dollars to spend."""
+    trainer = make_trainer(
+        folder, Hanging(), per_device_train_batch_size=1, gradient_accumulation_steps=2, ranking_timeout=1.0,
+        max_ranking_failures=1.0, num_interactions=5, dataset=prompts(8), stub_generation=True, **changes,
+    )  # fmt: skip
+    try:
+        trainer.train()
+        said = None
+    except BudgetExhaustedError as error:
+        said = str(error)
+    failures = [[log.get(f"failures/{kind}") for kind in KINDS] for log in trainer.state.log_history if "loss" in log]
+    return said, trainer.state.global_step, failures
+
+
 def main(folder, num_processes, deepspeed=None):
     changes = {}
     if deepspeed:
@@ -98,6 +145,7 @@ def main(folder, num_processes, deepspeed=None):
         "logs": [trainer.state.log_history for trainer in trainers],
         "demonstrations": trainers[0].demonstrations.state_dict(),
         "said": fail(Path(folder, "failing"), **changes),
+        **({} if deepspeed else {"hung": hang(Path(folder, "hanging"))}),
     }
     Path(folder, f"result-{PartialState().process_index}.json").write_text(json.dumps(result))
     del trainers
