@@ -7,17 +7,11 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import Dataset
 
-from cyclealign_trl import DLMAConfig, DLMATrainer, SelfRewardRanker, generate_contrastive_pairs
+from cyclealign_trl import Aligner, DLMAConfig, DLMATrainer, SelfRewardRanker, generate_contrastive_pairs
 from tests.conftest import make_model, make_tokenizer
 from tests.data.test_contrastive_pairs import KIND, TEXTS
+from tests.rankers.test_servers import save_parrot
 from tests.trainer.stubs import config, make_trainer
-
-
-class Shortens:
-    """A corrector."""
-
-    def correct(self, prompts, answers):
-        return [answer[:2] for answer in answers]
 
 
 def train(folder, num_processes, precompute=False, **changes):
@@ -38,10 +32,13 @@ def train(folder, num_processes, precompute=False, **changes):
     dlma = DLMATrainer(
         make_model(), args=first, train_dataset=rows, eval_dataset=rows, processing_class=make_tokenizer()
     )
+    if first.process_index == 0:
+        save_parrot(folder / "aligner", "sorry")  # whatever it is to correct
+    PartialState().wait_for_everyone()
     cycle = make_trainer(
         folder / "cycle",
         SelfRewardRanker(make_model(), make_tokenizer(), contrastive=KIND),
-        corrector=Shortens(),
+        corrector=Aligner.from_pretrained(folder / "aligner", template="{question} {answer}>", max_new_tokens=4),
         sft_target="corrector",
         demonstration_scope="run",
         rank_improved_completion=True,

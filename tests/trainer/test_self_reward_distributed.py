@@ -1,4 +1,6 @@
-"""Two processes make the pairs, train by DLMA, and run the cycle with a model as its own judge, as one does."""
+"""Two processes make the pairs, train by DLMA, and run the cycle with a model as its own judge and an aligner as the
+corrector, as one does.
+"""
 
 import json
 
@@ -45,3 +47,4 @@ def test_two_processes_do_what_one_does(tmp_path, alone, config, precompute):
     )
     assert ours == theirs
     assert {row["failure"] for row in ours} == {None}
+    assert {row["improved_completion"].strip() for row in ours} == {"sorry"}
