@@ -222,7 +222,7 @@ class LLMRanker:
         """
         fitted = self._fit(request)
         if fitted is None:
-            return Usage(attempts=0)
+            return self._client.budget.priced(Usage(attempts=0))
         order = range(len(request.completions))
         messages = self._messages(request, order, fitted.demonstrations, fitted.max_characters)
         reply = json.dumps({"ranking": labels(len(order)), **({"improved_response": ""} if self._improve else {})})

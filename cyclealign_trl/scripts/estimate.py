@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-from ..rankers.base import Ranker
 from ..rankers.context import BYTES_PER_TOKEN
 from ..trainer.cyclealign_config import CycleAlignConfig
 from ..trainer.cyclealign_trainer import CycleAlignTrainer
@@ -71,15 +70,15 @@ def main(argv: Sequence[str]) -> None:
             0 if eval_dataset is None else min(len(eval_dataset), training_args.max_eval_samples or len(eval_dataset)),
             num_processes=num_processes(accelerate_own),
         )
-    print(describe(estimate, ranker, sampled=estimate_args.num_samples > 0))
+    print(describe(estimate, sampled=estimate_args.num_samples > 0))
 
 
-def describe(estimate: RunEstimate, ranker: Ranker, *, sampled: bool) -> str:
+def describe(estimate: RunEstimate, *, sampled: bool) -> str:
     """The estimate as a table, and what it assumes; `sampled` says whether the policy's completions were measured."""
     length = "as long as the policy's are now" if sampled else "max_completion_length tokens long"
     columns = (estimate.low, estimate.expected, estimate.high)
     rows = {"calls": [f"{usage.attempts:,}" for usage in columns]}
-    if hasattr(ranker, "estimate"):  # or it says nothing of what a call takes
+    if estimate.high.prompt_tokens:  # or the ranker says nothing of what a call takes
         rows["prompt tokens"] = [f"{usage.prompt_tokens:,}" for usage in columns]
         rows["completion tokens"] = [f"{usage.completion_tokens:,}" for usage in columns]
         rows["cost"] = [

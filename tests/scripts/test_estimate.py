@@ -78,13 +78,8 @@ def test_a_ranker_that_says_nothing_of_tokens_is_counted_in_calls(run_yaml, tmp_
 
 def test_no_price_is_no_price():
     usage = Usage(1000, 10, attempts=3)
-    said = describe(RunEstimate(1, 0, usage, usage, usage), ranker=_Estimating(), sampled=True)
+    said = describe(RunEstimate(1, 0, usage, usage, usage), sampled=True)
     assert said.count("unpriced") == 3
-
-
-class _Estimating:
-    def estimate(self, request):
-        return Usage()
 
 
 @pytest.mark.parametrize(
