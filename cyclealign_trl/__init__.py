@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .errors import CycleAlignError as CycleAlignError
     from .errors import RankerError as RankerError
     from .errors import TooManyFailuresError as TooManyFailuresError
+    from .evaluation.judge import evaluate_ranker as evaluate_ranker
+    from .evaluation.report import JudgeReport as JudgeReport
     from .losses import dlma_loss as dlma_loss
     from .losses import pro_loss as pro_loss
     from .losses import rrhf_loss as rrhf_loss
@@ -59,6 +61,7 @@ _MODULES = {
     "Demonstration": "types",
     "DemonstrationPool": "demonstrations",
     "FunctionRanker": "rankers.function",
+    "JudgeReport": "evaluation.report",
     "LLMRanker": "rankers.llm",
     "Ranker": "rankers.base",
     "RankerError": "errors",
@@ -74,6 +77,7 @@ _MODULES = {
     "add_self_rewards": "data.contrastive_pairs",
     "agreement_ranking": "agreement",
     "dlma_loss": "losses",
+    "evaluate_ranker": "evaluation.judge",
     "export_interactions": "data.interactions",
     "generate_contrastive_pairs": "data.contrastive_pairs",
     "kendall_tau": "agreement",

@@ -383,6 +383,7 @@ class ChatClient:
                 f"finish_reason {finish_reason!r} instead of 'stop', max_tokens={self._max_tokens}: ...{content[-80:]}"
             )
             return Setback("truncated", public(detail), note=_TRUNCATED_NOTE)
+        content = self._endpoint.without_key(content)  # it may be stored, and trained on
         try:
             return task.read(content)
         except InvalidReply as error:

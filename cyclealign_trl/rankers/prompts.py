@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 import string
 from collections.abc import Sequence
 from typing import Any
 
 from ..types import Demonstration, Prompt
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 """Raised with every change of wording: answers to another wording are other answers (see `LLMRanker.fingerprint`)."""
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 DEFAULT_CRITERIA = "harmlessness and helpfulness"
 
@@ -133,8 +134,8 @@ def _instruction(prompt: Prompt, tag: str) -> list[str]:
         return [_fenced(prompt, tag)]
     lines = []
     for message in prompt:
-        # The role stands outside the fence, so it is reduced to what a role is: a word.
-        role = re.sub(r"\W+", "_", message["role"])[:32]
+        # The role stands outside the fence, where no text may stand that a prompt can choose.
+        role = message["role"] if message["role"] in _ROLES else "participant"
         lines += [f"# Turn of the {role}", _fenced(message["content"], tag)]
     return lines
 
