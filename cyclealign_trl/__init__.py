@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agreement import agreement_ranking as agreement_ranking
+    from .agreement import kendall_tau as kendall_tau
     from .contrastive import ContrastivePrompts as ContrastivePrompts
     from .corrector import Corrector as Corrector
     from .data.contrastive_pairs import add_self_rewards as add_self_rewards
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .errors import CycleAlignError as CycleAlignError
     from .errors import RankerError as RankerError
     from .errors import TooManyFailuresError as TooManyFailuresError
+    from .evaluation.judge import evaluate_ranker as evaluate_ranker
+    from .evaluation.report import JudgeReport as JudgeReport
     from .losses import dlma_loss as dlma_loss
     from .losses import pro_loss as pro_loss
     from .losses import rrhf_loss as rrhf_loss
@@ -58,6 +61,7 @@ _MODULES = {
     "Demonstration": "types",
     "DemonstrationPool": "demonstrations",
     "FunctionRanker": "rankers.function",
+    "JudgeReport": "evaluation.report",
     "LLMRanker": "rankers.llm",
     "Ranker": "rankers.base",
     "RankerError": "errors",
@@ -73,8 +77,10 @@ _MODULES = {
     "add_self_rewards": "data.contrastive_pairs",
     "agreement_ranking": "agreement",
     "dlma_loss": "losses",
+    "evaluate_ranker": "evaluation.judge",
     "export_interactions": "data.interactions",
     "generate_contrastive_pairs": "data.contrastive_pairs",
+    "kendall_tau": "agreement",
     "load_hh_rlhf": "data.hh_rlhf",
     "pro_loss": "losses",
     "rrhf_loss": "losses",

@@ -14,7 +14,9 @@ COMMANDS = {
     "demo": "Align a tiny policy with a rule-based judge, offline, in under three minutes on two CPU cores.",
     "train": "Align a policy with a black-box ranker (CycleAlign).",
     "train-ranked": "Train a policy on ranked completions or preference pairs (PRO, RRHF).",
+    "estimate": "Say what `train` with the same arguments will ask of its ranker: calls, tokens, cost.",
     "dlma": "Align a policy with its own opinion of contrastive pairs (DLMA).",
+    "judge": "Measure a ranker on data with reference orders, before you pay for a run.",
     "export": "Turn a run's feedback into data for DPO, PRO, RRHF or SFT.",
 }
 

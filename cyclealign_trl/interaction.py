@@ -12,7 +12,7 @@ from typing import Any
 
 from .agreement import agreement_ranking
 from .demonstrations import from_agreement
-from .types import Demonstration, Prompt, RankingFailure, RankingRequest, RankingResult, Usage
+from .types import Demonstration, Prompt, RankingFailure, RankingRequest, RankingResult, Trimmed, Usage
 
 DUPLICATE_COMPLETIONS = "duplicate_completions"
 ALREADY_AGREED = "already_agreed"
@@ -52,9 +52,11 @@ class Settlement:
         ranks: Ranks to train on, K of them; `None` where there is no ranking.
         improved_completion: A better completion, joined to the prompt as the policy's own are.
         corrected: Whether that is a corrector's, and not the ranker's.
-        demonstration: The agreed completions, where they are enough to show an order.
+        demonstration: The agreed completions, one of each rank, where they are enough to show an order.
         failure: Why there is no ranking; `None` where there is one.
         usage: What the ranker's answer took.
+        consistency: How far several passes of the ranker agreed.
+        trimmed: What the ranker was not shown, for want of room.
     """
 
     prompt: Prompt
@@ -68,6 +70,8 @@ class Settlement:
     demonstration: Demonstration | None = None
     failure: str | None = None
     usage: Usage | None = None
+    consistency: float | None = None
+    trimmed: Trimmed | None = None
 
     @property
     def best_completion(self) -> str:
@@ -86,8 +90,18 @@ def open_interaction(
     demonstrations: tuple[Demonstration, ...] = (),
     metadata: Mapping[str, Any] | None = None,
     already_agreed: bool = False,
+    num_static: int = 0,
 ) -> Interaction:
-    """Prepares the ranking of one prompt's completions. Equal texts are shown, and paid for, once."""
+    """Prepares the ranking of one prompt's completions. Equal texts are shown, and paid for, once.
+
+    Args:
+        prompt: The prompt.
+        completions: The K sampled texts.
+        demonstrations: What the ranker is shown before them.
+        metadata: The prompt's other dataset columns.
+        already_agreed: Whether the prompt is left out, as policy and ranker order its completions alike.
+        num_static: How many of the demonstrations, from the first on, are static.
+    """
     completions = tuple(completions)
     first_index: dict[str, int] = {}
     for index, completion in enumerate(completions):
@@ -101,7 +115,7 @@ def open_interaction(
         skipped = DUPLICATE_COMPLETIONS
     request = None
     if skipped is None:
-        request = RankingRequest(prompt, tuple(first_index), demonstrations, metadata or {})
+        request = RankingRequest(prompt, tuple(first_index), demonstrations, metadata or {}, num_static)
     return Interaction(prompt, completions, distinct, request, skipped)
 
 
@@ -135,6 +149,11 @@ def settle(
     agreement = agreement_ranking(black_box, white_box)
     improved = outcome.improved_completion
     rank_of = {completions[index]: rank for index, rank in zip(distinct, outcome.resolved_ranks, strict=True)}
+    # Tied completions stand in the order of their indices, which is nobody's opinion: a demonstration shows the first.
+    first_of: dict[int, int] = {}
+    for index in agreement:
+        first_of.setdefault(rank_of[completions[index]], index)
+    ordered = tuple(first_of.values())
     return Settlement(
         prompt,
         completions,
@@ -143,8 +162,10 @@ def settle(
         agreement=agreement,
         ranks=tuple(rank_of[completion] for completion in completions),
         improved_completion=improved if improved is None else _join_like(completions[black_box[0]], improved),
-        demonstration=from_agreement(prompt, completions, agreement) if len(agreement) >= min_agreement else None,
+        demonstration=from_agreement(prompt, completions, ordered) if len(ordered) >= min_agreement else None,
         usage=outcome.usage,
+        consistency=outcome.consistency,
+        trimmed=outcome.trimmed,
     )
 
 

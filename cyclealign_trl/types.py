@@ -76,12 +76,18 @@ class RankingRequest:
         completions: At least one distinct text to rank.
         demonstrations: Ranked examples, to be shown before the query in this order.
         metadata: The prompt's other dataset columns.
+        num_static: How many of the demonstrations, from the first on, are static; the others are dynamic, oldest
+            first. A ranker that runs out of room leaves out the oldest dynamic one first.
+        pass_index: Which one of several passes over the completions to make, from 0. `None` asks for as many as the
+            ranker makes, merged.
     """
 
     prompt: Prompt
     completions: tuple[str, ...]
     demonstrations: tuple[Demonstration, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    num_static: int = 0
+    pass_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,19 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Trimmed:
+    """What a request was shown without, to fit into the ranker's context window.
+
+    Args:
+        demonstrations: How many were left out.
+        completions: How many lost their end.
+    """
+
+    demonstrations: int = 0
+    completions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RankingResult:
     """A valid ranking.
 
@@ -127,6 +146,9 @@ class RankingResult:
             no ties.
         improved_completion: A better completion than those ranked, where the ranker offers one.
         usage: What the answer took, where it is known.
+        consistency: How far several passes over the same completions agree: Kendall's tau-b, the mean over pairs of
+            passes, from -1 to 1. `None` where there was one pass.
+        trimmed: What the ranker was not shown, for want of room. `None` where it was shown everything.
 
     Raises:
         ValueError: If `order` is no permutation of its own indices, or `ranks` has another length.
@@ -136,6 +158,8 @@ class RankingResult:
     ranks: tuple[int, ...] | None = None
     improved_completion: str | None = None
     usage: Usage | None = None
+    consistency: float | None = None
+    trimmed: Trimmed | None = None
 
     def __post_init__(self) -> None:
         _check_permutation(self.order, len(self.order), "ranking")

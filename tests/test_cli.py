@@ -22,15 +22,18 @@ def test_the_demo_aligns_and_its_control_does_not(tmp_path, control):
     assert finished.returncode == 0, finished.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == {
-        "score_before", "score_after", "seconds", "interactions", "failures", "prompt_tokens", "completion_tokens"
+        "score_before", "score_after", "seconds", "interactions", "failures", "prompt_tokens", "completion_tokens",
+        "calls", "estimated_prompt_tokens", "estimated_completion_tokens", "estimated_calls",
     }  # fmt: skip
     rise = summary["score_after"] - summary["score_before"]
     assert abs(rise) < 0.08 if control else rise > 0.25
     assert (summary["interactions"], summary["failures"]) == (5 * 5 * 16, 0)
     assert summary["prompt_tokens"] > 100 * summary["interactions"]
+    for name in ("calls", "prompt_tokens", *(() if control else ("completion_tokens",))):  # a control improves nothing
+        assert summary[f"estimated_{name}"] == pytest.approx(summary[name], rel=0.15), name
     assert (tmp_path / "model.safetensors").exists()
     assert len(list((tmp_path / "interactions").iterdir())) == 25
-    for said in ("Held-out score", "A paid judge", "LLMRanker("):
+    for said in ("Held-out score", "A paid judge", "Estimated before", "LLMRanker("):
         assert said in finished.stdout
     pytest.importorskip("matplotlib")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

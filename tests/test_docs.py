@@ -19,6 +19,7 @@ from cyclealign_trl.cli import COMMANDS
 from cyclealign_trl.data import hh_rlhf
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
 from cyclealign_trl.scripts import dlma, export, inputs, train, train_ranked
+from cyclealign_trl.scripts import judge as judge_script
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import make_trainer, prompts
 
@@ -125,7 +126,7 @@ def test_the_code_on_each_page_runs_in_its_order(page, offline):
 def test_every_page_with_code_was_found():
     assert {page.stem for page in ALL if blocks(page, "python")} >= {
         "README", "quickstart", "concepts", "cyclealign_trainer", "ranking_trainer", "rankers", "demonstrations",
-        "losses", "data", "dlma",
+        "losses", "data", "dlma", "judge",
     }  # fmt: skip
 
 
@@ -168,6 +169,9 @@ def test_the_commands_on_each_page_are_understood(page, monkeypatch):
             {"train": train, "train-ranked": train_ranked, "dlma": dlma}[command].make_parser().split(arguments)
         elif command == "export":
             export.make_parser().parse_args(arguments)
+        elif command == "judge":
+            _, foreign = judge_script.make_parser().split(arguments)
+            assert not foreign
 
 
 def test_the_yaml_of_the_page_is_understood(tmp_path):

@@ -3,7 +3,9 @@
 import pytest
 
 from cyclealign_trl import Demonstration, RankingFailure, RankingResult, Usage
+from cyclealign_trl.demonstrations import DEFAULT
 from cyclealign_trl.interaction import ALREADY_AGREED, DUPLICATE_COMPLETIONS, open_interaction, settle
+from cyclealign_trl.types import Trimmed
 
 
 def test_white_box_golden(golden):
@@ -49,6 +51,23 @@ def test_ties_of_the_ranker_reach_the_loss():
     interaction = open_interaction("Q", ["a", "b", "c"])
     settled = settle(interaction, RankingResult((1, 0, 2), ranks=(1, 0, 1)), [-1.0, -2.0, -3.0])
     assert settled.ranks == (1, 0, 1)
+
+
+def test_a_demonstration_shows_no_order_that_the_ranker_did_not_see():
+    interaction = open_interaction("Q", ["a", "b", "c"])
+    scores = [-1.0, -2.0, -3.0]
+    settled = settle(interaction, RankingResult((0, 1, 2), ranks=(0, 0, 1)), scores)
+    assert settled.agreement == (0, 1, 2)
+    assert settled.demonstration == Demonstration("Q", ("a", "c"), (0, 1))
+    assert settle(interaction, RankingResult((0, 1, 2), ranks=(0, 0, 0)), scores).demonstration is None
+
+
+def test_what_the_ranker_says_of_itself_is_passed_on():
+    interaction = open_interaction("Q", ["a", "b"], (DEFAULT,), num_static=1)
+    assert interaction.request.num_static == 1
+    outcome = RankingResult((0, 1), consistency=0.5, trimmed=Trimmed(demonstrations=1))
+    settled = settle(interaction, outcome, [0.0, 1.0])
+    assert (settled.consistency, settled.trimmed) == (0.5, Trimmed(demonstrations=1))
 
 
 @pytest.mark.parametrize(

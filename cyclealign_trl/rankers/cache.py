@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
-from ..types import RankingRequest, RankingResult, Usage
+from ..types import RankingRequest, RankingResult, Trimmed, Usage
 from .base import Outcome, Ranker, StreamingRanker, cancel, ranker_name
 from .budget import Budget
+from .passes import stream_in_passes
 from .store import AnswerStore, digest
 
 
@@ -58,6 +59,11 @@ class CachedRanker:
         return getattr(self._ranker, "fingerprint", None)
 
     @property
+    def num_passes(self) -> int:
+        """That of the ranker, 1 where it has none."""
+        return getattr(self._ranker, "num_passes", 1)
+
+    @property
     def budget(self) -> Budget | None:
         """That of the ranker."""
         return getattr(self._ranker, "budget", None)
@@ -69,6 +75,9 @@ class CachedRanker:
 
     def stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
         """Yields (position of the request, its answer): first what is stored, then the rest as it arrives."""
+        return stream_in_passes(self._stream, requests, self.num_passes)
+
+    def _stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
         positions: dict[str, list[int]] = {}
         for position, request in enumerate(requests):
             positions.setdefault(_key(self.fingerprint, request), []).append(position)
@@ -116,6 +125,8 @@ def _key(fingerprint: str | None, request: RankingRequest) -> str:
         "completions": request.completions,
         "demonstrations": [asdict(demonstration) for demonstration in request.demonstrations],
         "metadata": dict(request.metadata),
+        "num_static": request.num_static,
+        "pass": request.pass_index or 0,
     }
     return digest(content).hex()
 
@@ -129,11 +140,14 @@ def _decode(value: str, request: RankingRequest) -> RankingResult | None:
     try:
         fields: dict[str, Any] = json.loads(value)
         ranks, improved, usage = fields["ranks"], fields["improved_completion"], fields["usage"]
+        consistency, trimmed = fields.get("consistency"), fields.get("trimmed")
         result = RankingResult(
             order=tuple(fields["order"]),
             ranks=None if ranks is None else tuple(ranks),
             improved_completion=None if improved is None else str(improved),
             usage=None if usage is None else Usage(**usage),
+            consistency=None if consistency is None else float(consistency),
+            trimmed=None if trimmed is None else Trimmed(**trimmed),
         )
     except (ValueError, TypeError, KeyError):
         return None

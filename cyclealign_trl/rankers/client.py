@@ -54,6 +54,7 @@ class ChatTask(Generic[T]):
         schema: JSON schema of the reply, within what strict structured output allows.
         read: Reads the text of a reply; raises `InvalidReply` for one that is not what was asked for.
         refusal_note: The note on a reply that was a refusal.
+        seed_offset: Added to the client's seed, to draw again what is asked in the same words.
     """
 
     messages: Callable[[str | None], list[dict[str, str]]]
@@ -61,6 +62,7 @@ class ChatTask(Generic[T]):
     schema: Mapping[str, Any]
     read: Callable[[str], T]
     refusal_note: str
+    seed_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,7 @@ class ChatClient:
         attempt = bad_replies = 0
         calls: list[Usage] = []
         while True:
-            answer = await self._ask(task, note, self._seed + bad_replies, calls)
+            answer = await self._ask(task, note, self._seed + task.seed_offset + bad_replies, calls)
             if not isinstance(answer, Setback):
                 return ChatAnswer(answer, sum(calls, _NOTHING))
             if answer.final or answer.retry_after > self._timeout or attempt == self._max_retries:
@@ -381,6 +383,7 @@ class ChatClient:
                 f"finish_reason {finish_reason!r} instead of 'stop', max_tokens={self._max_tokens}: ...{content[-80:]}"
             )
             return Setback("truncated", public(detail), note=_TRUNCATED_NOTE)
+        content = self._endpoint.without_key(content)  # it may be stored, and trained on
         try:
             return task.read(content)
         except InvalidReply as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ..errors import RankerError
 from .responses import Response, Setback, read_json
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _PLACEHOLDER_KEY = "no-key"  # the client insists on one; servers of one's own rarely do
+_SHORTEST_SECRET = 12  # characters
 _DETAIL_LENGTH = 500  # characters
 
 
@@ -30,7 +32,7 @@ class Endpoint:
 
     Raises:
         RankerError: If no key is given and `base_url` is not either.
-        ValueError: If the key cannot be one.
+        ValueError: If the key cannot be one, or the address holds more than host, port and path.
     """
 
     def __init__(
@@ -42,12 +44,13 @@ class Endpoint:
         timeout: float,
         extra_body: Mapping[str, Any],
     ) -> None:
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        base_url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL"))
         self._api_key = _resolve_key(api_key, base_url)
+        self._forms_of_key = _forms(self._api_key)
         self._client = _make_client(base_url, self._api_key, max_connections)
         self._timeout = timeout
         self._extra_body = extra_body
-        self.url = _public_url(str(self._client.base_url))
+        self.url = str(self._client.base_url).rstrip("/")
 
     async def send(self, body: dict[str, Any]) -> Response | Setback:
         """Asks for one chat completion: the response, whatever its status, or why there is none."""
@@ -75,7 +78,8 @@ class Endpoint:
 
         try:
             async with asyncio.timeout(self._timeout):
-                await self._client.models.with_raw_response.list()
+                # Some servers hang up after an error; the first question must not go to a line that is dead.
+                await self._client.models.with_raw_response.list(extra_headers={"Connection": "close"})
         except openai.APIStatusError:
             return  # not every server lists its models
         except (TimeoutError, openai.APIConnectionError) as error:
@@ -88,11 +92,39 @@ class Endpoint:
         """Frees the connections."""
         await self._client.close()
 
+    def without_key(self, text: str) -> str:
+        """The text less the key, which endpoints do echo, and its usual encodings. A key such as "none", for a server
+        that needs none, is a word as any other.
+        """
+        for form in self._forms_of_key:
+            if len(form) >= _SHORTEST_SECRET:
+                text = text.replace(form, "[API key]")
+        return text
+
     def public(self, text: str) -> str:
-        """The text as it may be shown: without the key, which endpoints do echo, and cut only after that."""
+        """The text as it may be shown: without the key, without what would drive a terminal, and cut after that."""
+        text = self.without_key(text)
         if self._api_key != _PLACEHOLDER_KEY:
             text = text.replace(self._api_key, "[API key]")
+        text = "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
         return text if len(text) <= _DETAIL_LENGTH else text[: _DETAIL_LENGTH - 3] + "..."
+
+
+def _checked_url(url: str | None) -> str | None:
+    """The address, if it is one without secrets: HTTP libraries log and quote whole addresses."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        whole = False
+    if not whole or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            "`base_url` must be an address such as http://localhost:8000/v1, without user, password or query: a key "
+            "goes into OPENAI_API_KEY or `api_key`."
+        )
+    return url
 
 
 def _resolve_key(api_key: str | None, base_url: str | None) -> str:
@@ -107,6 +139,17 @@ def _resolve_key(api_key: str | None, base_url: str | None) -> str:
     return key or _PLACEHOLDER_KEY
 
 
+def _forms(key: str) -> tuple[str, ...]:
+    """The key, as a URL has it, and in Base64, where it starts at the first, second or third byte of a group."""
+    encoded = []
+    for before in range(3):
+        whole_groups = (before + len(key)) // 3 * 4  # what stands behind the key is mixed into the last one
+        text = base64.b64encode(b"\0" * before + key.encode() + b"\0\0").decode()[:whole_groups]
+        encoded.append(text[4 * (before > 0) :])  # and what stands before it into the first
+    url_safe = [text.translate(str.maketrans("+/", "-_")) for text in encoded]
+    return (key, quote(key, safe=""), *encoded, *url_safe)
+
+
 def _make_client(base_url: str | None, api_key: str, max_connections: int) -> AsyncOpenAI:
     import httpx2  # what openai speaks HTTP with
     from openai import AsyncOpenAI, DefaultAioHttpClient
@@ -116,9 +159,3 @@ def _make_client(base_url: str | None, api_key: str, max_connections: int) -> As
     # no redirects: prompts and key are meant for this address, and for no other that it may name.
     http_client = DefaultAioHttpClient(limits=limits, timeout=None, follow_redirects=False)
     return AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=None, http_client=http_client)
-
-
-def _public_url(url: str) -> str:
-    """The URL without a user's name, a password or a query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-import random
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..types import RankingFailure, RankingRequest, RankingResult
+from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
 from .base import CANCELLED, Outcome
 from .budget import Budget, Prices
 from .client import ChatClient, ChatFailure, ChatTask
+from .context import Fit, estimate_tokens, fit, message_bytes
 from .parsing import parse_ranking
+from .passes import shown_order, stream_in_passes
 from .prompts import PROMPT_VERSION, build_messages, labels, reply_schema
-from .store import digest
+
+logger = logging.getLogger(__name__)
 
 _REFUSAL_NOTE = (
     "Your previous reply was a refusal. To rank texts that exist already is to endorse none of them, and an improved "
@@ -30,6 +33,12 @@ class LLMRanker:
     the calls in flight. The completions are shown in a shuffled order that depends on `seed` and the request alone.
     A parameter that the endpoint refuses (`temperature`, `seed`, `max_tokens`, `response_format`) is dropped once,
     remembered and logged.
+
+    With `num_passes`, each request is asked so many times, at once, in shown orders of which every second one is the
+    reverse of the one before; the rankings are merged by Borda's count, and how far they agree is the result's
+    `consistency`. With a `context_window`, a request that is too long loses its oldest dynamic demonstrations, then
+    its static ones, then the ends of its completions, as many as it must; the result's `trimmed` says so. What does
+    not even fit then is a `RankingFailure("too_long")`, without a call.
 
     Args:
         model: Name of the model at the endpoint.
@@ -54,6 +63,9 @@ class LLMRanker:
         seed: Seed of the shown order and of the judge's sampling.
         shuffle: Whether to shuffle the shown order, against position bias.
         improve: Whether to ask for an improved completion too.
+        num_passes: How often to ask for each ranking, against position bias and noise.
+        context_window: Tokens that the model takes, reply included. `None` sends everything. Counted as 3 bytes of
+            text a token, which is more than most texts take.
         extra_body: Further fields of the request body, for what an endpoint offers beyond the standard.
 
     Raises:
@@ -82,8 +94,22 @@ class LLMRanker:
         seed: int = 0,
         shuffle: bool = True,
         improve: bool = True,
+        num_passes: int = 1,
+        context_window: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
+        if num_passes < 1:
+            raise ValueError(f"`num_passes` must be at least 1; got {num_passes}.")
+        if num_passes > 1 and not shuffle:
+            raise ValueError(
+                f"`num_passes={num_passes}` with `shuffle=False` would show the same order {num_passes} times: leave "
+                "one of them out."
+            )
+        if context_window is not None and context_window <= max_tokens:
+            raise ValueError(
+                f"`context_window` ({context_window} tokens) holds request and reply, so it must be larger than "
+                f"`max_tokens` ({max_tokens})."
+            )
         self._client = ChatClient(
             model,
             base_url,
@@ -106,6 +132,10 @@ class LLMRanker:
         self._seed = seed
         self._shuffle = shuffle
         self._improve = improve
+        self._num_passes = num_passes
+        self._context_window = context_window
+        self._max_tokens = max_tokens
+        self._said_trimmed = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.name!r}, base_url={self._client.url!r})"
@@ -114,6 +144,11 @@ class LLMRanker:
     def name(self) -> str:
         """The model's name, without the endpoint."""
         return self._client.model
+
+    @property
+    def num_passes(self) -> int:
+        """How many passes make a ranking."""
+        return self._num_passes
 
     @property
     def budget(self) -> Budget:
@@ -134,6 +169,8 @@ class LLMRanker:
                 "seed": self._seed,
                 "shuffle": self._shuffle,
                 "improve": self._improve,
+                "num_passes": self._num_passes,
+                "context_window": self._context_window,
                 "extra_body": asked["extra_body"],
                 "prompt_version": PROMPT_VERSION,
             }
@@ -157,15 +194,48 @@ class LLMRanker:
         for request in requests:
             if len(request.completions) < 2:
                 raise ValueError(f"A ranking takes at least 2 completions; got {len(request.completions)}.")
-        waiting = set(range(len(requests)))
-        for position, answer in self._client.stream(map(self._task, requests)):
-            waiting.discard(position)
+        yield from stream_in_passes(self._stream, requests, self._num_passes)
+
+    def _stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+        """As `stream`, of single passes."""
+        fits = [self._fit(request) for request in requests]
+        waiting = {position: fitted for position, fitted in enumerate(fits) if fitted is not None}
+        for position, fitted in enumerate(fits):
+            if fitted is None:
+                yield position, RankingFailure("too_long", f"More than context_window={self._context_window} tokens.")
+        positions = list(waiting)
+        for index, answer in self._client.stream(self._task(requests[at], waiting[at]) for at in positions):
+            position = positions[index]
+            del waiting[position]
             if isinstance(answer, ChatFailure):
                 yield position, RankingFailure(answer.reason, answer.detail, answer.usage)
             else:
                 yield position, replace(answer.value, usage=answer.usage)
-        for position in sorted(waiting):
+        for position in waiting:
             yield position, RankingFailure(CANCELLED, "It was cancelled before its answer had arrived.")
+
+    def estimate(self, request: RankingRequest) -> Usage:
+        """What one ranking of the request is likely to take, by the length of its texts. Nothing is sent.
+
+        Tokens are counted as 4 bytes of text each, retries as none. An improved completion is taken to be longer than
+        the longest of K shown by a K-th, which is where the upper end of what K samples are drawn from is expected.
+        """
+        fitted = self._fit(request)
+        if fitted is None:
+            return Usage(attempts=0)
+        order = range(len(request.completions))
+        messages = self._messages(request, order, fitted.demonstrations, fitted.max_characters)
+        reply = json.dumps({"ranking": labels(len(order)), **({"improved_response": ""} if self._improve else {})})
+        longest = max(len(completion.encode(errors="replace")) for completion in request.completions)
+        improved_bytes = longest * (len(order) + 1) // len(order) if self._improve else 0
+        reply_tokens = min(estimate_tokens(len(reply) + improved_bytes), self._max_tokens)
+        num_passes = self._num_passes if request.pass_index is None else 1
+        usage = Usage(
+            prompt_tokens=num_passes * estimate_tokens(message_bytes(messages)),
+            completion_tokens=num_passes * reply_tokens,
+            attempts=num_passes,
+        )
+        return self._client.budget.priced(usage)
 
     def cancel(self) -> None:
         """Cancels the calls in flight, on behalf of all threads: what they were for becomes a `RankingFailure`."""
@@ -183,41 +253,62 @@ class LLMRanker:
         """Cancels the calls in flight and frees the connections. Happens by itself when the ranker is dropped."""
         self._client.close()
 
-    def _task(self, request: RankingRequest) -> ChatTask[RankingResult]:
+    def _fit(self, request: RankingRequest) -> Fit | None:
+        """How much of the request is shown; `None` if it cannot be short enough."""
+        if self._context_window is None:
+            return Fit(request.demonstrations)
+        build = partial(self._messages, request, range(len(request.completions)))
+        fitted = fit(request, build, self._context_window, self._max_tokens)
+        if fitted is not None and fitted.trimmed is not None and not self._said_trimmed:
+            self._said_trimmed = True
+            logger.warning(
+                "Requests to %s exceed context_window=%d: demonstrations or ends of completions are left out (counted "
+                "in ranker/dropped_demonstrations, ranker/cut_completions). Lower max_demonstrations or "
+                "max_completion_length, or take a model with more room.",
+                self.name,
+                self._context_window,
+            )
+        return fitted
+
+    def _task(self, request: RankingRequest, fitted: Fit) -> ChatTask[RankingResult]:
         order = self._shown_order(request)
         names = labels(len(order))
         return ChatTask(
-            messages=partial(self._messages, request, order),
+            messages=partial(self._messages, request, order, fitted.demonstrations, fitted.max_characters),
             schema_name="ranking",
             schema=reply_schema(names, improve=self._improve),
-            read=partial(self._read, order, names),
+            read=partial(self._read, order, names, fitted),
             refusal_note=_REFUSAL_NOTE,
+            seed_offset=request.pass_index or 0,  # few completions have fewer orders than there may be passes
         )
 
     def _shown_order(self, request: RankingRequest) -> list[int]:
         """The request's indices in the order in which they are shown."""
-        order = list(range(len(request.completions)))
-        if self._shuffle:
-            demonstrations = [asdict(demonstration) for demonstration in request.demonstrations]
-            # 0: the first pass over this request. A second pass, with another order, would count on from here.
-            key = [self._seed, 0, request.prompt, request.completions, demonstrations]
-            random.Random(digest(key)).shuffle(order)  # noqa: S311
-        return order
+        return shown_order(request, self._seed) if self._shuffle else list(range(len(request.completions)))
 
-    def _messages(self, request: RankingRequest, order: Sequence[int], note: str | None) -> list[dict[str, str]]:
+    def _messages(
+        self,
+        request: RankingRequest,
+        order: Sequence[int],
+        demonstrations: Sequence[Demonstration],
+        max_characters: int | None,
+        note: str | None = None,
+    ) -> list[dict[str, str]]:
         return build_messages(
             request.prompt,
             [request.completions[index] for index in order],
-            request.demonstrations,
+            demonstrations,
             criteria=self._criteria,
             improve=self._improve,
+            max_characters=max_characters,
             note=note,
         )
 
-    def _read(self, order: Sequence[int], names: Sequence[str], reply: str) -> RankingResult:
+    def _read(self, order: Sequence[int], names: Sequence[str], fitted: Fit, reply: str) -> RankingResult:
         """The ranking in a reply, as indices of the request."""
         parsed = parse_ranking(reply, names)
         return RankingResult(
             tuple(order[index] for index in parsed.order),
             improved_completion=parsed.improved_completion if self._improve else None,
+            trimmed=fitted.trimmed,
         )

@@ -2,10 +2,12 @@
 
 The grammar, after `<think>` text is cut off:
 
-1. The JSON object `{"ranking": ["B", "A", "C"], "improved_response": "..."}`, wherever it stands in the text. Of
-   several, the last counts: a judge that corrects itself does so at the end.
+1. The JSON object `{"ranking": ["B", "A", "C"], "improved_response": "..."}`, wherever it stands in the text.
 2. In a text without the start of an object: a bracketed list (`[B, A, C]`) or a chain (`B > A > C`) of the labels, on
    the last line that has one. Elsewhere, a list may be half of a ranking in broken JSON.
+
+A reply with two rankings that differ says none: a judge that quotes a completion may quote a ranking that this one
+made up, before its own or after it.
 
 A reply is untrusted and may be long: a megabyte of anything is read within a second or so.
 """
@@ -25,6 +27,7 @@ _DECODER = json.JSONDecoder(strict=False)
 _OBJECT_START = re.compile(r'\{\s*"')
 # A brace that opens an object, or something that was meant as one; other braces are set notation, code, LaTeX.
 _MEANT_AS_OBJECT = re.compile(r"""\{\s*(?:["']|ranking\b|$)""")
+_LIKE_A_LABEL = re.compile(r'[\["]*\w{1,3}[\]"]*')
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 # Each break costs a scan of the text before it (the decoder counts its lines), and no honest reply has this many.
 _MAX_BROKEN_OBJECTS = 500
@@ -99,6 +102,8 @@ def _last_object(text: str) -> dict[str, Any]:
                 found = None  # it was to replace the one before it
         else:
             if "ranking" in value:
+                if found is not None and found["ranking"] != value["ranking"]:
+                    raise _several()
                 found = value
         start = _OBJECT_START.search(text, end)
     if found is None or start is not None:
@@ -107,13 +112,16 @@ def _last_object(text: str) -> dict[str, Any]:
 
 
 def _last_line_ranking(text: str, labels: Sequence[str]) -> list[str]:
+    found: list[str] | None = None
     for line in reversed(text.splitlines()):
-        candidates = [*_lists(line, labels), *_chains(line, labels)]
-        if candidates:
-            if any(candidate != candidates[0] for candidate in candidates):
-                raise InvalidRanking("invalid_ranking", "its last line holds more than one ranking")
-            return candidates[0]
-    raise InvalidRanking("unparsable", "it holds no ranking")
+        for candidate in (*_lists(line, labels), *_chains(line, labels)):
+            if found is None:
+                found, last_line = candidate, line
+            elif candidate != found and (line is last_line or sorted(candidate) == sorted(labels)):
+                raise _several()
+    if found is None:
+        raise InvalidRanking("unparsable", "it holds no ranking")
+    return found
 
 
 def _lists(line: str, labels: Sequence[str]) -> Iterator[list[str]]:
@@ -172,7 +180,13 @@ def _order(ranking: Sequence[object], labels: Sequence[str]) -> tuple[int, ...]:
     return tuple(order)
 
 
+def _several() -> InvalidRanking:
+    return InvalidRanking("invalid_ranking", "it holds more than one ranking")
+
+
 def _shown(value: object) -> str:
-    """A value of the reply, short enough to be quoted back."""
+    """A value of the reply as it may be quoted back to the judge: a label at most. A judge may have copied it from a
+    completion, and outside of the fences no text but ours is to be read.
+    """
     text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if _LIKE_A_LABEL.fullmatch(text) else "something else"

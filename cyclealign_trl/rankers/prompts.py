@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 import string
 from collections.abc import Sequence
 from typing import Any
 
 from ..types import Demonstration, Prompt
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 """Raised with every change of wording: answers to another wording are other answers (see `LLMRanker.fingerprint`)."""
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 DEFAULT_CRITERIA = "harmlessness and helpfulness"
 
@@ -35,6 +36,8 @@ _SYSTEM_IMPROVE = """
 
 You also write one improved response: a reply to the same instruction that is better, by the same criteria, than \
 every completion shown."""
+
+_CUT = "(Completion {name} is longer. Its end is not shown here, and its absence is no fault of the completion.)"
 
 
 def labels(count: int) -> tuple[str, ...]:
@@ -77,6 +80,7 @@ def build_messages(
     *,
     criteria: str | None = None,
     improve: bool = True,
+    max_characters: int | None = None,
     note: str | None = None,
 ) -> list[dict[str, str]]:
     """Builds the chat messages that ask for one ranking.
@@ -87,6 +91,7 @@ def build_messages(
         demonstrations: Ranked examples, shown in this order before the query.
         criteria: What makes a completion better, in words. `None` means harmlessness and helpfulness.
         improve: Whether to ask for an improved response too.
+        max_characters: Longer completions are shown without their end, and said to be.
         note: A last remark to the judge: what was wrong with its previous reply.
 
     Returns:
@@ -94,7 +99,8 @@ def build_messages(
     """
     system = _SYSTEM.format(criteria=criteria or DEFAULT_CRITERIA) + (_SYSTEM_IMPROVE if improve else "")
     sections = [_demonstration(demonstration) for demonstration in demonstrations]
-    sections.append(_item(prompt, completions) + _reply_grammar(labels(len(completions)), improve))
+    query = _item(prompt, completions, max_characters)
+    sections.append(query + _reply_grammar(labels(len(completions)), improve))
     if note is not None:
         # Part of the same message: many chat templates refuse two user turns in a row.
         sections.append(note)
@@ -110,12 +116,15 @@ def _demonstration(demonstration: Demonstration) -> str:
     return _item(demonstration.prompt, demonstration.completions) + ranking
 
 
-def _item(prompt: Prompt, completions: Sequence[str]) -> str:
+def _item(prompt: Prompt, completions: Sequence[str], max_characters: int | None = None) -> str:
     """The sections of a demonstration or of the query, up to where its ranking belongs."""
-    tag = _tag(prompt, completions)
+    shown = [completion[:max_characters] for completion in completions]
+    tag = _tag(prompt, shown)
     lines = ["### Instruction", *_instruction(prompt, tag), "", "### Completions"]
-    for name, completion in zip(labels(len(completions)), completions, strict=True):
-        lines += [f"# Completion {name}", _fenced(completion, tag)]
+    for name, text, completion in zip(labels(len(completions)), shown, completions, strict=True):
+        lines += [f"# Completion {name}", _fenced(text, tag)]
+        if text != completion:  # said outside of the fence, where no completion can say it
+            lines.append(_CUT.format(name=name))
     lines += ["", "### Desired ranking", ""]
     return "\n".join(lines)
 
@@ -125,8 +134,8 @@ def _instruction(prompt: Prompt, tag: str) -> list[str]:
         return [_fenced(prompt, tag)]
     lines = []
     for message in prompt:
-        # The role stands outside the fence, so it is reduced to what a role is: a word.
-        role = re.sub(r"\W+", "_", message["role"])[:32]
+        # The role stands outside the fence, where no text may stand that a prompt can choose.
+        role = message["role"] if message["role"] in _ROLES else "participant"
         lines += [f"# Turn of the {role}", _fenced(message["content"], tag)]
     return lines
 

@@ -1,4 +1,4 @@
-"""What the training commands are told, on the command line or in YAML."""
+"""What the commands are told, on the command line or in YAML."""
 
 from __future__ import annotations
 
@@ -92,14 +92,12 @@ class CommandParser(TrlParser):
     def format_help(self) -> str:
         """One section for each dataclass; of what `TrainingArguments` has, the names."""
         inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+        trains = any(issubclass(dataclass_type, TrainingArguments) for dataclass_type in self._sections)
         formatter = self._get_formatter()
-        formatter.add_text(
-            f"usage: {self.prog} [--config FILE] [--argument VALUE ...] [arguments of accelerate launch]"
-        )
+        launch, included = (" [arguments of accelerate launch]", ", accelerate's included") if trains else ("", "")
+        formatter.add_text(f"usage: {self.prog} [--config FILE] [--argument VALUE ...]{launch}")
         formatter.add_text(self.description)
-        formatter.add_text(
-            "--config names a YAML file of the arguments below, accelerate's included. The command line wins."
-        )
+        formatter.add_text(f"--config names a YAML file of the arguments below{included}. The command line wins.")
         actions = {action.dest: action for action in reversed(self._actions)}  # not the `--no_` twin of a switch
         shown = {"help"}
         for dataclass_type in self._sections:
@@ -112,9 +110,10 @@ class CommandParser(TrlParser):
             formatter.start_section(f"{dataclass_type.__name__} ({dataclass_type.__module__.partition('.')[0]})")
             formatter.add_arguments([actions[name] for name in names])
             formatter.end_section()
-        formatter.start_section("Every other argument of transformers.TrainingArguments")
-        formatter.add_text(", ".join(sorted(actions.keys() - shown)))
-        formatter.end_section()
+        if trains:
+            formatter.start_section("Every other argument of transformers.TrainingArguments")
+            formatter.add_text(", ".join(sorted(actions.keys() - shown)))
+            formatter.end_section()
         return str(formatter.format_help())
 
 

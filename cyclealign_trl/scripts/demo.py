@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
     from ..demo.endpoint import LoopbackEndpoint
     from ..demo.judge import DemoJudge
     from ..demo.policy import pretrain_policy
+    from ..trainer.estimate import estimate_run, sample_completions
 
     class ProgressBarOnly(ProgressCallback):
         """The Trainer's progress bar, without the metrics: the demo says what they come to."""
@@ -108,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
         before = _held_out(trainer, args.seed)
         _say(f"2/4  Held-out score before: {before.score:.3f} (0 to 1, mean over {NUM_SAMPLES} samples a question)")
         _show(before)
+        expected = estimate_run(trainer.args, ranker, sample_completions(trainer, NUM_SAMPLES), len(dataset)).expected
         _say(f"3/4  Aligning it with the judge at {endpoint.base_url} ...")
         trainer.train()
     after = _held_out(trainer, args.seed)
@@ -123,6 +125,10 @@ def main(argv: Sequence[str]) -> None:
         "failures": sum(row["black_box_order"] is None and row["usage"] is not None for row in rows),
         "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
         "completion_tokens": sum(usage["completion_tokens"] for usage in usages),
+        "calls": sum(usage["attempts"] for usage in usages),
+        "estimated_prompt_tokens": expected.prompt_tokens,
+        "estimated_completion_tokens": expected.completion_tokens,
+        "estimated_calls": expected.attempts,
     }
     (args.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
@@ -134,6 +140,8 @@ def main(argv: Sequence[str]) -> None:
         f"Interactions     {summary['interactions']} rankings, {summary['failures']} failed\n"
         f"A paid judge     would have billed {summary['prompt_tokens']:,} prompt and "
         f"{summary['completion_tokens']:,} completion tokens (about 4 characters a token)\n"
+        f"Estimated before {expected.prompt_tokens:,} prompt and {expected.completion_tokens:,} completion tokens in "
+        f"{expected.attempts} calls; it took {summary['calls']}\n"
         f"Time             {summary['seconds']:.0f} s\n"
         f"Written          {args.output_dir}: model, interactions/, summary.json{curves}\n\n"
         f"With a model and a judge of your own, this is the line:\n  {SWAP_IN}"

@@ -1,4 +1,4 @@
-"""What the training commands' arguments stand for: models, data sets, rankers."""
+"""What the commands' arguments stand for: models, data sets, rankers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
 
+from ..data import hh_rlhf
 from ..rankers.base import Ranker
 from ..rankers.llm import LLMRanker
 from ..trainer.ranking_config import RankingConfig
@@ -58,21 +59,48 @@ def load_splits(
         splits = get_dataset(mixture_args)
     elif name is None:
         raise ValueError("Say what to train on, with --dataset_name, or with `datasets` in the YAML file.")
-    elif (reader := _READERS.get(Path(name.removesuffix(".gz")).suffix)) is not None:
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"There is no file {name} (--dataset_name).")
-        splits = _load(reader, data_files={script_args.dataset_train_split: name})
     else:
-        splits = _load(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+        splits = _load_splits(
+            name, script_args.dataset_config, script_args.dataset_train_split, streaming=script_args.dataset_streaming
+        )
 
     def take(field: str) -> Dataset:
-        split = getattr(script_args, field)
-        if split not in splits:
-            raise ValueError(f"The data set has no split {split!r} (--{field}), only {', '.join(splits)}.")
-        return splits[split]
+        return _split(splits, getattr(script_args, field), field)
 
     evaluates = training_args.eval_strategy != "no"
     return take("dataset_train_split"), take("dataset_test_split") if evaluates else None
+
+
+def load_references(name: str | None, config: str | None, split: str) -> Dataset:
+    """Rows with a reference order, of a name on the Hub, a folder, or one file, whose split is whatever is asked for.
+
+    Of HH-RLHF on the Hub, whose subsets are folders and no configurations, the config names one.
+
+    Raises:
+        ValueError: If no data set is named, or it lacks the split.
+        FileNotFoundError: If a file is not there.
+    """
+    if name is None:
+        raise ValueError("Say what to rank, with --dataset_name.")
+    if name == hh_rlhf.HUB_ID:
+        return hh_rlhf.load_hh_rlhf(cast("Any", config), cast("Any", split), dataset_type="ranked")
+    return _split(_load_splits(name, config, split), split, "dataset_split")
+
+
+def _load_splits(name: str, config: str | None, only_split: str, **kwargs: Any) -> Any:
+    """The splits of a name on the Hub or of a folder; or one file as the only split."""
+    reader = _READERS.get(Path(name.removesuffix(".gz")).suffix)
+    if reader is None:
+        return _load(name, name=config, **kwargs)
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"There is no file {name} (--dataset_name).")
+    return _load(reader, data_files={only_split: name})
+
+
+def _split(splits: Any, name: str, argument: str) -> Dataset:
+    if name not in splits:
+        raise ValueError(f"The data set has no split {name!r} (--{argument}), only {', '.join(splits)}.")
+    return splits[name]
 
 
 def _load(path: str, **kwargs: Any) -> Any:  # datasets.DatasetDict
@@ -83,22 +111,18 @@ def _load(path: str, **kwargs: Any) -> Any:  # datasets.DatasetDict
         raise ValueError(f"{files} holds no rows that can be read: {error.__cause__ or error}") from error
 
 
-def make_ranker(args: RankerArguments) -> Ranker:
+def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
     """The ranker that the arguments describe.
+
+    Args:
+        args: The arguments.
+        connect: Whether to see that an endpoint answers.
 
     Raises:
         ValueError: If they describe none, two, or one that cannot be built.
         RankerError: If nothing answers at the endpoint.
     """
-    try:
-        given = args.ranker_kwargs or {}
-        kwargs = dict(json.loads(given) if isinstance(given, str) else given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"ranker_kwargs must be a JSON object: {error}.") from error
-    if "api_key" in kwargs:
-        raise ValueError(
-            "ranker_kwargs must hold no API key, which files and process lists would show: set OPENAI_API_KEY."
-        )
+    kwargs = ranker_options(args)
     if args.ranker_model is not None and args.ranker_factory is None:
         factory: Callable[..., Ranker] = partial(LLMRanker, args.ranker_model, args.ranker_base_url)
     elif args.ranker_factory is not None and args.ranker_model is args.ranker_base_url is None:
@@ -112,9 +136,27 @@ def make_ranker(args: RankerArguments) -> Ranker:
     ranker = factory(**kwargs)
     if not isinstance(ranker, Ranker):
         raise ValueError(f"ranker_factory {args.ranker_factory!r} returned {ranker!r}, which has no method rank.")
-    if isinstance(ranker, LLMRanker):
+    if connect and isinstance(ranker, LLMRanker):
         ranker.check_connection()
     return ranker
+
+
+def ranker_options(args: RankerArguments) -> dict[str, Any]:
+    """`ranker_kwargs` as keyword arguments.
+
+    Raises:
+        ValueError: If they are no JSON object, or hold an API key.
+    """
+    try:
+        given = args.ranker_kwargs or {}
+        kwargs = dict(json.loads(given) if isinstance(given, str) else given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"ranker_kwargs must be a JSON object: {error}.") from error
+    if "api_key" in kwargs:
+        raise ValueError(
+            "ranker_kwargs must hold no API key, which files and process lists would show: set OPENAI_API_KEY."
+        )
+    return kwargs
 
 
 def _imported(path: str) -> Callable[..., Ranker]:

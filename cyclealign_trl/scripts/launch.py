@@ -12,7 +12,7 @@ from subprocess import CalledProcessError
 
 import torch
 import yaml
-from accelerate.commands.config.config_args import default_config_file
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -59,6 +59,16 @@ def start(
         launch_command(arguments)
     except (CalledProcessError, ChildFailedError):  # the processes have said why
         sys.exit(1)
+
+
+def num_processes(accelerate_own: Sequence[str]) -> int:
+    """The processes that a command starts with these arguments of `accelerate launch`."""
+    arguments = launch_command_parser().parse_args([*accelerate_own, "script"])
+    if arguments.num_processes is not None:
+        return int(arguments.num_processes)
+    if arguments.config_file is not None or Path(default_config_file).is_file():
+        return int(load_config_from_file(arguments.config_file).num_processes)
+    return max(1, torch.accelerator.device_count())
 
 
 def work(parser: CommandParser, make_trainer: Callable[..., RankingTrainer], argv: Sequence[str]) -> None:

@@ -116,7 +116,7 @@ class RankingCollator:
     encoder: TextEncoder
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        rows = [_ranked(row) for row in rows]
+        rows = [ranked_row(row) for row in rows]
         width = max(len(row["completions"]) for row in rows)
         batch: dict[str, Any] = {
             name: [] for name in ("prompt_ids", "completion_ids", "ranks", "rewards", "prompt_cut", "completion_cut")
@@ -141,7 +141,7 @@ class RankingCollator:
         return batch
 
 
-def _ranked(row: Mapping[str, Any]) -> dict[str, Any]:
+def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row in the one form that is trained on: prompt, texts, ranks, and rewards or `None`."""
     if "completions" not in row:
         pair = maybe_extract_prompt(dict(row))

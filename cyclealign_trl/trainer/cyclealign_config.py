@@ -69,6 +69,9 @@ class CycleAlignConfig(RankingConfig):
             Share of each training GPU's memory that vLLM reserves, its copy of the weights included.
         vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
             Training GPUs among which one vLLM engine splits its copy of the weights.
+        weight_by_consistency (`bool`, *optional*, defaults to `False`):
+            Whether a prompt's loss is multiplied by how far the ranker's passes agree: Kendall's tau-b, 0 where it is
+            negative. Needs a ranker that makes several, such as LLMRanker(num_passes=3).
         cache_rankings (`bool`, *optional*, defaults to `True`):
             Whether rankings are stored in the output directory and never paid for twice. Needs a ranker with a
             fingerprint.
@@ -184,6 +187,13 @@ class CycleAlignConfig(RankingConfig):
     vllm_tensor_parallel_size: int = field(
         default=1,
         metadata={"help": "Training GPUs among which one vLLM engine splits its copy of the weights."},
+    )
+    weight_by_consistency: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a prompt's loss is multiplied by how far the ranker's passes agree: Kendall's tau-b, 0 "
+            "where it is negative. Needs a ranker that makes several, such as LLMRanker(num_passes=3)."
+        },
     )
     cache_rankings: bool = field(
         default=True,

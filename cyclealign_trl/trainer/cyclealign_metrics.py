@@ -41,6 +41,7 @@ class InteractionRecord:
 
 def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
     """Metrics to average over steps. Those of an agreement are there if at least one prompt was ranked."""
+    settlements = [record.settlement for record in records]
     lengths = [length for record in records for length in record.lengths]
     values = {
         "completions/mean_length": fmean(lengths),
@@ -61,19 +62,25 @@ def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
             "improved/corrected_ratio": fmean(record.settlement.corrected for record in ranked),
             "improved/cut_ratio": fmean(record.improved_cut for record in ranked),
         }
+    consistencies = [settlement.consistency for settlement in settlements if settlement.consistency is not None]
+    if consistencies:
+        values["ranker/consistency"] = fmean(consistencies)
     return values
 
 
 def counts(records: Sequence[InteractionRecord]) -> dict[str, float]:
-    """Metrics to add up over steps: failures by kind, and what the ranker took. Cached answers take nothing.
+    """Metrics to add up over steps: failures by kind, what the ranker was not shown, and what it took.
 
-    The cost is there where at least one answer has a price.
+    Cached answers take nothing. The cost is there where at least one answer has a price.
     """
     total: defaultdict[str, float] = defaultdict(float)
     for record in records:
         settlement = record.settlement
         if settlement.failure is not None:
             total[f"failures/{settlement.failure}"] += 1
+        if settlement.trimmed is not None:
+            total["ranker/dropped_demonstrations"] += settlement.trimmed.demonstrations
+            total["ranker/cut_completions"] += settlement.trimmed.completions
         if settlement.usage is None:
             continue
         if settlement.usage.cached:

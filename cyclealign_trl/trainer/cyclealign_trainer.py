@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -46,6 +47,8 @@ from .sampler import InteractionSampler
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+logger = logging.getLogger(__name__)
 
 
 class CycleAlignTrainer(RankingTrainer):
@@ -131,6 +134,7 @@ class CycleAlignTrainer(RankingTrainer):
         # The window under way: prompts that need no further interaction (`stop_on_agreement`).
         self._agreed: set[str] = set()
         self._last_records: list[InteractionRecord] = []
+        self._said_unweighted = False
         self._failure_guard = FailureGuard(args.max_ranking_failures)
         self._budget_guard = BudgetGuard(args.at_budget_cap)
         self.add_callback(self._failure_guard)
@@ -201,6 +205,7 @@ class CycleAlignTrainer(RankingTrainer):
                 self.demonstrations.select(prompt),
                 metadata,
                 already_agreed=prompt_key(prompt) in self._agreed,
+                num_static=len(self.demonstrations.static),
             )
             for prompt, metadata, ids in zip(batch["prompt"], batch["metadata"], completion_ids, strict=True)
         ]
@@ -252,6 +257,7 @@ class CycleAlignTrainer(RankingTrainer):
             torch.tensor(ranks, device=sums.device),
             sft_ids=[ids for ids, _ in improved] if has_targets else None,
             rank_sft_ids=self.args.rank_improved_completion,
+            weights=self._weights(settlements, sums.device),
         )
 
     def _correct(self, settlements: list[Settlement]) -> list[Settlement]:
@@ -293,6 +299,19 @@ class CycleAlignTrainer(RankingTrainer):
     def _trains_sft_alone(self, settlement: Settlement) -> bool:
         """Whether there is no ranking because there is no money left for it, and the run goes on without."""
         return self.args.at_budget_cap == "sft" and settlement.failure == BUDGET_EXHAUSTED
+
+    def _weights(self, settlements: Sequence[Settlement], device: torch.device) -> Tensor | None:
+        """What each prompt's loss weighs `(B,)`, where the ranker's passes are to say so; 1 where there was one."""
+        if not self.args.weight_by_consistency:
+            return None
+        if not self._said_unweighted and any(s.ranks and s.consistency is None for s in settlements):
+            self._said_unweighted = True
+            logger.warning(
+                "weight_by_consistency=True has no effect on rankings of a single pass, which weigh 1: ask for "
+                "several, as LLMRanker(num_passes=3) does."
+            )
+        weights = [1.0 if s.consistency is None else max(0.0, s.consistency) for s in settlements]
+        return torch.tensor(weights, device=device)
 
     def _settle(
         self, inputs: dict[str, Any], answers: Iterable[Outcome], scores: list[list[float]]
@@ -366,9 +385,10 @@ class CycleAlignTrainer(RankingTrainer):
 
     def _log_records(self, records: list[InteractionRecord]) -> None:
         ranked = sum(record.settlement.agreement is not None for record in records)
+        in_passes = sum(record.settlement.consistency is not None for record in records)
+        weights = {"agreement": ranked, "improved": ranked, "ranker": in_passes}
         for name, value in means(records).items():
-            of_rankings = name.startswith(("agreement/", "improved/"))
-            self._log_metric(name, value, weight=ranked if of_rankings else len(records))
+            self._log_metric(name, value, weight=weights.get(name.partition("/")[0], len(records)))
         for name, count in counts(records).items():
             self._log_count(name, count)
         self._log_local({"pool/size": len(self.demonstrations)})

@@ -45,6 +45,7 @@ def schema(conversational: bool) -> pa.Schema:
             ("improved_completion", pa.string()),
             ("failure", pa.string()),
             ("usage", _USAGE),
+            ("consistency", pa.float64()),
         ]
     )
 
@@ -111,4 +112,5 @@ def _row(step: int, interaction: int, settlement: Settlement) -> dict[str, Any]:
         "improved_completion": settlement.improved_completion,
         "failure": settlement.failure,
         "usage": None if settlement.usage is None else asdict(settlement.usage),
+        "consistency": settlement.consistency,
     }

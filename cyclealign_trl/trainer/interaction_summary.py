@@ -12,7 +12,7 @@ from typing import Any
 
 from ..interaction import SKIPPED
 
-COLUMNS = ["step", "black_box_order", "agreement", "failure", "usage"]
+COLUMNS = ["step", "black_box_order", "agreement", "ranks", "failure", "usage"]
 """The columns of the log that a summary reads."""
 
 CurvePoint = tuple[int, float]
@@ -102,7 +102,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], min_agreement: int) -> Interact
             reasons[row["failure"]] += 1
         if row["agreement"] is not None:
             rankings += 1
-            agreed += len(row["agreement"]) >= min_agreement
+            agreed += len({row["ranks"][index] for index in row["agreement"]}) >= min_agreement  # ties show no order
             agreement[row["step"]].append(len(row["agreement"]) / len(row["black_box_order"]))
         if row["usage"] is not None:
             usages[row["usage"]["cached"]].append(row["usage"])

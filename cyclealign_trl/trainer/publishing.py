@@ -51,6 +51,7 @@ _COLUMNS = {
     "`improved_completion`": "a better completion that the ranker wrote, or a corrector",
     "`failure`": "why there is no ranking",
     "`usage`": "tokens, cost in US dollars where known, attempts, and whether the answer came from a cache",
+    "`consistency`": "how far several passes of the ranker agree, Kendall's tau-b from -1 to 1",
 }
 
 

@@ -54,12 +54,15 @@ class RankingTargets:
         sft_ids: Token ids of B completions to imitate; an empty one stands for the top-ranked completion. `None` if
             no prompt has one of its own. A row of -1 with a target trains on that alone.
         rank_sft_ids: Whether these targets also rank above their prompt's completions, so that K + 1 compete.
+        weights: `(B,)`, what each prompt's loss is multiplied by; `None` weighs all alike. The divisor of the batch's
+            mean stays B.
     """
 
     ranks: Tensor
     rewards: Tensor | None = None
     sft_ids: list[list[int]] | None = None
     rank_sft_ids: bool = False
+    weights: Tensor | None = None
 
 
 class RankingTrainer(ResumableTrainer):
@@ -229,6 +232,8 @@ class RankingTrainer(ResumableTrainer):
         targets = self._targets(inputs, sums, lengths)
 
         losses, scores = self._losses(model, inputs, sums, lengths, targets)  # (B,), (B, K)
+        if targets.weights is not None:
+            losses = losses * targets.weights
         loss = losses.mean()
         return (loss, {"scores": scores.detach(), "ranks": targets.ranks}) if return_outputs else loss
 

@@ -6,13 +6,14 @@ import os
 import shutil
 import sqlite3
 import threading
+from dataclasses import replace
 
 import pytest
 
 from cyclealign_trl.errors import RankerError
 from cyclealign_trl.rankers.base import StreamingRanker
 from cyclealign_trl.rankers.cache import CachedRanker
-from cyclealign_trl.types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
+from cyclealign_trl.types import Demonstration, RankingFailure, RankingRequest, RankingResult, Trimmed, Usage
 
 
 class CountingRanker:
@@ -115,6 +116,57 @@ def test_failures_are_not_stored(cached):
     assert ranker.rank(ask("x"))[0].order == (2, 1, 0)
 
 
+class InPasses(Streaming):
+    """Makes three passes, one by one; odd ones see the completions the other way round."""
+
+    num_passes = 3
+
+    def answer(self, request):
+        order = super().answer(request).order
+        usage = Usage(10, 2, cost=0.5)
+        if (request.prompt, request.pass_index) in self.failing:
+            return RankingFailure("timeout", usage=usage)
+        return RankingResult(order if request.pass_index != 1 else order[::-1], usage=usage)
+
+
+def test_each_pass_is_stored_by_itself(cached):
+    inner = InPasses(failing=[("x", 0), ("x", 2)])
+    ranker = cached(inner)
+    failed, ranked = ranker.rank(ask("x", "y"))
+    assert (failed.reason, failed.usage.attempts) == ("timeout", 3)
+    assert (ranked.ranks, ranked.consistency, ranked.usage.cost) == ((2, 1, 0), pytest.approx(-1 / 3), 1.5)
+    inner.failing.clear()
+    inner.asked.clear()
+    [mended] = ranker.rank(ask("x"))
+    assert inner.asked == ["x", "x"]
+    assert mended.ranks == (2, 1, 0)
+    assert mended.usage == Usage(20, 4, cost=1.0, attempts=2)  # what was paid now
+    [stored] = ranker.rank(ask("x"))
+    assert len(inner.asked) == 2
+    assert stored.usage == Usage(30, 6, cost=1.5, attempts=3, cached=True)
+
+
+def test_passes_that_were_paid_for_survive_a_crash(cached):
+    inner = InPasses()
+    inner.survives = 4
+    with pytest.raises(RankerError, match="expired"):
+        cached(inner).rank(ask("x", "y"))
+    assert inner.asked == ["y", "y", "y", "x"]
+    inner.survives = 99
+    outcomes = cached(inner).rank(ask("x", "y"))
+    assert inner.asked[4:] == ["x", "x"]
+    assert [outcome.usage.cached for outcome in outcomes] == [False, True]
+
+
+def test_a_stored_answer_is_whole(cached):
+    inner = CountingRanker()
+    whole = RankingResult((1, 0, 2), consistency=0.5, trimmed=Trimmed(demonstrations=1), usage=Usage())
+    inner.answer = lambda request: whole
+    ranker = cached(inner)
+    ranker.rank(ask("x"))
+    assert ranker.rank(ask("x")) == [replace(whole, usage=Usage(cached=True))]
+
+
 def test_whatever_tells_requests_apart_tells_keys_apart(cached):
     inner = CountingRanker()
     ranker = cached(inner)
@@ -126,6 +178,8 @@ def test_whatever_tells_requests_apart_tells_keys_apart(cached):
         *(ask("x", demonstrations=(demonstration,))[0] for demonstration in demonstrations),
         *ask("x", metadata={"answer": 1}),
         *ask("x", metadata={"answer": {"set of objects"}}),
+        *ask("x", num_static=1),
+        *ask("x", pass_index=1),
         RankingRequest("x", ("b", "a", "c")),
         RankingRequest("x", ("a", "b")),
     ]
@@ -201,6 +255,9 @@ def test_no_write_ahead_log_is_kept(cached, tmp_path):
         json.dumps({"order": [0, 1, 2], "ranks": [0], "improved_completion": None, "usage": None}),
         json.dumps({"order": [0, 1, 2], "ranks": ["0", 1, 2], "improved_completion": None, "usage": None}),
         json.dumps({"order": [0, 1, 2], "ranks": None, "improved_completion": None, "usage": {"price": 1}}),
+        json.dumps(
+            {"order": [0, 1, 2], "ranks": None, "improved_completion": None, "usage": None, "trimmed": {"x": 1}}
+        ),
     ],
 )
 def test_a_stored_row_that_does_not_fit_is_asked_anew(cached, tmp_path, value):

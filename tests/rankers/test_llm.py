@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+from contextlib import closing
 
 import pytest
 
@@ -16,8 +18,9 @@ from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
 from cyclealign_trl.errors import RankerError
 from cyclealign_trl.rankers import client
 from cyclealign_trl.rankers.base import StreamingRanker
+from cyclealign_trl.rankers.cache import CachedRanker
 from cyclealign_trl.rankers.llm import LLMRanker
-from cyclealign_trl.types import Demonstration, RankingFailure, RankingRequest, RankingResult
+from cyclealign_trl.types import Demonstration, RankingFailure, RankingRequest, RankingResult, Trimmed
 
 KEY = "sk-very-secret-0123456789"
 COMPLETIONS = ("worst", "best", "middle", "bad")
@@ -519,6 +522,153 @@ def test_a_dialect_that_never_worked_is_not_remembered(serve):
     assert endpoint.requests[-1].keys() == endpoint.requests[0].keys()
 
 
+# Several passes
+
+
+def test_passes_ask_in_opposite_orders_and_are_merged(serve):
+    ranker, endpoint = serve(judge, num_passes=3)
+    [outcome] = ranker.rank([REQUEST])
+    assert (outcome.order, outcome.ranks) == (RIGHT, (3, 0, 1, 2))
+    assert outcome.consistency == 1.0
+    assert outcome.usage.attempts == 3
+    orders = [tuple(shown(body).values()) for body in endpoint.requests]
+    assert sum(order[::-1] in orders for order in orders) == 2
+    assert sorted(body["seed"] for body in endpoint.requests) == [0, 1, 2]
+
+
+def test_what_a_place_is_worth_cancels_out(serve):
+    """A judge who always prefers what is shown first: opposite passes leave nothing of it."""
+    first_best = lambda body: Reply(json.dumps({"ranking": list(shown(body))}))  # noqa: E731
+    once, _ = serve(first_best)
+    twice, _ = serve(first_best, num_passes=2)
+    assert once.rank([REQUEST])[0].ranks is None
+    [outcome] = twice.rank([REQUEST])
+    assert outcome.ranks == (0, 0, 0, 0)
+    assert outcome.consistency == -1.0
+
+
+def test_the_passes_of_all_requests_run_together(serve):
+    lock, flying, most = threading.Lock(), 0, 0
+
+    def respond(body):
+        nonlocal flying, most
+        with lock:
+            flying += 1
+            most = max(most, flying)
+        time.sleep(0.3)
+        with lock:
+            flying -= 1
+        return judge(body)
+
+    ranker, _ = serve(respond, num_passes=3)
+    ranker.rank([RankingRequest(f"Question {index}?", COMPLETIONS) for index in range(2)])
+    assert most == 6
+
+
+def test_a_minority_of_failed_passes_is_borne(serve):
+    def respond(failing):
+        lock, calls = threading.Lock(), []
+
+        def answer(body):
+            with lock:
+                calls.append(body)
+                return Reply(refusal="I will not.") if len(calls) <= failing else judge(body)
+
+        return answer
+
+    ranker, _ = serve(respond(1), num_passes=3, max_retries=0)
+    [outcome] = ranker.rank([REQUEST])
+    assert (outcome.order, outcome.usage.attempts) == (RIGHT, 3)
+    ranker, _ = serve(respond(2), num_passes=3, max_retries=0)
+    [outcome] = ranker.rank([REQUEST])
+    assert (outcome.reason, outcome.usage.attempts) == ("refusal", 3)
+    assert "2 of 3 passes failed" in outcome.detail
+
+
+def test_paid_passes_survive_the_end_of_the_process(serve, tmp_path):
+    """The endpoint refuses the key after four of six calls."""
+    calls = []
+
+    def respond(body):
+        calls.append(body)
+        return judge(body) if len(calls) != 5 else error(401)
+
+    ranker, _ = serve(respond, num_passes=3, max_concurrency=1)
+    requests = [RankingRequest(f"Question {index}?", COMPLETIONS) for index in range(2)]
+    with cached_in(tmp_path, ranker) as cached, pytest.raises(RankerError):
+        cached.rank(requests)
+    with cached_in(tmp_path, ranker) as cached:
+        assert [outcome.order for outcome in cached.rank(requests)] == [RIGHT, RIGHT]
+    assert 5 + 2 <= len(calls) <= 5 + 2 + 1  # one may have been in flight when the key was refused
+
+
+def cached_in(folder, ranker):
+    return closing(CachedRanker(ranker, folder / "rankings.sqlite"))
+
+
+# Context window
+
+
+LONG = tuple(f"{text} {'x' * 2000}" for text in COMPLETIONS)
+EXAMPLES = tuple(
+    Demonstration(f"Question {name}?", ("So." * 100, "Thus."), (1, 0)) for name in ("static", "old", "new")
+)
+
+
+def test_a_request_that_is_too_long_is_trimmed_said_and_counted(serve, caplog):
+    ranker, endpoint = serve(judge, context_window=1024 + 1000)
+    request = RankingRequest("Why?", COMPLETIONS, EXAMPLES, num_static=1)
+    outcomes = ranker.rank([request, RankingRequest("Who?", COMPLETIONS, EXAMPLES, num_static=1)])
+    for outcome in outcomes:
+        assert (outcome.order, outcome.trimmed) == (RIGHT, Trimmed(demonstrations=1))
+    text = endpoint.requests[0]["messages"][1]["content"]
+    assert ["Question static?" in text, "Question old?" in text, "Question new?" in text] == [True, False, True]
+    [record] = caplog.records
+    assert "context_window=2024" in record.message
+    assert "max_demonstrations" in record.message
+
+
+def test_completions_are_cut_for_the_judge_alone(serve):
+    ranker, endpoint = serve(judge_of(6), context_window=4000, num_passes=2)
+    [outcome] = ranker.rank([RankingRequest("Why?", LONG, EXAMPLES)])
+    assert outcome.trimmed == Trimmed(demonstrations=3, completions=4)
+    assert outcome.order == RIGHT
+    for body in endpoint.requests:
+        assert len({len(text) for text in shown(body).values()}) == 1
+        assert str(body).count("is longer. Its end is not shown") == 4
+        assert sum(len(message["content"].encode()) for message in body["messages"]) <= (4000 - 1024) * 3
+
+
+def judge_of(length):
+    """Knows the merit of texts by their first letters."""
+
+    def respond(body):
+        by_label = shown(body)
+        ranking = sorted(by_label, key=lambda label: MERIT[by_label[label][:length].split()[0]])
+        return Reply(json.dumps({"ranking": ranking}))
+
+    return respond
+
+
+def test_what_cannot_fit_is_a_failure_without_a_call(serve):
+    ranker, endpoint = serve(judge, context_window=1024 + 800, num_passes=2)
+    too_long, fine = ranker.rank([RankingRequest("Why? " * 1000, COMPLETIONS), REQUEST])
+    assert (too_long.reason, too_long.usage) == ("too_long", None)
+    assert "context_window=1824" in too_long.detail
+    assert fine.order == RIGHT
+    assert len(endpoint.requests) == 2
+
+
+def test_with_room_enough_nothing_is_trimmed(serve, caplog):
+    ranker, endpoint = serve(judge, context_window=100_000)
+    other, other_endpoint = serve(judge)
+    request = RankingRequest("Why?", COMPLETIONS, EXAMPLES)
+    assert ranker.rank([request])[0].trimmed is None
+    other.rank([request])
+    assert endpoint.requests == other_endpoint.requests
+    assert not caplog.records
+
+
 # Threads, bounds, ends
 
 
@@ -606,6 +756,8 @@ def test_a_dropped_ranker_frees_its_thread():
         {"max_retries": -1},
         {"temperature": -0.1},
         {"max_tokens": 0},
+        {"num_passes": 0},
+        {"context_window": 1024},
         {"api_key": "sk-\x00secret"},
     ],
 )
@@ -615,6 +767,11 @@ def test_arguments_out_of_range_raise(options):
         LLMRanker("a-model", "http://127.0.0.1:1/v1", **options)
     assert "secret" not in str(caught.value)
     assert name == "api_key" or str(value) in str(caught.value)
+
+
+def test_several_passes_take_several_orders():
+    with pytest.raises(ValueError, match="`num_passes=2` with `shuffle=False`"):
+        LLMRanker("a-model", "http://127.0.0.1:1/v1", num_passes=2, shuffle=False)
 
 
 def test_a_model_must_be_named():
@@ -657,6 +814,8 @@ def test_the_fingerprint_changes_with_all_that_changes_answers():
         {"seed": 1},
         {"shuffle": False},
         {"improve": False},
+        {"num_passes": 3},
+        {"context_window": 9999},
         {"extra_body": {"token": "secret"}},
         {"extra_body": {"token": "other"}},
     ]
@@ -667,10 +826,15 @@ def test_the_fingerprint_changes_with_all_that_changes_answers():
     assert {ranker.fingerprint for ranker in same} == {LLMRanker(**base).fingerprint}
 
 
-def test_a_password_in_the_address_is_not_shown():
-    ranker = LLMRanker("a-model", "http://user:hunter2@127.0.0.1:1/v1?token=hunter2")
-    assert "hunter2" not in repr(ranker) + ranker.fingerprint
-    assert "http://127.0.0.1:1/v1" in repr(ranker)
+@pytest.mark.parametrize(
+    "address",
+    ["http://user:hunter2@127.0.0.1:1/v1", "http://127.0.0.1:1/v1?token=hunter2", "http://127.0.0.1:hunter2/v1",
+     "http://127.0.0.1:1/v1#hunter2", "hunter2.example/v1", "ftp://hunter2/v1"],
+)  # fmt: skip
+def test_an_address_with_secrets_is_refused_without_a_word_of_them(address):
+    with pytest.raises(ValueError, match="without user, password or query") as caught:
+        LLMRanker("a-model", address)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value)).replace(f'"{address}"', "")
 
 
 def test_importing_rankers_loads_no_heavy_library():

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cyclealign_trl import CycleAlignConfig
-from cyclealign_trl.scripts import train, train_ranked
+from cyclealign_trl.scripts import dlma, judge, train, train_ranked
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 
@@ -24,7 +24,8 @@ OTHERS = {
 
 
 def script_of(config):
-    return train_ranked if config.stem.startswith("offline") else train
+    named = {"dlma": dlma, "judge": judge, "offline_pro": train_ranked, "offline_rrhf": train_ranked}
+    return named.get(config.stem, train)
 
 
 def parsed(script, *argv):
@@ -57,17 +58,18 @@ def cases():
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) == 6
+    assert len(CONFIGS) == 8
 
 
 @pytest.mark.parametrize(("config", "name", "value"), list(cases()))
 def test_each_field_of_each_config_can_be_overridden(config, name, value, tmp_path):
-    script, given = script_of(config), ["--use_cpu", "--config", config]
+    script = script_of(config)
+    given = ["--config", config] if script is judge else ["--use_cpu", "--config", config]
     assert parsed(script, *given)[name] == value
     written, expected = other(name, value)
     assert parsed(script, *given, f"--{name}", *written)[name] == expected
     own, accelerate_own = script.make_parser().split([*map(str, given), f"--{name}", *written])
-    assert own == ["--use_cpu", "--config", str(config), f"--{name}", *written]
+    assert own == [*map(str, given), f"--{name}", *written]
     assert accelerate_own == []
 
 
@@ -148,3 +150,15 @@ def test_help_explains_our_fields_and_names_the_others(script, capsys, monkeypat
         for name in CycleAlignConfig.__annotations__:
             if not name.startswith("_"):
                 assert f"--{name} " in explained, name
+
+
+def test_a_command_that_does_not_train_explains_all_of_its_own(capsys):
+    with pytest.raises(SystemExit) as stop:
+        judge.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "accelerate" not in text
+    assert "TrainingArguments" not in text
+    for part in (judge.JudgeArguments, judge.RankerArguments):
+        for name in part.__dataclass_fields__:
+            assert text.count(f"--{name} ") == 1, name

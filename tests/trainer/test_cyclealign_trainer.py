@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from cyclealign_trl import (
 from cyclealign_trl.agreement import agreement_ranking
 from cyclealign_trl.demonstrations import DEFAULT
 from cyclealign_trl.trainer.cyclealign_config import CycleAlignConfig
+from cyclealign_trl.types import Trimmed
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import DigestGeneration, DigestRanker, K, config, make_trainer, prompts, read_log
 
@@ -298,6 +300,79 @@ def test_overlong_texts_are_cut_and_counted(tmp_path):
 
 
 # Failures of the ranker as a whole
+
+
+# What the ranker says of itself
+
+
+class Consistent(DigestRanker):
+    """Says of every ranking how far its passes agreed, and what it was not shown."""
+
+    fingerprint = None
+
+    def __init__(self, consistency):
+        super().__init__()
+        self.consistency = consistency
+
+    def answer(self, request):
+        trimmed = Trimmed(demonstrations=1, completions=2)
+        return replace(super().answer(request), consistency=self.consistency(request), trimmed=trimmed)
+
+
+def run(folder, ranker=None, **changes):
+    trainer = make_trainer(folder, ranker, prompts(2), stub_generation=True, max_steps=1, **changes)
+    before = weights(trainer)
+    trainer.train()
+    return trainer, before
+
+
+@pytest.mark.parametrize("consistency", [0.0, -0.5])
+def test_a_ranking_that_its_passes_contradict_weighs_nothing(tmp_path, consistency):
+    trainer, before = run(tmp_path, Consistent(lambda _: consistency), weight_by_consistency=True)
+    assert_same_weights(weights(trainer), before)
+    trainer, before = run(tmp_path / "unweighted", Consistent(lambda _: consistency))
+    assert any(not torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+def test_the_loss_of_a_prompt_is_multiplied_by_its_consistency(tmp_path):
+    def loss(name, **changes):
+        trainer, _ = run(tmp_path / name, **changes)
+        return trainer.state.log_history[0]["loss"]
+
+    def of_one(number):  # the other prompt's passes agree on nothing
+        return Consistent(lambda request: 1.0 * request.prompt.startswith(f"Question {number}"))
+
+    whole = loss("plain")
+    assert loss("all", ranker=Consistent(lambda _: 1.0), weight_by_consistency=True) == whole
+    half = loss("half", ranker=Consistent(lambda _: 0.5), weight_by_consistency=True)
+    assert half == pytest.approx(whole / 2)
+    parts = [loss(str(number), ranker=of_one(number), weight_by_consistency=True) for number in range(2)]
+    assert sum(parts) == pytest.approx(whole)
+    assert min(parts) > 0
+
+
+def test_consistency_and_what_was_trimmed_are_logged(tmp_path):
+    ranker = Consistent(lambda request: 0.5 if request.prompt.startswith("Question 0") else None)
+    trainer, _ = run(tmp_path, ranker)
+    log = trainer.state.log_history[0]
+    assert log["ranker/consistency"] == 0.5
+    assert (log["ranker/dropped_demonstrations"], log["ranker/cut_completions"]) == (2, 4)
+    assert {row["consistency"] for row in read_log(tmp_path)} == {0.5, None}
+
+
+def test_weighing_single_passes_is_said_once_to_have_no_effect(tmp_path, caplog):
+    trainer, _ = run(tmp_path, weight_by_consistency=True, num_interactions=1)
+    [record] = [record for record in caplog.records if "weight_by_consistency" in record.message]
+    assert "num_passes=3" in record.message
+    plain, _ = run(tmp_path / "plain", num_interactions=1)
+    assert_same_weights(weights(trainer), weights(plain))
+
+
+def test_the_ranker_is_told_which_demonstrations_are_static(tmp_path):
+    ranker = DigestRanker()
+    make_trainer(tmp_path, ranker, prompts(2)).train()
+    assert {request.num_static for request in ranker.requests} == {1}
+    assert max(len(request.demonstrations) for request in ranker.requests) == 2
 
 
 def test_too_many_failures_stop_the_run_with_a_checkpoint(tmp_path):

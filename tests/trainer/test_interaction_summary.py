@@ -5,12 +5,13 @@ import pytest
 from cyclealign_trl.trainer.interaction_summary import Expense, summarize
 
 
-def row(step, agreement=(0, 1), failure=None, **usage):
+def row(step, agreement=(0, 1), failure=None, ranks=(0, 1, 2), **usage):
     known = {"prompt_tokens": 10, "completion_tokens": 5, "cost": None, "attempts": 1, "cached": False}
     return {
         "step": step,
         "black_box_order": None if failure else [0, 1, 2],
         "agreement": None if failure else list(agreement),
+        "ranks": None if failure else list(ranks),
         "failure": failure,
         "usage": None if failure == "duplicate_completions" else known | usage,
     }
@@ -21,16 +22,17 @@ def test_counts():
         row(0),
         row(0, agreement=[0, 1, 2]),
         row(1, agreement=[2]),
+        row(1, agreement=[0, 1], ranks=[0, 0, 1]),  # a tie shows no order
         row(1, failure="timeout"),
         row(2, failure="timeout"),
         row(2, failure="unparsable"),
         row(3, failure="duplicate_completions"),
     ]
     summary = summarize(rows, min_agreement=2)
-    assert (summary.interactions, summary.rankings, summary.agreed) == (7, 3, 2)
+    assert (summary.interactions, summary.rankings, summary.agreed) == (8, 4, 2)
     assert summary.failures == {"timeout": 2, "unparsable": 1}
     assert summary.skipped == {"duplicate_completions": 1}
-    assert summary.billed == Expense(6, 60, 30)  # a failed answer is paid for, too
+    assert summary.billed == Expense(7, 70, 35)  # a failed answer is paid for, too
     assert summarize(rows, min_agreement=3).agreed == 1
 
 

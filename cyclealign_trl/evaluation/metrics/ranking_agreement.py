@@ -1,0 +1,91 @@
+"""How far rankings agree with reference rankings: an `evaluate` metric, loaded from this file, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from cyclealign_trl.agreement import kendall_tau
+from cyclealign_trl.evaluation.bootstrap import ratios
+
+FIGURES = ("pairwise_accuracy", "exact_match", "top_1", "kendall_tau")
+
+_DESCRIPTION = """\
+Agreement of rankings with reference rankings of the same completions. Of each prompt, the pairs count that the
+reference orders strictly; a prompt without such a pair does not count at all.
+
+- pairwise_accuracy: share of these pairs, over all prompts, that the ranking orders alike. A pair that the ranking
+  ties counts one half, as a coin would get.
+- exact_match: share of prompts with all of these pairs ordered alike. What the reference ties may stand in any order.
+- top_1: share of prompts whose first completion is one of the reference's best; where the ranking ties several for the
+  first place, the share of them that are. With one chosen completion and three rejected ones, this is the accuracy of
+  RewardBench 2.
+- kendall_tau: Kendall's tau-b, a mean over the prompts where both rankings order a pair.
+"""
+
+_INPUTS = """\
+Args:
+    predictions (list of list of int): per prompt, the rank of each completion, 0 = best; equal ranks are ties.
+    references (list of list of int): likewise, the reference ranks of the same completions.
+    n_resamples (int): how many times the prompts are drawn for the intervals.
+    confidence_level (float): coverage of the intervals.
+    seed (int): seed of the draws.
+
+Returns:
+    Each figure, and under its name with "_interval" its percentile bootstrap interval over prompts, [low, high].
+    None where no prompt counts. num_prompts and num_pairs say how many do.
+"""
+
+
+class RankingAgreement(evaluate.Metric):
+    """Pairwise accuracy, exact match, top-1 and Kendall's tau-b, with bootstrap intervals over prompts."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        ranks = datasets.List(datasets.Value("int64"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": ranks, "references": ranks}),
+        )
+
+    def _compute(
+        self,
+        predictions: Sequence[Sequence[int]],
+        references: Sequence[Sequence[int]],
+        n_resamples: int = 1000,
+        confidence_level: float = 0.95,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        rows = [_terms(ranks, reference) for ranks, reference in zip(predictions, references, strict=True)]
+        terms = np.array(rows, dtype=float).reshape(len(rows), 2, len(FIGURES))  # (B, 2, F)
+        figures = ratios(terms[:, 0], terms[:, 1], n_resamples, confidence_level, seed)
+        result: dict[str, Any] = {}
+        for name, (value, interval) in zip(FIGURES, figures, strict=True):
+            result |= {name: value, f"{name}_interval": interval and list(interval)}
+        pairs = terms[:, 1, 0]
+        return result | {"num_prompts": int((pairs > 0).sum()), "num_pairs": int(pairs.sum())}
+
+
+def _terms(ranks: Sequence[int], reference: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What one prompt adds to numerator and denominator of each figure."""
+    if len(ranks) != len(reference):
+        raise ValueError(
+            f"A ranking and its reference rank the same completions; got {len(ranks)} and {len(reference)} ranks."
+        )
+    pairs = [pair for pair in combinations(range(len(ranks)), 2) if reference[pair[0]] != reference[pair[1]]]
+    if not pairs:
+        return (0.0,) * len(FIGURES), (0.0,) * len(FIGURES)
+    right = sum(
+        0.5 if ranks[i] == ranks[j] else float((ranks[i] < ranks[j]) == (reference[i] < reference[j]))
+        for i, j in pairs
+    )
+    first = [index for index, rank in enumerate(ranks) if rank == min(ranks)]
+    best = sum(reference[index] == min(reference) for index in first) / len(first)
+    tau = kendall_tau(ranks, reference)
+    return (right, float(right == len(pairs)), best, tau or 0.0), (len(pairs), 1.0, 1.0, float(tau is not None))

@@ -1,0 +1,60 @@
+"""The figure of a judge's report: how well it agrees, and what it likes by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+_COLOURS = {"pairwise_accuracy": "#2a6f97", "top_1": "#bc6c25", "exact_match": "#6a994e", "kendall_tau": "#7b5ea7"}
+
+
+def plot_report(figures: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None:
+    """Draws agreement by number of demonstrations, and the first places won by shown position.
+
+    Args:
+        figures: `JudgeReport.figures`.
+        path: Where to write the image, in the format that its ending names.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    agreement, positions = figure.subplots(1, 2)
+    for offset, (name, colour) in enumerate(_COLOURS.items()):
+        points = [
+            (one["num_demonstrations"], one["agreement"][name], one["agreement"][f"{name}_interval"])
+            for one in figures
+            if one["agreement"][name] is not None
+        ]
+        agreement.errorbar(
+            [number + 0.06 * (offset - 1.5) for number, _, _ in points],
+            [value for _, value, _ in points],
+            # A percentile interval need not hold the value: a length below 0 is none.
+            [
+                [max(0.0, value - interval[0]) for _, value, interval in points],
+                [max(0.0, interval[1] - value) for _, value, interval in points],
+            ],
+            color=colour,
+            label=name,
+            marker="o",
+            markersize=4,
+            capsize=2,
+        )
+    agreement.set(xlabel="Demonstrations", title="Agreement with the reference")
+    agreement.xaxis.set_major_locator(MaxNLocator(integer=True))
+    agreement.legend(frameon=False, fontsize="small")
+
+    expected: list[float] = max((one["position_bias"]["expected_by_position"] for one in figures), key=len)
+    positions.plot(range(1, len(expected) + 1), expected, color="#777777", linestyle="--", label="without bias")
+    for one in figures:
+        wins = one["position_bias"]["first_place_by_position"]
+        label = f"{one['num_demonstrations']} demonstrations"
+        positions.plot(range(1, len(wins) + 1), wins, marker="o", markersize=4, label=label)
+    positions.set(xlabel="Shown position", title="Share of first places", ylim=(0, None))
+    positions.xaxis.set_major_locator(MaxNLocator(integer=True))
+    positions.legend(frameon=False, fontsize="small")
+    for panel in (agreement, positions):
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=144)

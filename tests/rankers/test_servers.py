@@ -1,0 +1,162 @@
+"""`LLMRanker` and a server that nobody here wrote: `transformers serve`, with models that say one thing only."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from cyclealign_trl import Demonstration, LLMRanker, RankerError, RankingFailure, RankingRequest
+from cyclealign_trl.cli import main
+from tests.conftest import make_model, make_tokenizer
+from tests.evaluation.test_judge import rows
+
+REPLIES = {
+    "json": '{"ranking": ["B", "A"], "improved_response": "Because."}',
+    "thinking": 'A seems better.</think>```json\n{"ranking": ["B", "A"]}\n```',
+    "chain": "B > A",
+    "chatty": "Both are fine answers, I think!",
+    "three": '{"ranking": ["B", "A", "C"]}',
+}
+REQUEST = RankingRequest(
+    [{"role": "user", "content": "Why?"}], ("No.", "Yes."), (Demonstration("How?", ("So.", "Thus."), (0, 1)),)
+)
+
+
+def save_parrot(folder, reply):
+    """A model that says `reply` whatever it is asked, and the end after it; or "x" for ever if that is `None`.
+
+    Its weights are written by hand. A token's embedding is a unit vector of its own, the layers add nothing to it, and
+    the head maps each vector to the token that comes next.
+    """
+    tokenizer = make_tokenizer()
+    said = "x" if reply is None else reply
+    tokenizer.add_tokens([said])
+    start, said_id, end = (tokenizer.convert_tokens_to_ids(token) for token in (">", said, tokenizer.eos_token))
+    model = make_model(vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=1, max_position_embeddings=8192)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(len(tokenizer), 128))
+        for weight in (model.model.layers[0].self_attn.o_proj.weight, model.model.layers[0].mlp.down_proj.weight):
+            weight.zero_()
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[said_id, start] = 1.0  # the template's last character before a reply
+        model.lm_head.weight[said_id if reply is None else end, said_id] = 1.0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The server's address and the folder of its models."""
+    models = tmp_path_factory.mktemp("models")
+    for name, reply in {**REPLIES, "endless": None}.items():
+        save_parrot(models / name, reply)
+    make_model(max_position_embeddings=8192).save_pretrained(models / "random")
+    make_tokenizer().save_pretrained(models / "random")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        str(Path(sys.executable).with_name("transformers")),
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    log = models / "log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=output, stderr=output)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}/v1", models
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def wait_for(address, process, log):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    pytest.fail(f"The server did not start:\n{log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
+
+
+@pytest.fixture
+def rank(server):
+    """Asks one of the models."""
+    address, models = server
+
+    def ask(name, request=REQUEST, **options):
+        ranker = LLMRanker(str(models / name), address, shuffle=False, **{"max_retries": 0, **options})
+        try:
+            ranker.check_connection()
+            return ranker.rank([request])[0]
+        finally:
+            ranker.close()
+
+    return ask
+
+
+@pytest.mark.parametrize(("name", "improved"), [("json", "Because."), ("thinking", None), ("chain", None)])
+def test_a_ranking_is_read_from_json_and_from_text(rank, name, improved):
+    """The server promises a JSON schema to nobody: what the model says is what there is."""
+    outcome = rank(name)
+    assert outcome.order == (1, 0)
+    assert outcome.improved_completion == improved
+    assert outcome.usage.attempts == 1
+    assert outcome.usage.prompt_tokens > 1000  # one a character
+    assert outcome.usage.completion_tokens in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("chatty", "unparsable"), ("three", "invalid_ranking"), ("endless", "truncated")]
+)
+def test_a_reply_that_is_no_ranking_is_asked_for_again_and_then_a_failure(rank, name, reason):
+    outcome = rank(name, max_retries=1, max_tokens=8)
+    assert isinstance(outcome, RankingFailure)
+    assert outcome.reason == reason
+    assert outcome.usage.attempts == 2
+    assert outcome.usage.completion_tokens > 0
+
+
+def test_random_weights_never_make_a_ranking(rank):
+    outcome = rank("random", max_tokens=64, temperature=1.0)
+    assert isinstance(outcome, RankingFailure)
+    assert outcome.reason in ("truncated", "unparsable")
+
+
+def test_what_no_rung_of_the_ladder_mends_is_an_error(rank, caplog):
+    with pytest.raises(RankerError, match=r"HTTP 422: .*Unexpected fields .*no_such_field"):
+        rank("json", extra_body={"no_such_field": 1})
+    assert "refuses a parameter" not in caplog.text  # it was none of those that can be left out
+
+
+def test_a_model_that_the_server_cannot_load_is_a_failure(rank):
+    assert rank("nowhere").reason == "server_error"
+
+
+def test_the_judge_that_always_says_b_is_found_out(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    address, models = server
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(24, size=2)))
+    main(["judge", "--dataset_name", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / "out"),
+          "--ranker_model", str(models / "json"), "--ranker_base_url", address])  # fmt: skip
+    [figures] = json.loads((tmp_path / "out" / "report.json").read_text())["figures"]
+    assert figures["rankings"] == 48
+    assert figures["failures"] == {}
+    assert figures["position_bias"]["earlier_preferred"] == 0.0
+    assert figures["position_bias"]["biased"] is True
+    assert figures["reversal"]["pairs"] == 1.0
