@@ -16,6 +16,8 @@ COMMANDS = {
     "train-ranked": "Train a policy on ranked completions or preference pairs (PRO, RRHF).",
     "estimate": "Say what `train` with the same arguments will ask of its ranker: calls, tokens, cost.",
     "dlma": "Align a policy with its own opinion of contrastive pairs (DLMA).",
+    "aligner": "Train a model to correct the answers of others (Aligner).",
+    "serve": "Serve an upstream and its aligner as one model, behind an OpenAI-compatible endpoint.",
     "judge": "Measure a ranker on data with reference orders, before you pay for a run.",
     "export": "Turn a run's feedback into data for DPO, PRO, RRHF or SFT.",
 }

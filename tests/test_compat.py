@@ -39,6 +39,23 @@ def test_the_signature_of_vllm_generation():
     assert parameters(engine.sync_weights) == {"self"}
 
 
+def test_the_seams_of_the_trainers_that_an_aligners_overrides():
+    from transformers import Trainer
+    from trl import SFTTrainer
+
+    assert list(inspect.signature(SFTTrainer._prepare_dataset).parameters)[1:] == [
+        "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"
+    ]  # fmt: skip
+    assert 'is_processed = "input_ids" in column_names' in inspect.getsource(SFTTrainer._prepare_dataset)
+    assert "self._metrics[mode].items()" in inspect.getsource(SFTTrainer.log)
+    assert list(inspect.signature(Trainer._save).parameters) == ["self", "output_dir", "state_dict"]
+    values = inspect.getsource(Trainer.set_initial_training_values).rpartition("return (")[2]
+    assert values.split()[:7] == [
+        "num_train_epochs,", "num_update_steps_per_epoch,", "num_examples,", "num_train_samples,",
+        "total_train_batch_size,", "steps_in_epoch,", "max_steps,",
+    ]  # fmt: skip
+
+
 def test_vllm_is_not_imported_before_it_is_used():
     code = (
         "import sys, cyclealign_trl.trainer.cyclealign_trainer; print('trl.generation.vllm_generation' in sys.modules)"

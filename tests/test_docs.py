@@ -14,14 +14,23 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import cyclealign_trl
-from cyclealign_trl import CycleAlignConfig, DLMAConfig, DLMATrainer, RankingConfig, RankingTrainer
+from cyclealign_trl import (
+    AlignerConfig,
+    AlignerTemplate,
+    CycleAlignConfig,
+    DLMAConfig,
+    DLMATrainer,
+    RankingConfig,
+    RankingTrainer,
+)
 from cyclealign_trl.cli import COMMANDS
-from cyclealign_trl.data import hh_rlhf
+from cyclealign_trl.data import corrections, hh_rlhf
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.scripts import dlma, estimate, export, inputs, train, train_ranked
+from cyclealign_trl.scripts import aligner, dlma, estimate, export, inputs, serve, train, train_ranked
 from cyclealign_trl.scripts import judge as judge_script
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import make_trainer, prompts
+from tests.trainer.test_aligner_trainer import make_trainer as make_aligner_trainer
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -42,10 +51,14 @@ def reply(text):
 
 @pytest.fixture
 def judge():
-    """Ranks however many completions it is shown by their labels' order."""
+    """Ranks however many completions it is shown by their labels' order; corrects and answers where it is asked to."""
 
     def respond(body):
         shown = body["messages"][-1]["content"]
+        if "### Answer" in shown:
+            return Reply(json.dumps({"correction": "better"}))
+        if "### Completions" not in shown:
+            return Reply("An answer.")
         number = max(size for size in range(2, 9) if chr(ord("A") + size - 1) in re.findall(r"\b[A-H]\b", shown))
         names = [chr(ord("A") + index) for index in range(number)]
         return Reply(json.dumps({"ranking": names[::-1], "improved_response": "better"}))
@@ -70,7 +83,16 @@ def offline(tmp_path, monkeypatch, judge):
     LlamaForSequenceClassification(model.config).save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
     tokenizer.save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
 
+    # Ends a text after a few characters, so that a correction is a short one.
+    model.generation_config.eos_token_id = [1, *range(20, 40)]
+    model.save_pretrained("outputs/aligner")
+    tokenizer.save_pretrained("outputs/aligner")
+    AlignerTemplate("{question}|{answer}=").save("outputs/aligner")
+
     stand_ins = {
+        corrections.HUB_ID: Dataset.from_list(
+            [{"question": f"Q{i}", "answer": "no", "correction": "yes"} for i in range(12)]
+        ),
         "trl-lib/ultrafeedback-prompt": prompts(12, conversational=True).select_columns(["prompt"]),
         "trl-lib/ultrafeedback_binarized": Dataset.from_list(
             [{"chosen": MESSAGES + reply("yes"), "rejected": MESSAGES + reply("no")}] * 12
@@ -93,7 +115,7 @@ def offline(tmp_path, monkeypatch, judge):
             return rows.map(lambda row: {name: text.replace(": Q", f": {subset} ") for name, text in row.items()})
         return DatasetDict(train=rows, test=rows) if split is None else rows
 
-    for module in (datasets, hh_rlhf, inputs):
+    for module in (datasets, corrections, hh_rlhf, inputs):
         monkeypatch.setattr(module, "load_dataset", load)
 
     settle = RankingConfig.__post_init__
@@ -104,6 +126,13 @@ def offline(tmp_path, monkeypatch, judge):
         settle(self)
 
     monkeypatch.setattr(RankingConfig, "__post_init__", two_steps)
+    settle_aligner = AlignerConfig.__post_init__
+
+    def two_steps_of_an_aligner(self):
+        self.max_steps, self.use_cpu, self.disable_tqdm, self.report_to, self.max_length = 2, True, True, "none", 256
+        settle_aligner(self)
+
+    monkeypatch.setattr(AlignerConfig, "__post_init__", two_steps_of_an_aligner)
     return tmp_path
 
 
@@ -126,7 +155,7 @@ def test_the_code_on_each_page_runs_in_its_order(page, offline):
 def test_every_page_with_code_was_found():
     assert {page.stem for page in ALL if blocks(page, "python")} >= {
         "README", "quickstart", "concepts", "cyclealign_trainer", "ranking_trainer", "rankers", "demonstrations",
-        "losses", "data", "dlma", "judge",
+        "losses", "data", "dlma", "aligner", "judge",
     }  # fmt: skip
 
 
@@ -165,11 +194,13 @@ def test_the_commands_on_each_page_are_understood(page, monkeypatch):
     for line in lines:
         _, command, *arguments = shlex.split(line, comments=True)
         assert command in COMMANDS
-        if command in ("estimate", "train", "train-ranked", "dlma"):
-            scripts = {"estimate": estimate, "train": train, "train-ranked": train_ranked, "dlma": dlma}
-            scripts[command].make_parser().split(arguments)
-        elif command == "export":
-            export.make_parser().parse_args(arguments)
+        training = {
+            "train": train, "train-ranked": train_ranked, "dlma": dlma, "aligner": aligner, "estimate": estimate
+        }  # fmt: skip
+        if command in training:
+            training[command].make_parser().split(arguments)
+        elif command in ("export", "serve"):
+            {"export": export, "serve": serve}[command].make_parser().parse_args(arguments)
         elif command == "judge":
             _, foreign = judge_script.make_parser().split(arguments)
             assert not foreign
@@ -222,6 +253,17 @@ def test_every_logged_metric_of_dlma_is_explained(tmp_path):
     assert logged(trainer) == explained("dlma.md")
 
 
+def test_every_logged_metric_of_an_aligner_is_explained(tmp_path):
+    assert logged(make_aligner_trainer(tmp_path, max_steps=4)) == explained("aligner.md")
+
+
+def test_the_documented_corrections_train(offline):
+    namespace = {}
+    exec(blocks(ROOT / "docs/aligner.md", "python")[2], namespace)
+    for name in ("row", "messages"):
+        make_aligner_trainer("out", rows=[namespace[name]] * 4, warmup_fraction=0).train()
+
+
 def test_every_failure_is_explained():
     table = (ROOT / "docs/concepts.md").read_text(encoding="utf-8").split("## When a ranking fails")[1]
     sources = "\n".join(path.read_text() for path in (ROOT / "cyclealign_trl").rglob("*.py"))
@@ -240,7 +282,8 @@ def test_every_public_name_has_its_place_in_the_docs():
 def test_every_setting_in_the_docs_exists():
     text = "\n".join(page.read_text(encoding="utf-8") for page in ALL)
     names = set(re.findall(r"`([a-z]\w*)=", text))
-    known = set(CycleAlignConfig.__dataclass_fields__) | set(DLMAConfig.__dataclass_fields__) | {
+    configs = (CycleAlignConfig, DLMAConfig, AlignerConfig)
+    known = {name for config in configs for name in config.__dataclass_fields__} | {
         "api_key", "ranker", "resume_from_checkpoint", "peft_config", "chat_template", "selection", "keep_paragraphs",
         "conversational", "dataset_type", "corrector",
     }  # fmt: skip
@@ -339,6 +382,26 @@ def test_the_example_of_dlma(offline, monkeypatch, capsys):
     run_example("dlma.py", monkeypatch, f"{SMALL} --dataset_name trl-lib/ultrafeedback-prompt --max_prompt_length 256")
     assert (offline / "out" / "model.safetensors").is_file()
     assert "12 prompts, 12 kept" in capsys.readouterr().out
+
+
+def brevity(prompts, completions, **_):
+    """A TRL reward function."""
+    return [-float(len(completion[0]["content"])) for completion in completions]
+
+
+def test_the_example_of_bootstrapping(offline, monkeypatch, capsys):
+    run_example(
+        "aligner_bootstrap.py",
+        monkeypatch,
+        f"""{SMALL} --dataset_name trl-lib/ultrafeedback-prompt --aligner outputs/aligner --num_prompts 8
+            --max_new_tokens 16 --use_cpu --scorer tests.test_docs.brevity""",
+    )
+    said = capsys.readouterr().out
+    assert re.findall(r"^Round (\d): 8 prompts, [1-8] pairs; ", said, re.MULTILINE) == ["1", "2", "3"]
+    assert re.findall(r"^Score after (\d) rounds: -\d+\.\d{3}$", said, re.MULTILINE) == ["0", "1", "2", "3"]
+    assert sorted(path.name for path in (offline / "out").glob("round-*")) == ["round-1", "round-2", "round-3"]
+    weights = [(offline / "out" / f"round-{number}" / "model.safetensors").read_bytes() for number in (1, 2, 3)]
+    assert len(set(weights)) == 3
 
 
 def test_the_examples_are_short_and_all_run_here():

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import cyclealign_trl
-from cyclealign_trl import CycleAlignConfig, DLMAConfig, RankingConfig
+from cyclealign_trl import AlignerConfig, CycleAlignConfig, DLMAConfig, RankingConfig
 
 
 def run_python(code):
@@ -43,7 +43,7 @@ def own_fields(config):
     return [field for field in dataclasses.fields(config) if field.name not in inherited]
 
 
-@pytest.mark.parametrize("config", [RankingConfig, CycleAlignConfig, DLMAConfig])
+@pytest.mark.parametrize("config", [RankingConfig, CycleAlignConfig, DLMAConfig, AlignerConfig])
 def test_docstring_and_help_agree(config):
     entries = {
         match["name"]: match

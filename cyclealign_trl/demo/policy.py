@@ -13,7 +13,13 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.trainers import WordLevelTrainer
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from .corpus import Dialogue, dialogues, sentences
 
@@ -78,7 +84,7 @@ def pretrain_policy(
     tokenizer = build_tokenizer(f"{sentence} {sentence}" for sentence in vocabulary())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(_config(tokenizer))
+        model = LlamaForCausalLM(llama_config(tokenizer))
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -106,7 +112,8 @@ def pretrain_policy(
     return model.eval(), tokenizer
 
 
-def _config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def llama_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """A Llama of a few hundred thousand weights."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,

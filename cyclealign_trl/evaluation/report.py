@@ -1,4 +1,4 @@
-"""What a ranker's answers to rows of known order come to: figures, tables, files."""
+"""What a ranker's answers to rows of known order come to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import numpy as np
 from ..rankers.base import Outcome
 from ..types import Demonstration, RankingResult, Usage
 from .metrics.position_bias import PositionBias
-from .metrics.ranking_agreement import FIGURES, RankingAgreement
+from .metrics.ranking_agreement import RankingAgreement
 from .references import ReferenceRanking
-
-_TITLES = dict(zip(FIGURES, ("Pairwise accuracy", "Exact match", "Top-1", "Kendall's tau-b"), strict=True))
+from .tables import figures_table, positions_table, subsets_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,34 +102,9 @@ class JudgeReport:
 
     def to_markdown(self) -> str:
         """The figures side by side: a table in Markdown, and one more where the data has subsets."""
-        heads = [f"{n} demonstration{'s' * (n != 1)}" for n in range(len(self.figures))]
-        rows = {
-            title: [_with_interval(one["agreement"], name) for one in self.figures] for name, title in _TITLES.items()
-        }
-        positions = [one["position_bias"] for one in self.figures]
-        rows["Earlier shown preferred"] = [_with_interval(one, "earlier_preferred") for one in positions]
-        rows["Position bias"] = [
-            "-" if one["biased"] is None else f"{'' if one['biased'] else 'not '}found (p = {one['p_value']:.3f})"
-            for one in positions
-        ]
-        if any(one["reversal"] for one in self.figures):
-            for key, title in (("pairs", "Pairs flipped"), ("first_place", "First place flipped")):
-                rows[f"{title} in reverse"] = [_with_interval(one["reversal"] or {}, key) for one in self.figures]
-        rows["Failures"] = [_failures(one) for one in self.figures]
-        rows["Latency p50 / p90 / p99 (s)"] = [_latency(one["latency"]) for one in self.figures]
-        rows["Tokens in + out per ranking"] = [_tokens(one) for one in self.figures]
-        rows["US dollars per 1,000 rankings"] = [_cost(one) for one in self.figures]
-        tables = [_table([f"{self.ranker}: {len(self.references)} rows", *heads], rows)]
-        sizes = Counter(one.subset for one in self.references)
-        by_subset = {
-            f"{subset} ({sizes[subset]})": [
-                " / ".join(_number(one["subsets"][subset][name]) for name in FIGURES) for one in self.figures
-            ]
-            for subset in self.figures[0]["subsets"]
-        }
-        if by_subset:
-            tables.append(_table(["Subset (rows): accuracy / exact / top-1 / tau", *heads], by_subset))
-        return "\n\n".join(tables)
+        sizes = Counter(one.subset for one in self.references if one.subset is not None)
+        tables = [figures_table(f"{self.ranker}: {len(self.references)} rows", self.figures)]
+        return "\n\n".join(tables + ([subsets_table(sizes, self.figures)] if sizes else []))
 
     def save(self, output_dir: str | PathLike[str]) -> list[str]:
         """Writes `report.json`, `report.md`, `rankings.jsonl` (one answer a line) and `report.png`, which takes
@@ -139,7 +113,8 @@ class JudgeReport:
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(self.to_markdown() + "\n", encoding="utf-8")
+        tables = f"{self.to_markdown()}\n\n{positions_table(self.figures)}\n"
+        (folder / "report.md").write_text(tables, encoding="utf-8")
         with open(folder / "rankings.jsonl", "w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(self._line(one)) + "\n" for one in self.rankings)
         written = ["report.json", "report.md", "rankings.jsonl"]
@@ -235,47 +210,3 @@ def _usage(rankings: Sequence[JudgedRanking]) -> dict[str, Any]:
         "cost": None if unpriced else total.cost,
         "cached": sum(usage.cached for usage in usages),
     }
-
-
-def _table(head: Sequence[str], rows: dict[str, list[str]]) -> str:
-    """Markdown that can be read as it is: columns of one width."""
-    lines = [list(head), *([title, *cells] for title, cells in rows.items())]
-    lines = [[_cell(cell) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
-def _cell(text: str) -> str:
-    """Names come from data: what would break the table, or drive a terminal, is shown as a question mark."""
-    return "".join(letter if letter.isprintable() and letter != "|" else "?" for letter in text)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _with_interval(figures: dict[str, Any], name: str) -> str:
-    value, interval = figures.get(name), figures.get(f"{name}_interval")
-    return "-" if value is None or interval is None else f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def _failures(figures: dict[str, Any]) -> str:
-    kinds = ", ".join(f"{kind} {count / figures['rankings']:.1%}" for kind, count in figures["failures"].items())
-    return f"{figures['failure_rate']:.1%}" + (f" ({kinds})" if kinds else "")
-
-
-def _latency(latency: dict[str, float] | None) -> str:
-    return "-" if latency is None else " / ".join(f"{seconds:.2f}" for seconds in latency.values())
-
-
-def _tokens(figures: dict[str, Any]) -> str:
-    usage, count = figures["usage"], figures["rankings"]
-    return f"{usage['prompt_tokens'] / count:,.0f} + {usage['completion_tokens'] / count:,.0f}"
-
-
-def _cost(figures: dict[str, Any]) -> str:
-    cost = figures["usage"]["cost"]
-    return "unpriced" if cost is None else f"{1000 * cost / figures['rankings']:,.2f}"

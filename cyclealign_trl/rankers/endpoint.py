@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from ..errors import RankerError
-from .responses import Response, Setback, read_json
+from .responses import Response, Setback, printable, read_json
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -106,7 +106,7 @@ class Endpoint:
         text = self.without_key(text)
         if self._api_key != _PLACEHOLDER_KEY:
             text = text.replace(self._api_key, "[API key]")
-        text = "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+        text = printable(text)
         return text if len(text) <= _DETAIL_LENGTH else text[: _DETAIL_LENGTH - 3] + "..."
 
 

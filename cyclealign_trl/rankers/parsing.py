@@ -66,10 +66,13 @@ def parse_ranking(text: str, labels: Sequence[str]) -> ParsedRanking:
         InvalidRanking: If the text holds no ranking that names each label exactly once. The message can be shown to
             the judge.
     """
-    text = _without_thoughts(text)
+    text = without_thoughts(text)
     if not _MEANT_AS_OBJECT.search(text):
         return ParsedRanking(_order(_last_line_ranking(text, labels), labels))
-    found = _last_object(text)
+    try:
+        found = last_object(text, "ranking")
+    except InvalidReply as error:
+        raise InvalidRanking(error.reason, str(error)) from None
     ranking = found["ranking"]
     if not isinstance(ranking, list):
         raise InvalidRanking("invalid_ranking", f'"ranking" must be an array of labels, not {_shown(ranking)}')
@@ -79,12 +82,13 @@ def parse_ranking(text: str, labels: Sequence[str]) -> ParsedRanking:
     return ParsedRanking(_order(ranking, labels), (improved or "").strip() or None)
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """The text behind the last `</think>` (templates often swallow the opening tag), up to an unfinished thought."""
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
-def _last_object(text: str) -> dict[str, Any]:
+def last_object(text: str, key: str) -> dict[str, Any]:
+    """The last JSON object of a text that has a key; raises `InvalidReply` where there is none."""
     found: dict[str, Any] | None = None
     broken = 0
     start = _OBJECT_START.search(text)
@@ -92,22 +96,22 @@ def _last_object(text: str) -> dict[str, Any]:
         try:
             value, end = _DECODER.raw_decode(text, start.start())
         except RecursionError:
-            raise InvalidRanking("unparsable", "the JSON is nested too deeply") from None
+            raise InvalidReply("unparsable", "the JSON is nested too deeply") from None
         except json.JSONDecodeError as error:
             # Whatever stands before the break belongs to the broken object: going on behind it keeps a part from
             # passing for the whole.
             broken += 1
             end = max(error.pos, start.end())
-            if '"ranking"' in text[start.start() : end]:
+            if f'"{key}"' in text[start.start() : end]:
                 found = None  # it was to replace the one before it
         else:
-            if "ranking" in value:
-                if found is not None and found["ranking"] != value["ranking"]:
-                    raise _several()
+            if key in value:
+                if found is not None and found[key] != value[key]:
+                    raise InvalidReply(f"invalid_{key}", f"it holds more than one {key}")
                 found = value
         start = _OBJECT_START.search(text, end)
     if found is None or start is not None:
-        raise InvalidRanking("unparsable", 'it holds no complete JSON object with the key "ranking"')
+        raise InvalidReply("unparsable", f'it holds no complete JSON object with the key "{key}"')
     return found
 
 

@@ -105,8 +105,8 @@ def build_messages(
         # Part of the same message: many chat templates refuse two user turns in a row.
         sections.append(note)
     return [
-        {"role": "system", "content": _sendable(system)},
-        {"role": "user", "content": _sendable("\n\n".join(sections))},
+        {"role": "system", "content": sendable(system)},
+        {"role": "user", "content": sendable("\n\n".join(sections))},
     ]
 
 
@@ -119,32 +119,34 @@ def _demonstration(demonstration: Demonstration) -> str:
 def _item(prompt: Prompt, completions: Sequence[str], max_characters: int | None = None) -> str:
     """The sections of a demonstration or of the query, up to where its ranking belongs."""
     shown = [completion[:max_characters] for completion in completions]
-    tag = _tag(prompt, shown)
-    lines = ["### Instruction", *_instruction(prompt, tag), "", "### Completions"]
+    tag = fence_tag(prompt, shown)
+    lines = ["### Instruction", *instruction_lines(prompt, tag), "", "### Completions"]
     for name, text, completion in zip(labels(len(completions)), shown, completions, strict=True):
-        lines += [f"# Completion {name}", _fenced(text, tag)]
+        lines += [f"# Completion {name}", fenced(text, tag)]
         if text != completion:  # said outside of the fence, where no completion can say it
             lines.append(_CUT.format(name=name))
     lines += ["", "### Desired ranking", ""]
     return "\n".join(lines)
 
 
-def _instruction(prompt: Prompt, tag: str) -> list[str]:
+def instruction_lines(prompt: Prompt, tag: str) -> list[str]:
+    """A prompt as the lines that show it, each of its texts fenced."""
     if isinstance(prompt, str):
-        return [_fenced(prompt, tag)]
+        return [fenced(prompt, tag)]
     lines = []
     for message in prompt:
         # The role stands outside the fence, where no text may stand that a prompt can choose.
         role = message["role"] if message["role"] in _ROLES else "participant"
-        lines += [f"# Turn of the {role}", _fenced(message["content"], tag)]
+        lines += [f"# Turn of the {role}", fenced(message["content"], tag)]
     return lines
 
 
-def _fenced(text: str, tag: str) -> str:
+def fenced(text: str, tag: str) -> str:
+    """The text inside its fence."""
     return f"<{tag}>\n{text}\n</{tag}>"
 
 
-def _tag(prompt: Prompt, completions: Sequence[str]) -> str:
+def fence_tag(prompt: Prompt, completions: Sequence[str]) -> str:
     """A tag that does not occur in the texts. Made from these texts alone: a demonstration reads the same in every
     request, and a text cannot foresee the tag it will be fenced with.
     """
@@ -164,6 +166,6 @@ def _reply_grammar(names: Sequence[str], improve: bool) -> str:
     return "\n".join(lines)
 
 
-def _sendable(text: str) -> str:
+def sendable(text: str) -> str:
     """The text without lone surrogates, which data sets do hold and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -20,6 +20,11 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
+def printable(text: str) -> str:
+    """The text less what would drive a terminal: control characters other than line breaks and tabs."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
 class Response(NamedTuple):
     """What came over the wire, whatever its status; `body` is its JSON, `None` where it is none."""
 

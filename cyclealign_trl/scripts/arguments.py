@@ -38,6 +38,18 @@ class RankerArguments:
     )
 
 
+@dataclass
+class CorrectorArguments:
+    """Who writes the SFT target where the ranker offers no improved completion, with sft_target corrector."""
+
+    corrector: str | None = field(
+        default=None, metadata={"help": "Name or path of an aligner, such as `cyclealign aligner` trains."}
+    )
+    corrector_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of Aligner.from_pretrained, as JSON."}
+    )
+
+
 class CommandParser(TrlParser):
     """`TrlParser` with a help that can be read, errors of one line, and an eye for accelerate's arguments.
 

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
-
 from ..rankers.context import BYTES_PER_TOKEN
 from ..trainer.cyclealign_config import CycleAlignConfig
 from ..trainer.cyclealign_trainer import CycleAlignTrainer
 from ..trainer.estimate import RunEstimate, assume_completions, estimate_run, sample_completions
 from ..trainer.interaction_summary import Expense
-from .arguments import CommandParser, RankerArguments
+from .arguments import CommandParser
 from .inputs import add_model_arguments, load_splits, make_ranker
 from .launch import WRONG_USE, errors_in_one_line, num_processes
+from .train import SECTIONS
 
 
 @dataclass
@@ -34,7 +33,7 @@ class EstimateArguments:
 def make_parser() -> CommandParser:
     """The command's arguments."""
     return CommandParser(
-        (EstimateArguments, ScriptArguments, RankerArguments, CycleAlignConfig, ModelConfig, DatasetMixtureConfig),
+        (EstimateArguments, *SECTIONS),
         prog="cyclealign estimate",
         description="Says what `cyclealign train` with the same arguments will ask of its ranker, before it asks.",
     )
@@ -45,9 +44,10 @@ def main(argv: Sequence[str]) -> None:
     parser = make_parser()
     with errors_in_one_line(parser.prog, *WRONG_USE), TemporaryDirectory() as folder:
         own, accelerate_own = parser.split(argv)
-        estimate_args, script_args, ranker_args, training_args, model_args, mixture_args = parser.parse(own)
+        estimate_args, script_args, ranker_args, _, training_args, model_args, mixture_args = parser.parse(own)
         # A trainer would leave files in the folder of a run that has not begun.
         training_args.output_dir, training_args.cache_rankings, training_args.push_to_hub = folder, False, False
+        training_args.sft_target = CycleAlignConfig.sft_target  # a corrector asks nothing of the ranker
         ranker = make_ranker(ranker_args, connect=False)
         train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
         if estimate_args.num_samples > 0:

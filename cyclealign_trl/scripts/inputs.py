@@ -16,16 +16,19 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
 
+from ..aligner import Aligner
+from ..corrector import Corrector
 from ..data import hh_rlhf
+from ..data.files import reader_of
 from ..rankers.base import Ranker
 from ..rankers.llm import LLMRanker
+from ..trainer.aligner_config import AlignerConfig
+from ..trainer.cyclealign_config import CycleAlignConfig
 from ..trainer.ranking_config import RankingConfig
-from .arguments import RankerArguments
-
-_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+from .arguments import CorrectorArguments, RankerArguments
 
 
-def add_model_arguments(training_args: RankingConfig, model_args: ModelConfig) -> None:
+def add_model_arguments(training_args: RankingConfig | AlignerConfig, model_args: ModelConfig) -> None:
     """Hands what `ModelConfig` says about loading to the trainer's `model_init_kwargs`, which is stronger."""
     if model_args.model_name_or_path is None:
         raise ValueError("Say what to train, with --model_name_or_path.")
@@ -41,7 +44,7 @@ def add_model_arguments(training_args: RankingConfig, model_args: ModelConfig) -
 
 
 def load_splits(
-    script_args: ScriptArguments, mixture_args: DatasetMixtureConfig, training_args: RankingConfig
+    script_args: ScriptArguments, mixture_args: DatasetMixtureConfig, training_args: RankingConfig | AlignerConfig
 ) -> tuple[Dataset, Dataset | None]:
     """The rows to train on, and those to evaluate on where evaluation is on.
 
@@ -89,7 +92,7 @@ def load_references(name: str | None, config: str | None, split: str) -> Dataset
 
 def _load_splits(name: str, config: str | None, only_split: str, **kwargs: Any) -> Any:
     """The splits of a name on the Hub or of a folder; or one file as the only split."""
-    reader = _READERS.get(Path(name.removesuffix(".gz")).suffix)
+    reader = reader_of(name)
     if reader is None:
         return _load(name, name=config, **kwargs)
     if not Path(name).is_file():
@@ -147,16 +150,37 @@ def ranker_options(args: RankerArguments) -> dict[str, Any]:
     Raises:
         ValueError: If they are no JSON object, or hold an API key.
     """
-    try:
-        given = args.ranker_kwargs or {}
-        kwargs = dict(json.loads(given) if isinstance(given, str) else given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"ranker_kwargs must be a JSON object: {error}.") from error
+    kwargs = _json_object("ranker_kwargs", args.ranker_kwargs)
     if "api_key" in kwargs:
         raise ValueError(
             "ranker_kwargs must hold no API key, which files and process lists would show: set OPENAI_API_KEY."
         )
     return kwargs
+
+
+def make_corrector(args: CorrectorArguments, training_args: CycleAlignConfig) -> Corrector | None:
+    """The aligner that the arguments name, where they name one, on the training's device.
+
+    Raises:
+        ValueError: If they do not fit, or no template lies beside the aligner.
+    """
+    kwargs = _json_object("corrector_kwargs", args.corrector_kwargs)
+    if args.corrector is None:
+        if kwargs:
+            raise ValueError("corrector_kwargs say how to load an aligner: name it, with --corrector.")
+        return None
+    try:
+        return Aligner.from_pretrained(args.corrector, **{"device": training_args.device, **kwargs})
+    except TypeError as error:
+        raise ValueError(f"corrector_kwargs do not fit: {error}.") from error
+
+
+def _json_object(name: str, given: Any) -> dict[str, Any]:
+    """An argument that is a mapping in YAML and JSON on the command line."""
+    try:
+        return dict(json.loads(given or "{}") if isinstance(given, str | None) else given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a JSON object: {error}.") from error
 
 
 def _imported(path: str) -> Callable[..., Ranker]:

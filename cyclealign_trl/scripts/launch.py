@@ -17,7 +17,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from ..errors import CycleAlignError
-from ..trainer.ranking_trainer import RankingTrainer
+from ..trainer.resumable_trainer import ResumableTrainer
 from .arguments import CommandParser
 
 # What wrong arguments raise before the first step. After it, an error not ours is a defect, and a traceback helps.
@@ -35,7 +35,7 @@ def errors_in_one_line(prog: str, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def start(
-    module: str, parser: CommandParser, make_trainer: Callable[..., RankingTrainer], argv: Sequence[str]
+    module: str, parser: CommandParser, make_trainer: Callable[..., ResumableTrainer], argv: Sequence[str]
 ) -> None:
     """Trains in this process, or through `accelerate launch` where its arguments, its configuration or devices ask so.
 
@@ -71,7 +71,7 @@ def num_processes(accelerate_own: Sequence[str]) -> int:
     return max(1, torch.accelerator.device_count())
 
 
-def work(parser: CommandParser, make_trainer: Callable[..., RankingTrainer], argv: Sequence[str]) -> None:
+def work(parser: CommandParser, make_trainer: Callable[..., ResumableTrainer], argv: Sequence[str]) -> None:
     """What each process does: train, save, publish where asked to."""
     with errors_in_one_line(parser.prog, *WRONG_USE):
         parser.split(argv)

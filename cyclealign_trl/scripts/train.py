@@ -9,15 +9,17 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_con
 
 from ..trainer.cyclealign_config import CycleAlignConfig
 from ..trainer.cyclealign_trainer import CycleAlignTrainer
-from .arguments import CommandParser, RankerArguments
-from .inputs import add_model_arguments, load_splits, make_ranker
+from .arguments import CommandParser, CorrectorArguments, RankerArguments
+from .inputs import add_model_arguments, load_splits, make_corrector, make_ranker
 from .launch import start, work
+
+SECTIONS = (ScriptArguments, RankerArguments, CorrectorArguments, CycleAlignConfig, ModelConfig, DatasetMixtureConfig)
 
 
 def make_parser() -> CommandParser:
     """The command's arguments."""
     return CommandParser(
-        (ScriptArguments, RankerArguments, CycleAlignConfig, ModelConfig, DatasetMixtureConfig),
+        SECTIONS,
         prog="cyclealign train",
         description="Aligns a policy with a black-box ranker by CycleAlign (arXiv 2310.16271).",
     )
@@ -26,6 +28,7 @@ def make_parser() -> CommandParser:
 def make_trainer(
     script_args: ScriptArguments,
     ranker_args: RankerArguments,
+    corrector_args: CorrectorArguments,
     training_args: CycleAlignConfig,
     model_args: ModelConfig,
     mixture_args: DatasetMixtureConfig,
@@ -41,6 +44,7 @@ def make_trainer(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
+        corrector=make_corrector(corrector_args, training_args),
     )
 
 

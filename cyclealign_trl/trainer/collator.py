@@ -145,9 +145,9 @@ def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row in the one form that is trained on: prompt, texts, ranks, and rewards or `None`."""
     if "completions" not in row:
         pair = maybe_extract_prompt(dict(row))
-        texts = [_text(pair["chosen"]), _text(pair["rejected"])]
+        texts = [completion_text(pair["chosen"]), completion_text(pair["rejected"])]
         return {"prompt": pair["prompt"], "completions": texts, "ranks": [0, 1], "rewards": None}
-    texts = [_text(completion) for completion in row["completions"]]
+    texts = [completion_text(completion) for completion in row["completions"]]
     rewards, ranks = row.get("rewards"), row.get("ranks")
     for name, values in (("ranks", ranks), ("rewards", rewards)):
         if values is not None and len(values) != len(texts):
@@ -167,7 +167,7 @@ def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": row["prompt"], "completions": texts, "ranks": ranks, "rewards": rewards}
 
 
-def _text(completion: Any) -> str:
+def completion_text(completion: Any) -> str:
     """A completion's text: the completion itself, or the content of its one assistant message."""
     if isinstance(completion, str):
         return completion

@@ -11,6 +11,8 @@ from typing import Any
 from .._compat import print_prompt_completions_sample
 from ..interaction import SKIPPED, Settlement
 from ..rankers.budget import BUDGET_EXHAUSTED
+from ..rankers.responses import printable
+from ..types import Prompt
 
 MAX_PRINTED = 8  # prompts in a printed table
 
@@ -103,9 +105,15 @@ def print_completions(records: Sequence[InteractionRecord], step: int) -> None:
     for record in records[:MAX_PRINTED]:
         settlement = record.settlement
         for place, index in enumerate(settlement.white_box_order, start=1):
-            rows["prompt"].append(settlement.prompt)
-            rows["completion"].append(settlement.completions[index])
+            rows["prompt"].append(_printable(settlement.prompt))
+            rows["completion"].append(printable(settlement.completions[index]))
             rows["ranker"].append(settlement.failure if settlement.ranks is None else str(settlement.ranks[index] + 1))
             rows["policy"].append(str(place))
             rows["agreed"].append("yes" if index in (settlement.agreement or ()) else "")
     print_prompt_completions_sample(rows.pop("prompt"), rows.pop("completion"), {}, None, step, extra=rows)
+
+
+def _printable(prompt: Prompt) -> Prompt:
+    if isinstance(prompt, str):
+        return printable(prompt)
+    return [{**message, "content": printable(message["content"])} for message in prompt]

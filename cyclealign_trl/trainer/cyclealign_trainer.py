@@ -40,9 +40,10 @@ from .interaction_log import InteractionLog
 from .interaction_summary import COLUMNS, summarize
 from .model_card import CYCLEALIGN, TrainedModel, public_name
 from .pending_ranking import PendingRanking
+from .published_trainer import column_names
 from .publishing import interaction_sections, push_interactions, save_demonstrations
 from .ranking_config import RankingConfig
-from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, column_names, model_name
+from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, model_name
 from .sampler import InteractionSampler
 
 if TYPE_CHECKING:

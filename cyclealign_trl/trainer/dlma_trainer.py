@@ -24,8 +24,9 @@ from .collator import RankingCollator, TextEncoder
 from .dlma_config import DLMAConfig
 from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from .model_card import DLMA, TrainedModel
+from .published_trainer import column_names
 from .ranking_config import RankingConfig
-from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, column_names, load_policy, model_name
+from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, load_policy, model_name
 
 if TYPE_CHECKING:
     from peft import PeftConfig

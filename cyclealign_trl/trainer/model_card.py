@@ -80,6 +80,14 @@ LOSSES = {
     ),
     "dlma": DLMA,
 }
+ALIGNER = Paper(
+    "Aligner",
+    "Aligner: Efficient Alignment by Learning to Correct",
+    "Ji, Jiaming and Chen, Boyuan and Lou, Hantao and Hong, Donghai and Zhang, Borong and Pan, Xuehai and Dai, Juntao "
+    "and Qiu, Tianyi and Yang, Yaodong",
+    2024,
+    "2402.02416",
+)
 _TRL = """\
 @software{vonwerra2020trl,
   title   = {{TRL: Transformers Reinforcement Learning}},
@@ -103,6 +111,7 @@ class TrainedModel:
         conversational: Whether its prompts are messages.
         papers: Whose methods trained it, the one that gave the run its name first.
         method: How they did: a sentence that begins with what follows "trained by".
+        quick_start: How to use it, as Markdown. `None`: as any language model.
         settings: How it was trained, as rows of a table.
         data: What it was trained on, as rows of a table.
         sections: Further Markdown sections.
@@ -116,6 +125,7 @@ class TrainedModel:
     conversational: bool = False
     papers: Sequence[Paper] = ()
     method: str = ""
+    quick_start: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
     sections: Sequence[str] = ()
@@ -190,7 +200,7 @@ def _text(model: TrainedModel) -> str:
         f"# {model.name}",
         f"{_kind(model)}, trained by {model.method}",
         "## Quick start",
-        _quick_start(model),
+        _quick_start(model) if model.quick_start is None else model.quick_start,
         "## Training",
         table(model.settings),
         "## Data",

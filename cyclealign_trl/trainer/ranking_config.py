@@ -17,6 +17,25 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
+def default_bf16(args: TrainingArguments) -> bool:
+    """Whether to use bfloat16 where nobody says: where the accelerator has it."""
+    return not args.fp16 and not args.use_cpu and is_torch_bf16_gpu_available()
+
+
+def state_without_tokens(args: TrainingArguments) -> dict[str, Any]:
+    """What is pickled of the arguments: the Trainer does so next to the weights, and publishes both."""
+    return {name: None if name.endswith("_token") else value for name, value in vars(args).items()}
+
+
+def check_init_kwargs(model_init_kwargs: object) -> None:
+    """Raises `ValueError` if they hold a token."""
+    if isinstance(model_init_kwargs, dict) and "token" in model_init_kwargs:
+        raise ValueError(
+            "model_init_kwargs must hold no token, which reports and logs would show: set HF_TOKEN, or log in with "
+            "`hf auth login`."
+        )
+
+
 @dataclass
 class RankingConfig(TrainingArguments):
     """
@@ -88,19 +107,14 @@ class RankingConfig(TrainingArguments):
     )
 
     def __getstate__(self) -> dict[str, Any]:
-        # The Trainer pickles its arguments next to the weights, and publishes both.
-        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+        return state_without_tokens(self)
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+            self.bf16 = default_bf16(self)
         super().__post_init__()
         check_choice("loss_type", self.loss_type, self._LOSS_TYPES)
-        if isinstance(self.model_init_kwargs, dict) and "token" in self.model_init_kwargs:
-            raise ValueError(
-                "model_init_kwargs must hold no token, which reports and logs would show: set HF_TOKEN, or log in "
-                "with `hf auth login`."
-            )
+        check_init_kwargs(self.model_init_kwargs)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the trainer reads the text columns themselves.")
         if self.sft_weight < 0:

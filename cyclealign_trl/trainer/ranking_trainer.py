@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,15 +22,15 @@ from transformers import (
     SchedulerType,
     TrainerCallback,
 )
-from trl import is_conversational
 
-from .._compat import EvalLoopOutput, create_model_from_path, get_config_model_id, uploading_without
+from .._compat import EvalLoopOutput, create_model_from_path, get_config_model_id
 from ..losses import ABSENT, pro_loss, rrhf_loss
 from ..pretrained import settle_special_tokens, source_of
 from .collator import RankingCollator, TextEncoder
 from .logps import fuse_lm_head, has_plain_lm_head, sequence_logps
-from .model_card import LOSSES, TrainedModel, evaluation_metrics, hub_link, model_card
-from .publishing import NOT_WITH_THE_MODEL, CardBeforePush
+from .model_card import LOSSES, TrainedModel
+from .published_trainer import PublishedTrainer, column_names
+from .publishing import CardBeforePush
 from .ranking_config import RankingConfig
 from .ranking_metrics import pair_margins
 from .resumable_trainer import ResumableTrainer
@@ -65,7 +64,7 @@ class RankingTargets:
     weights: Tensor | None = None
 
 
-class RankingTrainer(ResumableTrainer):
+class RankingTrainer(PublishedTrainer, ResumableTrainer):
     """Trains a policy on completions in order of merit: a ranking loss plus SFT on the best completion.
 
     The loss of a prompt with K completions is `ranking + sft_weight * (K - 1)^2 * SFT`, with PRO (arXiv 2306.17492) or
@@ -106,7 +105,7 @@ class RankingTrainer(ResumableTrainer):
     ) -> None:
         if args is None:
             args = self._default_args(model)
-        for name, dataset in _named_datasets(train_dataset, eval_dataset):
+        for name, dataset in named_datasets(train_dataset, eval_dataset):
             self._check_dataset(name, dataset, args)
 
         set_seed(args.seed)  # before PEFT draws the adapter's weights
@@ -150,7 +149,7 @@ class RankingTrainer(ResumableTrainer):
         self._counts: dict[str, defaultdict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._seconds: defaultdict[str, float] = defaultdict(float)  # of the current step, by what they went into
         collator = self._make_collator()
-        for name, dataset in _named_datasets(train_dataset, eval_dataset):
+        for name, dataset in named_datasets(train_dataset, eval_dataset):
             if hasattr(dataset, "__len__") and len(dataset):
                 _try_first_row(name, dataset, collator)
         super().__init__(
@@ -173,11 +172,7 @@ class RankingTrainer(ResumableTrainer):
         return RankingConfig(f"{model_name(model)}-Ranking")
 
     def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
-        if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
-            raise ValueError(
-                f"{name} is a stream. Load it without streaming=True, or take a part: "
-                "Dataset.from_list(list(stream.take(1000)))."
-            )
+        check_no_stream(name, dataset)
         columns = column_names(dataset)
         ranked = {"prompt", "completions"} <= columns and columns & {"ranks", "rewards"}
         if not ranked and not {"chosen", "rejected"} <= columns:
@@ -351,69 +346,6 @@ class RankingTrainer(ResumableTrainer):
 
     # Publishing
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # huggingface_hub.CommitInfo
-        """Publishes model or adapter, tokenizer and card, and the demonstrations of a whole run of the cycle.
-
-        See `Trainer.push_to_hub`. A log of interactions stays here, and so do stored rankings and exports.
-        """
-        with uploading_without(NOT_WITH_THE_MODEL):
-            return super().push_to_hub(*args, **kwargs)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with uploading_without(NOT_WITH_THE_MODEL):
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Writes the model card into the output directory, as `README.md`. `push_to_hub` does so by itself.
-
-        Args:
-            language: The model's language, for the metadata.
-            license: Its license, for the metadata. None is declared by default.
-            tags: Further tags.
-            model_name: The heading; by default the name of the repository.
-            finetuned_from: What it was trained from; by default the name that the model was loaded by.
-            tasks: Its task on the Hub; by default text generation.
-            dataset_tags: Names of the data sets on the Hub.
-            dataset: The same.
-            dataset_args: Their configurations.
-        """
-        if not self.is_world_process_zero():
-            return
-        repo_id = self._repo_id
-        datasets = list(dict.fromkeys([*_as_list(dataset_tags), *_as_list(dataset)]))
-        source = ", ".join(hub_link(name, "datasets/") for name in datasets)
-        if dataset_args:
-            source += f" ({', '.join(_as_list(dataset_args))})"
-        model = self._describe(
-            TrainedModel(
-                name=model_name or repo_id.split("/")[-1],
-                repo_id=repo_id,
-                base_model=finetuned_from or get_config_model_id(self.model.config) or None,
-                is_adapter=is_peft_model(self.model),
-                conversational=self.train_dataset is not None and is_conversational(next(iter(self.train_dataset))),
-                data={
-                    **({"source": source} if source else {}),
-                    "training": _size(self.train_dataset),
-                    "evaluation": _size(self.eval_dataset),
-                },
-                evaluation=evaluation_metrics(self.state.log_history),
-            )
-        )
-        metadata = {"language": language, "license": license, **({"pipeline_tag": tasks} if tasks else {})}
-        card = model_card(model, datasets=datasets, tags=_as_list(tags), **metadata)
-        card.save(Path(self.args.output_dir, "README.md"))
-
     def _describe(self, model: TrainedModel) -> TrainedModel:
         """Adds to a description of the model how it was trained."""
         args = self.args
@@ -430,10 +362,6 @@ class RankingTrainer(ResumableTrainer):
                 "optimiser steps": str(self.state.global_step),
             },
         )
-
-    @property
-    def _repo_id(self) -> str:
-        return self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
 
     # Metrics
 
@@ -507,24 +435,11 @@ def _with_first(ranks: Tensor, present: Tensor) -> Tensor:
     return torch.cat([first, ranks + ranked.long()], dim=1)
 
 
-def _as_list(names: str | list[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or [])
-
-
-def _size(dataset: Any) -> str:
-    if dataset is None:
-        return "none"
-    if isinstance(dataset, Mapping):
-        return "; ".join(f"{name}: {_size(part)}" for name, part in dataset.items())
-    columns = ", ".join(f"`{name}`" for name in sorted(column_names(dataset)))
-    return f"{len(dataset):,} rows of {columns}" if hasattr(dataset, "__len__") else f"a stream of {columns}"
-
-
 def _count(values: Tensor) -> Tensor:
     return torch.tensor(float(values.numel()), device=values.device)
 
 
-def _named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
+def named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
     if train is not None:
         yield "train_dataset", train
     if isinstance(evaluation, Mapping):
@@ -533,18 +448,19 @@ def _named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
         yield "eval_dataset", evaluation
 
 
+def check_no_stream(name: str, dataset: Any) -> None:
+    if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
+        raise ValueError(
+            f"{name} is a stream. Load it without streaming=True, or take a part: "
+            "Dataset.from_list(list(stream.take(1000)))."
+        )
+
+
 def _try_first_row(name: str, dataset: Any, collator: Callable[[Any], Any]) -> None:
     try:
         collator([dataset[0]])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The first row of {name} cannot be used: {error}") from error
-
-
-def column_names(dataset: Any) -> set[str]:
-    columns = getattr(dataset, "column_names", None)
-    if columns is None:  # any other map-style dataset, or a stream that does not know its columns yet
-        columns = next(iter(dataset))
-    return set(columns)
 
 
 def as_dict(kwargs: dict[str, Any] | str | None) -> dict[str, Any]:

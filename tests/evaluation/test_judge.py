@@ -13,6 +13,7 @@ import pytest
 
 from cyclealign_trl import RankerError, RankingFailure, RankingResult, Usage, evaluate_ranker
 from cyclealign_trl.evaluation.metrics.ranking_agreement import FIGURES
+from cyclealign_trl.evaluation.tables import positions_table
 from tests.evaluation.test_metrics import brute_force
 
 SHARED = Path(os.environ.get("CYCLEALIGN_SHARED") or Path(__file__).parents[3] / "shared")
@@ -265,6 +266,20 @@ def test_an_error_of_the_ranker_ends_the_judging():
 def test_wrong_use_raises(options, message):
     with pytest.raises(ValueError, match=message):
         evaluate_ranker(Scripted(), rows(4), **options)
+
+
+def test_the_table_of_positions():
+    class FirstWins(Scripted):
+        def answer(self, request):
+            return RankingResult(tuple(range(len(request.completions))))
+
+    report = evaluate_ranker(FirstWins(), rows(6, size=3))
+    lines = positions_table(report.figures).splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == [
+        "1.000 / 1.000 (0.333)",
+        "0.500 / 0.000 (0.333)",
+        "0.000 / 0.000 (0.333)",
+    ]
 
 
 def test_the_files_of_a_report(tmp_path):

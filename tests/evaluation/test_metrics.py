@@ -271,3 +271,18 @@ def test_the_metrics_combine(load):
     rows = {"predictions": [[0, 1, 2], [1, 0]], "references": [[0, 2, 1], [0, 1]]}
     result = combined.compute(**rows, n_resamples=50)
     assert result == agreement(*rows.values(), n_resamples=50) | bias(rows["predictions"], n_resamples=50)
+
+
+def test_net_win_rate_is_the_papers(golden):
+    metric = evaluate.load(str(METRICS / "net_win_rate.py"))
+    for case in golden["aligner"]["win_rate_omega"]:
+        verdicts = [verdict for verdict in ("win", "tie", "lose") for _ in range(case[verdict])]
+        result = metric.compute(predictions=verdicts)
+        assert result["net_win_rate"] == pytest.approx(case["omega_percent"])
+        low, high = result["net_win_rate_interval"]
+        assert low <= result["net_win_rate"] <= high
+        assert {verdict: result[verdict] for verdict in ("win", "tie", "lose")} == {
+            verdict: case[verdict] for verdict in ("win", "tie", "lose")
+        }
+    with pytest.raises(ValueError, match="'win', 'tie', 'lose'; got 'draw'"):
+        metric.compute(predictions=["win", "draw"])

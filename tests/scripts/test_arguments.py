@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cyclealign_trl import CycleAlignConfig
-from cyclealign_trl.scripts import dlma, judge, train, train_ranked
+from cyclealign_trl.scripts import aligner, dlma, judge, train, train_ranked
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 
@@ -16,7 +16,8 @@ OTHERS = {
     "loss_type": {"pro": "rrhf", "rrhf": "pro"},
     "demonstration_scope": {"run": "prompt"},
     "sft_target": {"top_ranked": "improved"},
-    "lr_scheduler_type": {"linear": "cosine"},
+    "lr_scheduler_type": {"linear": "cosine", "cosine": "linear"},
+    "aligner_template": {"labels": "conversation"},
     "eval_strategy": {"steps": "epoch"},
     "generation_backend": {"vllm": "transformers"},
     "vllm_mode": {"colocate": "server"},
@@ -24,7 +25,13 @@ OTHERS = {
 
 
 def script_of(config):
-    named = {"dlma": dlma, "judge": judge, "offline_pro": train_ranked, "offline_rrhf": train_ranked}
+    named = {
+        "dlma": dlma,
+        "judge": judge,
+        "aligner": aligner,
+        "offline_pro": train_ranked,
+        "offline_rrhf": train_ranked,
+    }
     return named.get(config.stem, train)
 
 
@@ -40,6 +47,8 @@ def other(name, value):
     """A value unlike the file's, as a command line gives it, and as the parser returns it."""
     if name in OTHERS:
         return [OTHERS[name][value]], OTHERS[name][value]
+    if name == "warmup_fraction":
+        return ["0.5"], 0.5
     if isinstance(value, bool):
         return [str(not value).lower()], not value
     if isinstance(value, int | float):
@@ -58,7 +67,7 @@ def cases():
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) == 8
+    assert len(CONFIGS) == 9
 
 
 @pytest.mark.parametrize(("config", "name", "value"), list(cases()))
@@ -130,7 +139,7 @@ def test_a_misspelt_field_in_yaml(tmp_path, capsys):
     assert "unknown argument --num_interaction. Did you mean --num_interactions?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", [train, train_ranked])
+@pytest.mark.parametrize("script", [train, train_ranked, aligner])
 def test_help_explains_our_fields_and_names_the_others(script, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:

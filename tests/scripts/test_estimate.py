@@ -62,6 +62,11 @@ def test_the_command_line_and_evaluations_count(run_yaml, capsys):
     assert table(said)["calls"] == [(4 * 4 + 3) * 3] * 3
 
 
+def test_a_corrector_is_not_loaded(run_yaml, capsys):
+    main(["estimate", "--config", run_yaml, "--sft_target", "corrector", "--corrector", "nowhere"])
+    assert table(capsys.readouterr().out)["calls"] == [60] * 3
+
+
 def test_without_samples_no_model_is_loaded(run_yaml, capsys):
     main(["estimate", "--config", run_yaml, "--num_samples", "0", "--model_name_or_path", "nowhere/nothing"])
     said = capsys.readouterr().out

@@ -232,15 +232,15 @@ def make_scripted(bias=0.0):
 
 
 def test_any_ranker_and_a_yaml_file(tmp_path, capsys):
-    data = write(tmp_path / "ranked.jsonl", rows(250))
+    data = write(tmp_path / "ranked.jsonl", rows(60))
     config = tmp_path / "judge.yaml"
     config.write_text(
         f"dataset_name: {data}\noutput_dir: {tmp_path / 'out'}\n"
         "ranker_factory: tests.scripts.test_judge.make_scripted\nranker_kwargs:\n  bias: 0.2\n"
     )
-    main(["judge", "--config", str(config), "--max_samples", "240"])
+    main(["judge", "--config", str(config), "--max_samples", "50"])
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["ranker"], report["rows"]) == ("scripted", 240)
+    assert (report["ranker"], report["rows"]) == ("scripted", 50)
     assert report["figures"][0]["position_bias"]["biased"] is True
     assert "| found (p = 0.0" in capsys.readouterr().out
 

@@ -73,6 +73,27 @@ def test_train(tmp_path, run_yaml, judge, capfd):
     assert "Warning" not in err
 
 
+def test_train_with_a_corrector(tmp_path, run_yaml, policy, capfd):
+    from cyclealign_trl import Aligner
+
+    Aligner(make_model(), make_tokenizer(), "Fix {question} {answer}:").save_pretrained(tmp_path / "aligner")
+    command = ["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)), *STUB.split(),
+               "--num_interactions", "1", "--max_steps", "2", "--corrector", str(tmp_path / "aligner")]  # fmt: skip
+    options = '{"max_new_tokens": 8, "generation_kwargs": {"do_sample": false}}'
+    main([*command, "--sft_target", "corrector", "--corrector_kwargs", options])
+    out, err = capfd.readouterr()
+    assert "improved/corrected_ratio" in out
+    assert "Warning" not in err
+    for change, said in (
+        ([], "go together"),
+        (["--sft_target", "corrector", "--corrector_kwargs", '{"beams": 3}'], "corrector_kwargs do not fit"),
+        (["--sft_target", "corrector", "--corrector", str(policy)], "Say so with `template`"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, *change])
+        assert said in stop.value.code
+
+
 def test_train_ranked_on_preference_pairs_in_a_folder(tmp_path, run_yaml, policy, capfd):
     (tmp_path / "pairs").mkdir()
     main(["train-ranked", "--config", str(run_yaml), "--dataset_name", str(write_pairs(tmp_path / "pairs")),

@@ -16,7 +16,15 @@ from huggingface_hub import DatasetCard, ModelCard, hf_hub_download
 from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cyclealign_trl import DemonstrationPool, RankingConfig, RankingTrainer, export_interactions
+from cyclealign_trl import (
+    Aligner,
+    AlignerConfig,
+    AlignerTrainer,
+    DemonstrationPool,
+    RankingConfig,
+    RankingTrainer,
+    export_interactions,
+)
 from tests.conftest import make_model, make_tokenizer
 from tests.trainer.stubs import DigestRanker, make_trainer, prompts, read_log
 
@@ -129,7 +137,46 @@ def offline(folder):
     return {"weights": equal_weights(trainer.model, AutoModelForCausalLM.from_pretrained("tester/ranked"))}
 
 
+def aligner(folder):
+    """An aligner, from its trainer and by itself, and a model without a template."""
+    rows = Dataset.from_list([{"prompt": "Q", "answer": "no", "correction": "yes"}] * 8)
+    config = AlignerConfig(
+        str(folder / "aligner"),
+        max_length=64,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        hub_model_id="tester/aligner",
+        push_to_hub=True,
+        hub_strategy="every_save",
+        hub_always_push=True,
+        save_strategy="steps",
+        save_steps=1,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        hub_token=TOKEN,
+    )
+    trainer = AlignerTrainer(make_model(), config, rows, processing_class=make_tokenizer())
+    trainer.train()
+    pushed_while_training = Aligner.from_pretrained("tester/aligner", device="cpu").template == trainer.template
+    trainer.push_to_hub(license="apache-2.0")
+    loaded = Aligner.from_pretrained("tester/aligner", device="cpu")
+    loaded.push_to_hub("tester/aligner-again", token=TOKEN)
+    again = Aligner.from_pretrained("tester/aligner-again", device="cpu")
+    try:
+        Aligner.from_pretrained("tester/base", device="cpu")
+    except ValueError as error:
+        without = str(error)
+    return {
+        "weights": equal_weights(trainer.model, loaded.generator.model),
+        "again": equal_weights(trainer.model, again.generator.model) and again.template == trainer.template,
+        "pushed_while_training": pushed_while_training,
+        "quick_start": bool(said(ModelCard.load("tester/aligner"))[1]["aligner"]),
+        "without_template": "lies no template" in without,
+    }
+
+
 if __name__ == "__main__":
     FOLDER, TOKEN = Path(sys.argv[1]), sys.argv[2]
-    results = {part.__name__: part(FOLDER) for part in (full, adapter, while_training, offline)}
+    results = {part.__name__: part(FOLDER) for part in (full, adapter, while_training, offline, aligner)}
     (FOLDER / "results.json").write_text(json.dumps(results))

@@ -138,6 +138,17 @@ def test_completions_are_printed(tmp_path, capsys):
     assert "policy" in printed
 
 
+@pytest.mark.parametrize("conversational", [False, True])
+def test_what_is_printed_drives_no_terminal(tmp_path, capsys, conversational):
+    pytest.importorskip("rich")
+    text = "Hi\x1b[2J\x9b1A\x07"
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}] if conversational else text}] * 2)
+    make_trainer(tmp_path, dataset=rows, max_steps=1, log_completions=True, max_prompt_length=64).train()
+    printed = capsys.readouterr().out
+    assert "Hi\ufffd[2J" in printed
+    assert not set(printed) & {"\x1b", "\x9b", "\x07"}
+
+
 def test_every_epoch_has_an_order_of_its_own(tmp_path):
     make_trainer(tmp_path, num_train_epochs=2, num_interactions=1).train()
     order = [row["prompt"] for row in read_log(tmp_path)]

@@ -64,6 +64,8 @@ def test_a_model_goes_with_its_card_and_demonstrations_and_nothing_else(publishe
     assert set(hub.files("models/tester/full")) == common | model | {"demonstrations.json"}
     assert set(hub.files("models/tester/adapter")) == common | adapter
     assert set(hub.files("models/tester/ranked")) == (common | model) - {"agreement.png"}
+    assert set(hub.files("models/tester/aligner")) == (common | model | {"aligner_template.json"}) - {"agreement.png"}
+    assert set(hub.files("models/tester/aligner-again")) == tokenizer | model | {"aligner_template.json"}
     assert (folder / "full" / "rankings-0.sqlite").exists()
     assert (folder / "full" / "interactions").exists()
 

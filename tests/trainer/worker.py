@@ -1,4 +1,4 @@
-"""What each process of `test_distributed.py` runs: both trainers, then rankers that fail or hang in one."""
+"""What each process of `test_distributed.py` runs: all trainers, then rankers that fail or hang in one."""
 
 import gc
 import json
@@ -11,6 +11,8 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from cyclealign_trl import (
+    AlignerConfig,
+    AlignerTrainer,
     BudgetExhaustedError,
     RankerError,
     RankingConfig,
@@ -24,10 +26,11 @@ from tests.trainer.stubs import DigestRanker, config, make_trainer, prompts
 
 KINDS = ("deadline", "budget_exhausted")
 ROWS = [{"prompt": f"Q{i}:", "completions": ["yes", "maybe", "no" * i], "rewards": [2.0, i, -1.0]} for i in range(8)]
+CORRECTIONS = [{"prompt": f"Q{i}", "answer": "no" * i, "correction": "yes"} for i in range(8)]
 
 
 def train(folder, num_processes, **changes):
-    """Trains 8 rows in steps of 4 with each trainer, by as many processes as there are; returns both."""
+    """Trains 8 rows in steps of 4 with each trainer, by as many processes as there are; returns them."""
     batch_size = {f"per_device_{mode}_batch_size": 2 // num_processes for mode in ("train", "eval")}
     settings = {**batch_size, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2, **changes}
     cycle = make_trainer(
@@ -49,12 +52,23 @@ def train(folder, num_processes, **changes):
         rows.select(range(4)),
         make_tokenizer(),
     )
-    for trainer in (cycle, ranked):
+    rows = Dataset.from_list(CORRECTIONS)
+    aligner = AlignerTrainer(
+        make_model(),
+        AlignerConfig(
+            str(folder / "aligner"), warmup_fraction=0.5, num_train_epochs=2, max_length=128, learning_rate=1e-3,
+            logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, **settings,
+        ),
+        rows,
+        rows.select(range(4)),
+        make_tokenizer(),
+    )  # fmt: skip
+    for trainer in (cycle, ranked, aligner):
         assert trainer.args.world_size == num_processes
         trainer.train()
         trainer.evaluate()
         trainer.save_model()
-    return cycle, ranked
+    return cycle, ranked, aligner
 
 
 class LockedOut(DigestRanker):
