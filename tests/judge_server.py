@@ -20,7 +20,7 @@ import time
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,9 +144,10 @@ class Judge:
         if fault == "slow body":
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             await response.prepare(request)
-            for character in json.dumps(self._completion(wrong, tokens)):
-                await response.write(character.encode())
-                await asyncio.sleep(1.0)
+            with suppress(ConnectionResetError):  # the client gives up on it
+                for character in json.dumps(self._completion(wrong, tokens)):
+                    await response.write(character.encode())
+                    await asyncio.sleep(1.0)
             return response
         if fault == "redirect":
             raise web.HTTPTemporaryRedirect(f"http://127.0.0.2:{self.options.port}/stranger")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from ..types import RankingFailure, RankingRequest, RankingResult, ranks_from_scores
+from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_from_scores
 
 Outcome = RankingResult | RankingFailure
 
@@ -29,8 +29,8 @@ class Ranker(Protocol):
       each call that it makes, and answers `RankingFailure("budget_exhausted")` in place of one that does not fit.
       `CycleAlignTrainer` keeps the budget's ledger in the output directory, and shares out what is left among its
       processes after every step.
-    - A method `estimate(request)`, which says without a call what `Usage` a ranking is likely to take (see `cyclealign
-      estimate`).
+    - A method `estimate(request)`, which says without a call what `Usage` a ranking is likely to take, for `cyclealign
+      estimate`.
     - A method `cancel()`, which may be called from any thread while others wait for answers: it ends the calls that
       are open, and each of these requests becomes a `RankingFailure("cancelled")`. The trainer calls it when a step
       has waited for its rankings for too long.
@@ -58,6 +58,12 @@ def cancel(ranker: Ranker) -> None:
     """Cancels what a ranker is asked at the moment, if it can."""
     if callable(method := getattr(ranker, "cancel", None)):
         method()
+
+
+def estimate(ranker: Ranker, request: RankingRequest) -> Usage | None:
+    """What a ranking is likely to take, without a call; `None` where the ranker does not say."""
+    method = getattr(ranker, "estimate", None)
+    return method(request) if callable(method) else None
 
 
 def ranker_name(ranker: Ranker) -> str:

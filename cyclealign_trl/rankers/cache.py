@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any
 
 from ..types import RankingRequest, RankingResult, Trimmed, Usage
-from .base import Outcome, Ranker, StreamingRanker, cancel, ranker_name
+from .base import Outcome, Ranker, StreamingRanker, cancel, estimate, ranker_name
 from .budget import Budget
 from .passes import stream_in_passes
 from .store import AnswerStore, digest
@@ -97,6 +97,10 @@ class CachedRanker:
             yield first, outcome
             for position in repeats:
                 yield position, _free(outcome)
+
+    def estimate(self, request: RankingRequest) -> Usage | None:
+        """What the ranker would take for the request, stored or not; `None` where it does not say."""
+        return estimate(self._ranker, request)
 
     def cancel(self) -> None:
         """Cancels what the ranker is asked at the moment, if it can."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from ..types import Demonstration, RankingRequest, Trimmed
 
 BYTES_PER_TOKEN = 4
-"""What the usual vocabularies come to in English prose, and about so in others: a script of longer bytes has fewer."""
+"""The usual rule for English. Requests on Open-Assistant's and HH-RLHF's prompts came to 3.8 and 3.6 with a vocabulary
+of 131 thousand tokens, to 3.5 and 3.2 with one of 32 thousand."""
 
-_SAFE_BYTES_PER_TOKEN = 3  # for the window: code and figures take more tokens, and a template adds some
+# For the window: 2 of 300 such requests took more with the larger vocabulary, 8 with the smaller one.
+_SAFE_BYTES_PER_TOKEN = 3
 _NOTE_BYTES = 400  # room for a remark on a bad reply, which is asked again with it
 _MIN_CHARACTERS = 100  # a completion cut to less is none any more
 

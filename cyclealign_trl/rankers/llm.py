@@ -64,8 +64,8 @@ class LLMRanker:
         shuffle: Whether to shuffle the shown order, against position bias.
         improve: Whether to ask for an improved completion too.
         num_passes: How often to ask for each ranking, against position bias and noise.
-        context_window: Tokens that the model takes, reply included. `None` sends everything. Counted as 3 bytes of
-            text a token, which is more than most texts take.
+        context_window: Tokens that the model takes, reply included; every 3 bytes of text are counted as one. `None`
+            sends everything.
         extra_body: Further fields of the request body, for what an endpoint offers beyond the standard.
 
     Raises:
@@ -222,7 +222,7 @@ class LLMRanker:
         """
         fitted = self._fit(request)
         if fitted is None:
-            return Usage(attempts=0)
+            return self._client.budget.priced(Usage(attempts=0))
         order = range(len(request.completions))
         messages = self._messages(request, order, fitted.demonstrations, fitted.max_characters)
         reply = json.dumps({"ranking": labels(len(order)), **({"improved_response": ""} if self._improve else {})})

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
-
-from ..rankers.base import Ranker
 from ..rankers.context import BYTES_PER_TOKEN
 from ..trainer.cyclealign_config import CycleAlignConfig
 from ..trainer.cyclealign_trainer import CycleAlignTrainer
 from ..trainer.estimate import RunEstimate, assume_completions, estimate_run, sample_completions
 from ..trainer.interaction_summary import Expense
-from .arguments import CommandParser, RankerArguments
+from .arguments import CommandParser
 from .inputs import add_model_arguments, load_splits, make_ranker
 from .launch import WRONG_USE, errors_in_one_line, num_processes
+from .train import SECTIONS
 
 
 @dataclass
@@ -35,7 +33,7 @@ class EstimateArguments:
 def make_parser() -> CommandParser:
     """The command's arguments."""
     return CommandParser(
-        (EstimateArguments, ScriptArguments, RankerArguments, CycleAlignConfig, ModelConfig, DatasetMixtureConfig),
+        (EstimateArguments, *SECTIONS),
         prog="cyclealign estimate",
         description="Says what `cyclealign train` with the same arguments will ask of its ranker, before it asks.",
     )
@@ -46,9 +44,10 @@ def main(argv: Sequence[str]) -> None:
     parser = make_parser()
     with errors_in_one_line(parser.prog, *WRONG_USE), TemporaryDirectory() as folder:
         own, accelerate_own = parser.split(argv)
-        estimate_args, script_args, ranker_args, training_args, model_args, mixture_args = parser.parse(own)
+        estimate_args, script_args, ranker_args, _, training_args, model_args, mixture_args = parser.parse(own)
         # A trainer would leave files in the folder of a run that has not begun.
         training_args.output_dir, training_args.cache_rankings, training_args.push_to_hub = folder, False, False
+        training_args.sft_target = CycleAlignConfig.sft_target  # a corrector asks nothing of the ranker
         ranker = make_ranker(ranker_args, connect=False)
         train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
         if estimate_args.num_samples > 0:
@@ -71,15 +70,15 @@ def main(argv: Sequence[str]) -> None:
             0 if eval_dataset is None else min(len(eval_dataset), training_args.max_eval_samples or len(eval_dataset)),
             num_processes=num_processes(accelerate_own),
         )
-    print(describe(estimate, ranker, sampled=estimate_args.num_samples > 0))
+    print(describe(estimate, sampled=estimate_args.num_samples > 0))
 
 
-def describe(estimate: RunEstimate, ranker: Ranker, *, sampled: bool) -> str:
+def describe(estimate: RunEstimate, *, sampled: bool) -> str:
     """The estimate as a table, and what it assumes; `sampled` says whether the policy's completions were measured."""
     length = "as long as the policy's are now" if sampled else "max_completion_length tokens long"
     columns = (estimate.low, estimate.expected, estimate.high)
     rows = {"calls": [f"{usage.attempts:,}" for usage in columns]}
-    if hasattr(ranker, "estimate"):  # or it says nothing of what a call takes
+    if estimate.high.prompt_tokens:  # or the ranker says nothing of what a call takes
         rows["prompt tokens"] = [f"{usage.prompt_tokens:,}" for usage in columns]
         rows["completion tokens"] = [f"{usage.completion_tokens:,}" for usage in columns]
         rows["cost"] = [

@@ -13,11 +13,13 @@ from .arguments import CommandParser, CorrectorArguments, RankerArguments
 from .inputs import add_model_arguments, load_splits, make_corrector, make_ranker
 from .launch import start, work
 
+SECTIONS = (ScriptArguments, RankerArguments, CorrectorArguments, CycleAlignConfig, ModelConfig, DatasetMixtureConfig)
+
 
 def make_parser() -> CommandParser:
     """The command's arguments."""
     return CommandParser(
-        (ScriptArguments, RankerArguments, CorrectorArguments, CycleAlignConfig, ModelConfig, DatasetMixtureConfig),
+        SECTIONS,
         prog="cyclealign train",
         description="Aligns a policy with a black-box ranker by CycleAlign (arXiv 2310.16271).",
     )

@@ -20,7 +20,7 @@ from transformers import DefaultFlowCallback, TrainerControl, TrainerState
 from ..demonstrations import DemonstrationPool
 from ..generation.base import seeded
 from ..interaction import Interaction, open_interaction, settle
-from ..rankers.base import Ranker
+from ..rankers.base import Ranker, estimate
 from ..rankers.context import BYTES_PER_TOKEN
 from ..types import Prompt, RankingRequest, RankingResult, Usage, prompt_key
 from .cyclealign_config import CycleAlignConfig, make_pool
@@ -216,7 +216,7 @@ def _open(pool: DemonstrationPool, sample: Sample, long: bool, already_agreed: b
 def _usage(ranker: Ranker, request: RankingRequest | None) -> Means:
     if request is None:
         return (0.0, 0.0, 0.0, 0.0)
-    usage = ranker.estimate(request) if hasattr(ranker, "estimate") else Usage()
+    usage = estimate(ranker, request) or Usage()
     cost = math.nan if usage.cost is None else usage.cost
     return (usage.prompt_tokens, usage.completion_tokens, usage.attempts, cost)
 

@@ -62,6 +62,11 @@ def test_the_command_line_and_evaluations_count(run_yaml, capsys):
     assert table(said)["calls"] == [(4 * 4 + 3) * 3] * 3
 
 
+def test_a_corrector_is_not_loaded(run_yaml, capsys):
+    main(["estimate", "--config", run_yaml, "--sft_target", "corrector", "--corrector", "nowhere"])
+    assert table(capsys.readouterr().out)["calls"] == [60] * 3
+
+
 def test_without_samples_no_model_is_loaded(run_yaml, capsys):
     main(["estimate", "--config", run_yaml, "--num_samples", "0", "--model_name_or_path", "nowhere/nothing"])
     said = capsys.readouterr().out
@@ -78,13 +83,8 @@ def test_a_ranker_that_says_nothing_of_tokens_is_counted_in_calls(run_yaml, tmp_
 
 def test_no_price_is_no_price():
     usage = Usage(1000, 10, attempts=3)
-    said = describe(RunEstimate(1, 0, usage, usage, usage), ranker=_Estimating(), sampled=True)
+    said = describe(RunEstimate(1, 0, usage, usage, usage), sampled=True)
     assert said.count("unpriced") == 3
-
-
-class _Estimating:
-    def estimate(self, request):
-        return Usage()
 
 
 @pytest.mark.parametrize(

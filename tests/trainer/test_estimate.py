@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from cyclealign_trl import DemonstrationPool, FunctionRanker, LLMRanker, Usage
+from cyclealign_trl import CachedRanker, DemonstrationPool, FunctionRanker, LLMRanker, Usage
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
 from cyclealign_trl.trainer.estimate import Sample, assume_completions, estimate_run, sample_completions
 from tests.trainer.stubs import config, make_trainer, prompts
@@ -100,6 +100,11 @@ def test_processes_make_a_step_larger(tmp_path, ranker):
 def test_a_ranker_that_says_nothing_makes_one_call_per_ranking(tmp_path):
     expected = estimate(tmp_path, FunctionRanker(len)).expected
     assert expected == Usage(attempts=16)
+
+
+def test_a_cache_says_what_its_ranker_says(tmp_path, ranker):
+    with closing(CachedRanker(ranker, tmp_path / "rankings.sqlite")) as cached:
+        assert estimate(tmp_path, cached) == estimate(tmp_path, ranker)
 
 
 def test_stopping_on_agreement_is_cheaper_where_they_agree(tmp_path, ranker):
