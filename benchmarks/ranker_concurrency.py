@@ -28,16 +28,17 @@ COMPLETIONS = ("merit 1: one.", "merit 3: three.", "merit 2: two.")
 ORDER = (1, 2, 0)
 
 
-def ours(base_url: str, requests: list[RankingRequest], concurrency: int) -> tuple[float, int]:
-    """Seconds that the rankings take, the first connections included, and how many of them failed."""
+def ours(base_url: str, requests: list[RankingRequest], concurrency: int) -> tuple[float, float, int]:
+    """Seconds that the rankings take, the first connections included, those of the CPU, and how many failed."""
     ranker = LLMRanker("judge", base_url, api_key="none", max_concurrency=concurrency, max_retries=0, improve=False)
     try:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         outcomes = ranker.rank(requests)
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     finally:
         ranker.close()
-    return seconds, sum(not isinstance(outcome, RankingResult) or outcome.order != ORDER for outcome in outcomes)
+    failed = sum(not isinstance(outcome, RankingResult) or outcome.order != ORDER for outcome in outcomes)
+    return seconds, cpu_seconds, failed
 
 
 def naive(base_url: str, requests: list[RankingRequest], concurrency: int) -> tuple[float, int]:
@@ -81,19 +82,19 @@ def main() -> None:
     base_url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
     load = os.getloadavg()[0]
     print(f"{arguments.latency:g} s per call, {os.cpu_count()} cores, load {load:.1f} before; rankings/s (failed)")
-    print("concurrency  ideal  LLMRanker       a client per call  ratio")
+    print("concurrency  ideal  LLMRanker       CPU ms each  a client per call  ratio")
     try:
         for concurrency in arguments.concurrency:
             num = arguments.rounds * concurrency
             requests = [RankingRequest(f"{index}: a question?", COMPLETIONS) for index in range(num)]
-            seconds, failed = ours(base_url, requests, concurrency)
+            seconds, cpu_seconds, failed = ours(base_url, requests, concurrency)
             few = requests[: max(concurrency, 256)]  # all of them would take minutes
             their_seconds, their_failed = naive(base_url, few, concurrency)
             ideal = concurrency / arguments.latency
             rate, their_rate = num / seconds, len(few) / their_seconds
             print(
-                f"{concurrency:11d}  {ideal:5.0f}  {rate:6.0f} ({failed:4d})   {their_rate:6.0f} ({their_failed:4d})"
-                f"     {rate / their_rate:5.1f}",
+                f"{concurrency:11d}  {ideal:5.0f}  {rate:6.0f} ({failed:4d})   {1000 * cpu_seconds / num:11.2f}"
+                f"  {their_rate:6.0f} ({their_failed:4d})     {rate / their_rate:5.1f}",
                 flush=True,
             )
     finally:

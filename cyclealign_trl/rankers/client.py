@@ -15,12 +15,13 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import RankerError
 from ..types import Usage
-from .budget import BUDGET_EXHAUSTED, Budget, Prices, make_prices
+from .budget import Budget, Prices, make_prices
 from .dialect import Dialect
 from .endpoint import Endpoint
-from .limits import AdaptiveConcurrency, Permit, RateLimiter, resolve_num_processes
+from .limits import AdaptiveConcurrency, RateLimiter, resolve_num_processes
 from .loop import LoopThread
-from .responses import InvalidReply, Response, Setback, read_complaint, read_usage, retry_after
+from .meter import Meter
+from .responses import InvalidReply, Response, Setback, read_complaint, retry_after
 from .store import digest
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ T = TypeVar("T")
 
 _BACKOFF_BASE = 0.5  # seconds
 _BACKOFF_CAP = 8.0  # seconds
-_TOKENS_PER_BYTE = 1 / 3  # more than usual in English and Chinese alike, until the endpoint has counted once
 
 _NOTHING = Usage(attempts=0)
 _REFUSED_CONTENT = ("content_filter", "content_policy_violation")
@@ -162,7 +162,6 @@ class ChatClient:
             raise ValueError(f"`max_tokens` must be at least 1; got {max_tokens}.")
         self.model = model
         self.budget = Budget(max_cost, max_run_tokens, make_prices(prices), num_processes)
-        self._settled = asyncio.Event()
         self._timeout = timeout
         self._max_retries = max_retries
         self._temperature = temperature
@@ -173,9 +172,9 @@ class ChatClient:
         # Of its own: drawing from the global generator would move the random state of a training run.
         self._jitter = random.Random()  # noqa: S311
         self._max_concurrency = max_concurrency
-        self._concurrency = AdaptiveConcurrency(max_concurrency)
-        self._rate_limiter = RateLimiter(rpm, tpm, num_processes)
-        self._tokens_per_byte: float | None = None
+        self._meter = Meter(
+            AdaptiveConcurrency(max_concurrency), self.budget, RateLimiter(rpm, tpm, num_processes), max_tokens
+        )
         self._endpoint = Endpoint(
             base_url, api_key, max_connections=max_concurrency, timeout=timeout, extra_body=self._extra_body
         )
@@ -326,45 +325,10 @@ class ChatClient:
         logger.warning("%s refuses a parameter for %s. Sent from now on: %s.", self.url, self.model, changes)
 
     async def _send(self, body: dict[str, Any], calls: list[Usage]) -> Response | Setback:
-        """Makes one call as soon as concurrency, budget and limits allow, and settles with them what it took."""
-        num_bytes = sum(len(message["content"].encode()) for message in body["messages"]) or 1
-        expected = Usage(math.ceil(num_bytes * (self._tokens_per_byte or _TOKENS_PER_BYTE)), self._max_tokens)
-        async with self._concurrency as number:
-            if not await self._reserve(expected):
-                detail = f"Spent are {self.budget}, and the next call may take {self.budget.describe(expected)}."
-                return Setback(BUDGET_EXHAUSTED, detail, final=True)
-            permit: Permit | None = None
-            answer: Response | Setback | None = None
-            usage: Usage | None = None
-            try:
-                permit = await self._rate_limiter.admit(expected.prompt_tokens + expected.completion_tokens)
-                answer = await self._endpoint.send(body)
-                usage = _usage(answer)
-            finally:
-                # What was cut off, or never answered, may be billed all the same: it stays at what was expected.
-                billed = expected if usage is None and permit is not None else usage or _NOTHING
-                self.budget.settle(expected, billed)
-                self._settled.set()
-                if permit is not None:
-                    headers = answer.headers if isinstance(answer, Response) else {}
-                    counted = usage if usage is not None and usage.prompt_tokens else None
-                    self._rate_limiter.settle(permit, asyncio.get_running_loop().time(), counted, headers)
-        calls.append(Usage() if usage is None else self.budget.priced(usage))
-        if isinstance(answer, Response) and answer.status == 429:
-            self._concurrency.too_many(number)
-        elif isinstance(answer, Response) and answer.status < 300:
-            self._concurrency.fine()
-        if usage is not None and usage.prompt_tokens:
-            # The most of late: limits would rather be missed from below.
-            self._tokens_per_byte = max(usage.prompt_tokens / num_bytes, 0.99 * (self._tokens_per_byte or 0.0))
+        answer, usage = await self._meter.call(body["messages"], lambda: self._endpoint.send(body))
+        if usage is not None:
+            calls.append(usage)
         return answer
-
-    async def _reserve(self, expected: Usage) -> bool:
-        """Waits for calls in flight where the budget depends on what they take; returns whether it suffices."""
-        while (reserved := self.budget.reserve(expected)) is None:
-            self._settled.clear()
-            await self._settled.wait()
-        return reserved
 
     def _read_reply(self, task: ChatTask[T], response: Response) -> T | Setback:
         public = self._endpoint.public
@@ -414,10 +378,3 @@ class ChatClient:
                 f"The model {self.model!r} at {self.url} cannot be asked. {fix} The answer was {answer}"
             )
         )
-
-
-def _usage(answer: Response | Setback) -> Usage | None:
-    """What a call took: as the reply says, else nothing where the endpoint did not serve it; `None` is unknown."""
-    if isinstance(answer, Setback):
-        return Usage() if answer.unsent else None
-    return read_usage(answer.body) or (Usage() if answer.status >= 300 else None)

@@ -229,7 +229,7 @@ def test_a_429_halves_the_calls_in_flight():
     with LoopbackEndpoint(respond) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url, max_concurrency=8)
         outcomes = ranker.rank([RankingRequest(f"Question {index}?", ("a", "b")) for index in range(16)])
-        bound = ranker._client._concurrency.bound
+        bound = ranker._client._meter.concurrency.bound
         ranker.close()
     assert [type(outcome).__name__ for outcome in outcomes] == ["RankingResult"] * 16
     assert 4 <= bound < 8
