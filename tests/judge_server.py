@@ -150,7 +150,7 @@ class Judge:
                     await asyncio.sleep(1.0)
             return response
         if fault == "redirect":
-            raise web.HTTPTemporaryRedirect(f"http://127.0.0.2:{self.options.port}/stranger")
+            raise web.HTTPTemporaryRedirect(f"http://localhost:{self.options.port}/stranger")
         bodies = {
             "broken JSON": json.dumps(self._completion(wrong, tokens))[:-9],
             "wrong shape": json.dumps({"choices": {"message": wrong}, "usage": [1]}),
@@ -185,7 +185,6 @@ async def serve(options: argparse.Namespace) -> None:
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
     await site.start()
     options.port = runner.addresses[0][1]
-    await web.TCPSite(runner, "127.0.0.2", options.port).start()
     print(options.port, flush=True)
     await asyncio.Event().wait()
 
