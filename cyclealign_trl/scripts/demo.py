@@ -14,13 +14,12 @@ import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
-    from ..trainer.cyclealign_trainer import CycleAlignTrainer
+    from ..demo.held_out import HeldOut
 
 NUM_SAMPLES = 16  # replies per held-out question that the score is a mean over
 BATCH_SIZE = 16
@@ -30,7 +29,6 @@ SWAP_IN = 'CycleAlignTrainer("Qwen/Qwen3-0.6B", LLMRanker("gpt-5-mini"), args, t
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    from ..trainer.cyclealign_config import SFTTarget
     from ..trainer.ranking_config import LossType
 
     parser = argparse.ArgumentParser(prog="cyclealign demo", description=__doc__.split("\n\n")[0])
@@ -38,20 +36,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="Seed of corpus, weights and sampling.")
     parser.add_argument("--num_train_epochs", type=int, default=2, help="Passes over the training questions.")
     parser.add_argument("--loss_type", choices=get_args(LossType), default="pro", help="Ranking loss.")
-    parser.add_argument("--sft_target", choices=get_args(SFTTarget), default="improved", help="SFT target.")
+    parser.add_argument("--sft_target", choices=("improved", "top_ranked"), default="improved", help="SFT target.")
     parser.add_argument("--sft_weight", type=float, default=0.05, help="SFT weight, times (K-1)^2.")
     parser.add_argument(
         "--control", action="store_true", help="Rank at random and improve nothing: what comes of the cycle alone."
     )
     return parser
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Replies to the held-out questions, several each, and the mean of their scores."""
-
-    replies: list[tuple[str, list[str]]]
-    score: float
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     from .. import CycleAlignConfig, CycleAlignTrainer, LLMRanker
     from ..demo.corpus import questions
     from ..demo.endpoint import LoopbackEndpoint
+    from ..demo.held_out import held_out
     from ..demo.judge import DemoJudge
     from ..demo.policy import pretrain_policy
     from ..trainer.estimate import estimate_run, sample_completions
@@ -106,13 +97,13 @@ def main(argv: Sequence[str]) -> None:
         )
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBarOnly)
-        before = _held_out(trainer, args.seed)
+        before = held_out(model, tokenizer, args.seed, NUM_SAMPLES)
         _say(f"2/4  Held-out score before: {before.score:.3f} (0 to 1, mean over {NUM_SAMPLES} samples a question)")
         _show(before)
         expected = estimate_run(trainer.args, ranker, sample_completions(trainer, NUM_SAMPLES), len(dataset)).expected
         _say(f"3/4  Aligning it with the judge at {endpoint.base_url} ...")
         trainer.train()
-    after = _held_out(trainer, args.seed)
+    after = held_out(model, tokenizer, args.seed, NUM_SAMPLES)
     trainer.save_model()
 
     rows = trainer.interaction_log.read().to_pylist()
@@ -146,24 +137,6 @@ def main(argv: Sequence[str]) -> None:
         f"Written          {args.output_dir}: model, interactions/, summary.json{curves}\n\n"
         f"With a model and a judge of your own, this is the line:\n  {SWAP_IN}"
     )
-
-
-def _held_out(trainer: CycleAlignTrainer, seed: int) -> HeldOut:
-    """Samples replies to all held-out questions from the policy as it is now."""
-    import torch
-
-    from ..demo.corpus import questions, score
-
-    replies = []
-    held_out = questions("held_out")
-    repeated = [question for question in held_out for _ in range(NUM_SAMPLES // trainer.args.num_generations)]
-    prompt_ids = [trainer.encoder.prompt([_user(question)])[0] for question in repeated]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        groups = trainer.generation.generate(trainer.model, prompt_ids)
-    for question, ids in zip(repeated, groups, strict=True):
-        replies.append((question, trainer.encoder.tokenizer.batch_decode(ids, skip_special_tokens=True)))
-    return HeldOut(replies, fmean(score(question, reply) for question, texts in replies for reply in texts))
 
 
 def _plot(rows: Sequence[dict[str, Any]], path: Path) -> str:
@@ -204,7 +177,7 @@ def _say(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def _show(held_out: HeldOut, number: int = 4) -> None:
-    for question, replies in held_out.replies[:: len(held_out.replies) // number][:number]:
+def _show(sampled: HeldOut, number: int = 4) -> None:
+    for question, replies in sampled.replies[:: len(sampled.replies) // number][:number]:
         print(f"     {question}")
         print(textwrap.indent(textwrap.fill(replies[0] or "(nothing)", 100), "       > "), flush=True)
