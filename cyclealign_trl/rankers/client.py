@@ -357,6 +357,8 @@ class ChatClient:
         """What a status that may pass, or that concerns this request alone, means; `None` for any other."""
         status, complaint = response.status, read_complaint(response)
         detail = self._endpoint.public(f"HTTP {status}: {complaint.message}")
+        if status == 402 or (status == 429 and complaint.code == "insufficient_quota"):
+            return Setback("quota_exhausted", detail, final=True)  # no waiting brings money
         if status in (408, 409, 429) or status >= 500:
             reason = {408: "timeout", 429: "rate_limited"}.get(status, "server_error")
             return Setback(reason, detail, retry_after=retry_after(response.headers))

@@ -38,7 +38,8 @@ class BudgetGuard(RunGuard):
             self._warned = True
             logger.warning(
                 "The ranker's budget is used up: %s. Prompts that it does not rank train SFT alone, on the completion "
-                "that the policy ranks first. Raise the cap and resume to have later ones ranked.",
+                "that the policy ranks first, or a corrector's version of it. Raise the cap and resume to have later "
+                "ones ranked.",
                 spent,
             )
 

@@ -203,6 +203,8 @@ FAILURES = {
     "HTTP 500": (error(500), "server_error"),
     "HTTP 503 without JSON": (Reply(status=503, body="<html>busy</html>"), "server_error"),
     "HTTP 429": (error(429), "rate_limited"),
+    "no quota": (error(429, code="insufficient_quota"), "quota_exhausted"),
+    "HTTP 402": (error(402), "quota_exhausted"),
     "HTTP 408": (error(408), "timeout"),
     "reset": (Reply(reset=True), "connection"),
     "hang": (Reply(delay=30.0), "timeout"),
@@ -215,6 +217,9 @@ FAILURES = {
 }
 
 
+FINAL = ("too_long", "quota_exhausted")
+
+
 @pytest.mark.parametrize(("reply", "reason"), FAILURES.values(), ids=FAILURES)
 def test_what_fails_is_a_failure_of_its_request_alone(serve, reply, reason):
     ranker, _ = serve(
@@ -225,7 +230,7 @@ def test_what_fails_is_a_failure_of_its_request_alone(serve, reply, reason):
     doomed, fine = ranker.rank([RankingRequest("doomed", COMPLETIONS), REQUEST])
     assert isinstance(doomed, RankingFailure)
     assert doomed.reason == reason
-    assert doomed.usage.attempts == (1 if reason == "too_long" or reply.status == 400 else 2)
+    assert doomed.usage.attempts == (1 if reason in FINAL or reply.status == 400 else 2)
     assert fine.order == RIGHT
 
 
@@ -249,7 +254,7 @@ def test_what_may_pass_is_asked_again(serve, reply, reason):
 
     ranker, endpoint = serve(respond, timeout=0.3 if reply.delay else 60.0)
     [outcome] = ranker.rank([REQUEST])
-    if reason == "too_long" or reply.status == 400:
+    if reason in FINAL or reply.status == 400:
         assert outcome.reason == reason
         return
     assert outcome.order == RIGHT
@@ -360,7 +365,7 @@ def test_the_back_off_leaves_the_global_random_state_alone(serve):
         (403, "may call this model"),
         (404, "base_url"),
         (400, "refuses"),
-        (402, "Asking again"),
+        (418, "Asking again"),
     ],
 )
 def test_fatal_statuses_raise_without_the_key(serve, status, fix, caplog):
