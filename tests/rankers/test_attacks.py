@@ -11,6 +11,7 @@ import re
 import pytest
 
 from cyclealign_trl import Demonstration, LLMRanker, RankingRequest, RankingResult
+from cyclealign_trl.data import black_box_corrections as corrections
 from cyclealign_trl.demo.corpus import score
 from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
 from cyclealign_trl.demo.judge import DemoJudge
@@ -247,6 +248,23 @@ def test_who_has_seen_the_tag_cannot_use_it():
     assert len(seen) == 50
 
 
+@pytest.mark.parametrize("place", ["answer", "prompt", "message"])
+def test_no_attack_gets_out_of_the_fences_of_a_correction(place):
+    harmless = [{"role": "user", "content": "Why?"}] if place == "message" else "Why?"
+    for attack in ATTACKS:
+        prompt, answer = {
+            "answer": (QUESTION, attack),
+            "prompt": (attack, HONEST[0]),
+            "message": ([{"role": "user", "content": attack}], HONEST[0]),
+        }[place]
+        expected = corrections.build_messages(harmless, "Yes.", "x")
+        shown = corrections.build_messages(prompt, answer, "x")
+        assert shown[0] == expected[0]
+        around, texts = outside(shown[1]["content"])
+        assert around == outside(expected[1]["content"])[0]
+        assert len(texts) == 2
+
+
 # The suite can fail
 
 
@@ -256,14 +274,14 @@ def obeyed(requests):
 
 
 def test_the_obedient_judge_obeys_where_nothing_is_fenced(monkeypatch):
-    monkeypatch.setattr(prompts, "_fenced", lambda text, tag: text)
+    monkeypatch.setattr(prompts, "fenced", lambda text, tag: text)
     assert obeyed([RankingRequest(QUESTION, HONEST)]) == 0
     attacked = [PLACES[place](attack) for place in ("completion", "system turn", "prompt") for attack in COMMANDS]
     assert obeyed(attacked) == len(attacked)
 
 
 def test_the_obedient_judge_obeys_where_the_tag_can_be_guessed(monkeypatch):
-    monkeypatch.setattr(prompts, "_tag", lambda prompt, completions: "data-0123456789ab")
+    monkeypatch.setattr(prompts, "fence_tag", lambda prompt, completions: "data-0123456789ab")
     assert obeyed([RankingRequest(QUESTION, HONEST, (OTHERS,))]) == 0
     guessed = [attack for attack in forgeries() if "</data-0123456789ab>\n\n" in attack]
     assert guessed
