@@ -19,7 +19,7 @@ def plot_report(figures: Sequence[dict[str, Any]], path: str | PathLike[str]) ->
         figures: `JudgeReport.figures`.
         path: Where to write the image, in the format that its ending names.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     agreement, positions = figure.subplots(1, 2)
     for offset, (name, colour) in enumerate(_COLOURS.items()):
         points = [
@@ -36,25 +36,25 @@ def plot_report(figures: Sequence[dict[str, Any]], path: str | PathLike[str]) ->
                 [max(0.0, interval[1] - value) for _, value, interval in points],
             ],
             color=colour,
-            label=name,
+            label=name.replace("_", " "),
             marker="o",
             markersize=4,
             capsize=2,
         )
     agreement.set(xlabel="Demonstrations", title="Agreement with the reference")
     agreement.xaxis.set_major_locator(MaxNLocator(integer=True))
-    agreement.legend(frameon=False, fontsize="small")
 
     expected: list[float] = max((one["position_bias"]["expected_by_position"] for one in figures), key=len)
     positions.plot(range(1, len(expected) + 1), expected, color="#777777", linestyle="--", label="without bias")
     for one in figures:
         wins = one["position_bias"]["first_place_by_position"]
-        label = f"{one['num_demonstrations']} demonstrations"
+        label = f"{one['num_demonstrations']} shown"
         positions.plot(range(1, len(wins) + 1), wins, marker="o", markersize=4, label=label)
     positions.set(xlabel="Shown position", title="Share of first places", ylim=(0, None))
     positions.xaxis.set_major_locator(MaxNLocator(integer=True))
-    positions.legend(frameon=False, fontsize="small")
     for panel in (agreement, positions):
+        # Below, where no line can run through it.
+        panel.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=144)
