@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .contrastive import ContrastivePrompts
-from .pretrained import settle_special_tokens
+from .pretrained import load_causal_lm, place, settle_special_tokens
 from .trainer.collator import TextEncoder
 from .trainer.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from .types import Prompt
@@ -48,9 +48,34 @@ class SelfReward:
             max_completion_length,
             chat_template_kwargs or {},
         )
-        self._model = model
+        self.model = model
         self._batch_size = batch_size
         fuse_lm_head(model)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        contrastive: ContrastivePrompts | Mapping[str, str] | str = "harmless",
+        *,
+        device: str | torch.device | None = None,
+        model_init_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> SelfReward:
+        """Loads a model by its name, or takes a loaded one, and moves it to its device.
+
+        Args:
+            model: The model, or its name.
+            tokenizer: Its tokenizer. `None` loads the one of the model's name.
+            contrastive: `"harmless"`, `"helpful"`, or `ContrastivePrompts` of your own.
+            device: Where the model runs. `None` means this process's accelerator, or the CPU where there is none.
+            model_init_kwargs: Keyword arguments for loading the model by name.
+            kwargs: Further arguments of `SelfReward`.
+        """
+        model, tokenizer = load_causal_lm(model, tokenizer, model_init_kwargs)
+        place(model, model.name_or_path or type(model).__name__, device)
+        return cls(model, tokenizer, ContrastivePrompts.of(contrastive), **kwargs)
 
     def fits(self, prompt: Prompt) -> bool:
         """Whether both contrastive prompts are short enough. Cut on the left, they might lose what they ask for."""
@@ -70,15 +95,15 @@ class SelfReward:
         sums = torch.empty(len(rows))  # (N * 2,)
         # Texts of like length share a batch; the longest come first, so that memory runs out at once or never.
         by_length = sorted(range(len(rows)), key=lambda index: sum(map(len, rows[index])), reverse=True)
-        fused = has_plain_lm_head(self._model)
+        fused = has_plain_lm_head(self.model)
         for start in range(0, len(rows), self._batch_size):
             batch = by_length[start : start + self._batch_size]
             with torch.no_grad():
                 batch_sums, _ = sequence_logps(
-                    self._model,
+                    self.model,
                     *zip(*(rows[index] for index in batch), strict=True),
                     pad_token_id=self.encoder.tokenizer.pad_token_id,
-                    device=self._model.device,
+                    device=self.model.device,
                     fused=fused,
                 )
             sums[batch] = batch_sums.cpu()

@@ -21,7 +21,7 @@ from trl import is_conversational, maybe_extract_prompt
 from ..contrastive import ContrastivePrompts
 from ..generation.base import group_by_prompt, seeded
 from ..generation.transformers import generate
-from ..pretrained import digest_weights, load_causal_lm, place
+from ..pretrained import digest_weights
 from ..self_reward import SelfReward
 from ..types import Prompt
 
@@ -80,16 +80,13 @@ def generate_contrastive_pairs(
         ValueError: If there are no prompts, no pair is left, or `output_dir` holds pairs of other prompts, of another
             model or with other settings.
     """
-    contrastive = ContrastivePrompts.of(contrastive)
     prompts = list(prompts["prompt"]) if isinstance(prompts, Dataset) else list(prompts)
     if not prompts:
         raise ValueError("There are no prompts to reply to.")
     rank, num_processes = _processes()
     if num_processes > 1 and output_dir is None:
         raise ValueError(f"{num_processes} processes take an output_dir, in which they find each other's pairs.")
-    model, tokenizer = load_causal_lm(model, tokenizer, model_init_kwargs)
-    place(model, model.name_or_path or type(model).__name__, device)
-    self_reward = SelfReward(
+    self_reward = SelfReward.load(
         model,
         tokenizer,
         contrastive,
@@ -97,13 +94,15 @@ def generate_contrastive_pairs(
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length + 1,  # the end-of-sequence token of one that ran out of room
         chat_template_kwargs=chat_template_kwargs,
+        device=device,
+        model_init_kwargs=model_init_kwargs,
     )
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, **(generation_kwargs or {})}
     batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     settings = {
-        "model": digest_weights(model),
+        "model": digest_weights(self_reward.model),
         "prompts": hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest(),
-        "contrastive": asdict(contrastive),
+        "contrastive": asdict(self_reward.contrastive),
         "batch_size": batch_size,
         "max_prompt_length": max_prompt_length,
         "max_completion_length": max_completion_length,
@@ -123,10 +122,10 @@ def generate_contrastive_pairs(
             **sampling,
             max_new_tokens=max_completion_length,
             eos_token_id=list(self_reward.encoder.eos_token_ids),
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=self_reward.encoder.tokenizer.pad_token_id,
         )
-        with seeded(seed + index, model.device):
-            done[index] = _pairs(self_reward, model, batches[index], config)
+        with seeded(seed + index, self_reward.model.device):
+            done[index] = _pairs(self_reward, batches[index], config)
         if path is not None:
             _write(path, done[index])
     if num_processes > 1:
@@ -172,16 +171,16 @@ def add_self_rewards(
     Raises:
         ValueError: If no pair is left; the same pairs are left out.
     """
-    model, tokenizer = load_causal_lm(model, tokenizer, model_init_kwargs)
-    place(model, model.name_or_path or type(model).__name__, device)
-    self_reward = SelfReward(
+    self_reward = SelfReward.load(
         model,
         tokenizer,
-        ContrastivePrompts.of(contrastive),
+        contrastive,
         batch_size=batch_size,
         max_prompt_length=max_prompt_length,
         max_completion_length=max_completion_length,
         chat_template_kwargs=chat_template_kwargs,
+        device=device,
+        model_init_kwargs=model_init_kwargs,
     )
     pairs: list[dict[str, Any]] = []
     rows = [maybe_extract_prompt(dict(row)) for row in dataset]
@@ -194,14 +193,12 @@ def add_self_rewards(
     return _as_dataset(pairs)
 
 
-def _pairs(
-    self_reward: SelfReward, model: PreTrainedModel, prompts: Sequence[Prompt], config: GenerationConfig
-) -> list[dict[str, Any]]:
+def _pairs(self_reward: SelfReward, prompts: Sequence[Prompt], config: GenerationConfig) -> list[dict[str, Any]]:
     """Samples a batch's replies, and scores them."""
     fitting = [prompt for prompt in prompts if self_reward.fits(prompt)]
     replies: list[list[str]] = []
     if fitting:
-        encoder = self_reward.encoder
+        model, encoder = self_reward.model, self_reward.encoder
         asking = [encoder.prompt(text)[0] for prompt in fitting for text in self_reward.contrastive.apply(prompt)]
         completion_ids = group_by_prompt(generate(model, asking, config, model.device), 2, encoder.eos_token_ids)
         replies = [encoder.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in completion_ids]

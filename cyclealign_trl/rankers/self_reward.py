@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..contrastive import ContrastivePrompts
 from ..errors import RankerError
-from ..pretrained import load_causal_lm, place
 from ..self_reward import SelfReward
 from ..types import RankingFailure, RankingRequest
 from .base import Outcome, outcome_of
@@ -73,19 +72,19 @@ class SelfRewardRanker:
         ):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
-        model, tokenizer = load_causal_lm(model, tokenizer, model_init_kwargs)
-        self._name = model.name_or_path or type(model).__name__
-        place(model, self._name, device)
-        self._model = model
-        self._self_reward = SelfReward(
+        self._self_reward = SelfReward.load(
             model,
             tokenizer,
-            ContrastivePrompts.of(contrastive),
+            contrastive,
             batch_size=batch_size,
             max_prompt_length=max_prompt_length,
             max_completion_length=max_completion_length,
             chat_template_kwargs=chat_template_kwargs,
+            device=device,
+            model_init_kwargs=model_init_kwargs,
         )
+        self._model = self._self_reward.model
+        self._name = self._model.name_or_path or type(self._model).__name__
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
