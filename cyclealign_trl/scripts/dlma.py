@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -107,12 +106,13 @@ def _iterate(
         folder = output_dir / f"iteration-{iteration}"
         finished = folder / "model"
         if not (resuming and (finished / "config.json").exists()):
-            args = copy(training_args)
-            args.output_dir, args.push_to_hub = str(folder), False
+            args = replace(training_args, output_dir=str(folder), push_to_hub=False)  # type: ignore[call-arg]
             trainer = _trainer(model, _make_pairs(model, prompts, pair_args, args), args, model_args)
             trainer.train(resume_from_checkpoint=resuming and _has_checkpoint(folder))
             _save_whole(trainer, finished)
         model = str(finished)
+        # Made anew, they start anew what accelerate knows of this process: DeepSpeed takes one trainer per start.
+        training_args = replace(training_args)
     if resuming and not _has_checkpoint(output_dir):  # interrupted before the last iteration had one
         training_args.resume_from_checkpoint = None
     return _trainer(model, _make_pairs(model, prompts, pair_args, training_args), training_args, model_args)
