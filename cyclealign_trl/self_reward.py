@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .contrastive import ContrastivePrompts
 from .pretrained import load_causal_lm, place, settle_special_tokens
@@ -95,7 +96,8 @@ class SelfReward:
         sums = torch.empty(len(rows))  # (N * 2,)
         # Texts of like length share a batch; the longest come first, so that memory runs out at once or never.
         by_length = sorted(range(len(rows)), key=lambda index: sum(map(len, rows[index])), reverse=True)
-        fused = has_plain_lm_head(self.model)
+        # Under ZeRO-3 the fused head takes every model to be split, which this one is not.
+        fused = has_plain_lm_head(self.model) and not is_deepspeed_zero3_enabled()
         for start in range(0, len(rows), self._batch_size):
             batch = by_length[start : start + self._batch_size]
             with torch.no_grad():

@@ -200,7 +200,9 @@ def _pairs(self_reward: SelfReward, prompts: Sequence[Prompt], config: Generatio
     if fitting:
         model, encoder = self_reward.model, self_reward.encoder
         asking = [encoder.prompt(text)[0] for prompt in fitting for text in self_reward.contrastive.apply(prompt)]
-        completion_ids = group_by_prompt(generate(model, asking, config, model.device), 2, encoder.eos_token_ids)
+        # Each process at its own pace: under ZeRO-3, too, where generating would else wait for all of them.
+        generated = generate(model, asking, config, model.device, synced_gpus=False)
+        completion_ids = group_by_prompt(generated, 2, encoder.eos_token_ids)
         replies = [encoder.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in completion_ids]
     return _score(self_reward, fitting, replies) + [_TOO_LONG] * (len(prompts) - len(fitting))
 

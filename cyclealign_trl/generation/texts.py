@@ -100,5 +100,12 @@ class BatchedGenerator:
                 "pad_token_id": self.tokenizer.pad_token_id,
             }
         )
-        generated = generate(self.model, prompts, config, self.model.device, logits_processor=processors)
+        generated = generate(
+            self.model,
+            prompts,
+            config,
+            self.model.device,
+            logits_processor=processors,
+            synced_gpus=False,  # under ZeRO-3 it would wait for processes that have nothing to generate
+        )
         return [group[0] for group in group_by_prompt(generated, 1, self.eos_token_ids)]

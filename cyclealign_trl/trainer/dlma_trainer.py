@@ -126,7 +126,10 @@ class DLMATrainer(RankingTrainer):
         assert isinstance(args, DLMAConfig)
         if args.precompute_ref_log_probs and args.distributed_state.distributed_type == DistributedType.FSDP:
             raise ValueError("precompute_ref_log_probs=True does not work with FSDP. Leave it out.")
-        if self.ref_model is None and not args.precompute_ref_log_probs and peft_config is None:
+        is_split = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+        # ZeRO-3 cannot run a model for scores and train it after that: there, precomputing takes one of its own, too.
+        by_itself = is_split if args.precompute_ref_log_probs else peft_config is None
+        if self.ref_model is None and by_itself:
             if is_peft_model(model):
                 raise ValueError(
                     "The model has an adapter already, which a reference without it would lack. Set "
@@ -134,7 +137,7 @@ class DLMATrainer(RankingTrainer):
                 )
             if isinstance(given, str):
                 self.ref_model = load_policy(given, args)
-            elif any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            elif is_split:
                 raise ValueError(
                     "DeepSpeed ZeRO-3 has split the model's weights, so that no reference can be copied from it. Pass "
                     "the model's name, or a ref_model."

@@ -58,9 +58,9 @@ def test_replies_are_sampled_under_their_prompts(monkeypatch):
     asked = []
     sample = contrastive_pairs.generate
 
-    def spy(model, prompt_ids, *args):
+    def spy(model, prompt_ids, *args, **kwargs):
         asked.extend(make_tokenizer().batch_decode(prompt_ids))
-        return sample(model, prompt_ids, *args)
+        return sample(model, prompt_ids, *args, **kwargs)
 
     monkeypatch.setattr(contrastive_pairs, "generate", spy)
     pairs = generate(MESSAGES)
@@ -96,10 +96,10 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch):
     made = []
     sample = contrastive_pairs.generate
 
-    def mortal(*args):
+    def mortal(*args, **kwargs):
         if len(made) == 2:
             raise KeyboardInterrupt
-        made.append(sample(*args))
+        made.append(sample(*args, **kwargs))
         return made[-1]
 
     monkeypatch.setattr(contrastive_pairs, "generate", mortal)
@@ -141,7 +141,7 @@ def test_what_is_left_out_is_counted(monkeypatch):
     replies = iter([["a", ""], ["b", "b"], ["c", "d"]])
     ids = make_tokenizer()
 
-    def canned(model, prompt_ids, *args):
+    def canned(model, prompt_ids, *args, **kwargs):
         return [[*ids(text)["input_ids"], 1] for text in next(replies)]
 
     monkeypatch.setattr(contrastive_pairs, "generate", canned)

@@ -16,6 +16,10 @@ from tests.trainer.stubs import config, make_trainer
 
 def train(folder, num_processes, precompute=False, **changes):
     """Runs all of it in steps of 4 prompts, by as many processes as there are."""
+    # Before the training arguments, or ZeRO-3 would split it.
+    own = folder / f"aligner-{os.environ.get('RANK', '0')}"
+    save_parrot(own, "sorry")  # whatever it is to correct
+    aligner = Aligner.from_pretrained(own, template="{question} {answer}>", max_new_tokens=4)
     shared = {"per_device_train_batch_size": 4 // num_processes, "per_device_eval_batch_size": 4, **changes}
     names = DLMAConfig.__dataclass_fields__
     settings = config(folder / "dlma", **{**shared, "num_train_epochs": 2}).to_dict()
@@ -32,13 +36,10 @@ def train(folder, num_processes, precompute=False, **changes):
     dlma = DLMATrainer(
         make_model(), args=first, train_dataset=rows, eval_dataset=rows, processing_class=make_tokenizer()
     )
-    if first.process_index == 0:
-        save_parrot(folder / "aligner", "sorry")  # whatever it is to correct
-    PartialState().wait_for_everyone()
     cycle = make_trainer(
         folder / "cycle",
         SelfRewardRanker(make_model(), make_tokenizer(), contrastive=KIND),
-        corrector=Aligner.from_pretrained(folder / "aligner", template="{question} {answer}>", max_new_tokens=4),
+        corrector=aligner,
         sft_target="corrector",
         demonstration_scope="run",
         rank_improved_completion=True,

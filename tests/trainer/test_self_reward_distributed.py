@@ -25,8 +25,9 @@ def alone(tmp_path_factory):
         ("", ""),
         pytest.param(f"{ROOT}/examples/deepspeed/zero2.json", "", marks=pytest.mark.slow),
         pytest.param(f"{ROOT}/examples/deepspeed/zero2.json", "yes", marks=pytest.mark.slow),
+        pytest.param(f"{ROOT}/examples/deepspeed/zero3.json", "", marks=pytest.mark.slow),
     ],
-    ids=["ddp", "zero2", "zero2-precomputed"],
+    ids=["ddp", "zero2", "zero2-precomputed", "zero3"],
 )
 def test_two_processes_do_what_one_does(tmp_path, alone, config, precompute):
     launch("-m", "tests.trainer.self_reward_worker", str(tmp_path), "2", config, precompute)
