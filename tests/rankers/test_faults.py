@@ -89,6 +89,7 @@ def test_with_one_prompt_in_two_faulted_all_is_right_or_a_failure_of_its_kind(mo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_thousand_rankings_one_in_five_faulted():
     seen, held, stats = check(10_000, 0.2, timeout=4.0, max_concurrency=128)
     print(f"failures {dict(seen)}; {len(stats['calls'])} calls; memory in MB {[round(mb) for mb in held]}")
