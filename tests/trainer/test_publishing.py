@@ -150,7 +150,7 @@ def test_a_failure_of_the_main_process_leaves_nobody_waiting(tmp_path, monkeypat
         return [None]
 
     trainer = make_trainer(tmp_path)
-    monkeypatch.setattr("cyclealign_trl.trainer.cyclealign_trainer.broadcast_object_list", broadcast)
+    monkeypatch.setattr("cyclealign_trl.trainer.published_cycle.broadcast_object_list", broadcast)
     with pytest.raises(FileNotFoundError):
         trainer.push_interactions_to_hub()
     monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
