@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from .ranking_trainer import Optimizers, RankingTargets, RankingTrainer, load_po
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+logger = logging.getLogger(__name__)
 
 _REF_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -224,6 +227,19 @@ class DLMATrainer(RankingTrainer):
         return dataset
 
     # The loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Makes the schedule; says so if the run ends before its warm-up does."""
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        if warmup_steps >= num_training_steps and self.is_world_process_zero():
+            logger.warning(
+                "The learning rate warms up over %d steps, but the run has %d: it never reaches %g. Set warmup_steps "
+                "to fewer, or to a share of them, such as 0.1.",
+                warmup_steps,
+                num_training_steps,
+                self.args.learning_rate,
+            )
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _losses(
         self, model: nn.Module, inputs: dict[str, Any], sums: Tensor, lengths: Tensor, targets: RankingTargets

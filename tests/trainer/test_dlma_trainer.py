@@ -191,6 +191,13 @@ def test_a_resumed_run_ends_as_one_that_was_never_killed(tmp_path):
         make_trainer(tmp_path / "killed", model=make_model(seed=3), **settings).train(resume_from_checkpoint=True)
 
 
+def test_a_warm_up_longer_than_the_run_is_said(tmp_path, caplog):
+    make_trainer(tmp_path, max_steps=2, warmup_steps=1).train()
+    assert "warms up" not in caplog.text
+    make_trainer(tmp_path, max_steps=2, warmup_steps=150).train()
+    assert "over 150 steps, but the run has 2: it never reaches 0.001" in caplog.text
+
+
 def test_the_card_says_how_it_was_trained(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1)
     trainer.train()
