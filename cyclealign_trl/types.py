@@ -15,6 +15,11 @@ Prompt = str | list[dict[str, str]]
 """A TRL prompt: plain text (standard format) or a list of `{"role", "content"}` messages (conversational format)."""
 
 
+def as_completion(prompt: Prompt, text: str) -> str | list[dict[str, str]]:
+    """A text as a TRL completion of the prompt, in the prompt's format."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
 def prompt_key(prompt: Prompt) -> str:
     """A text that is the same for equal prompts only."""
     return json.dumps(prompt, sort_keys=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetInfo, Features, List, Value
 
-from ..types import Prompt
+from ..types import Prompt, as_completion
 from ..upstreams import make_upstream
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def bootstrap_preferences(
     text = List({"role": string, "content": string}) if conversational else string
     columns = {
         "prompt": [prompts[index] for index in kept],
-        "chosen": [_completion(corrections[index], conversational) for index in kept],
-        "rejected": [_completion(answers[index], conversational) for index in kept],
+        "chosen": [as_completion(prompts[index], corrections[index]) for index in kept],
+        "rejected": [as_completion(prompts[index], answers[index]) for index in kept],
     }
     unchanged = len(prompts) - len(kept)
     report = f"{len(prompts)} prompts, {len(kept)} pairs; dropped: " + (
@@ -64,7 +64,3 @@ def bootstrap_preferences(
     )
     features = Features(dict.fromkeys(columns, text))
     return Dataset.from_dict(columns, info=DatasetInfo(description=report, features=features))
-
-
-def _completion(text: str, conversational: bool) -> str | list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}] if conversational else text

@@ -16,14 +16,15 @@ import torch
 from datasets import Dataset, DatasetInfo
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl import is_conversational, maybe_extract_prompt
+from trl import maybe_extract_prompt
 
 from ..contrastive import ContrastivePrompts
 from ..generation.base import group_by_prompt, seeded
 from ..generation.transformers import generate
 from ..pretrained import digest_weights
 from ..self_reward import SelfReward
-from ..types import Prompt
+from ..trainer.collator import completion_text
+from ..types import Prompt, as_completion
 
 _SETTINGS = "settings.json"
 _TOO_LONG = {"dropped": "too_long"}
@@ -187,7 +188,7 @@ def add_self_rewards(
     for start in tqdm(range(0, len(rows), batch_size), desc="Scoring pairs", leave=False):
         batch = rows[start : start + batch_size]
         fitting = [row for row in batch if self_reward.fits(row["prompt"])]
-        replies = [[_text(row["chosen"]), _text(row["rejected"])] for row in fitting]
+        replies = [[completion_text(row["chosen"]), completion_text(row["rejected"])] for row in fitting]
         pairs += _score(self_reward, [row["prompt"] for row in fitting], replies)
         pairs += [_TOO_LONG] * (len(batch) - len(fitting))
     return _as_dataset(pairs)
@@ -223,8 +224,8 @@ def _score(
         score = (for_chosen[0] - for_chosen[1]) - (for_rejected[0] - for_rejected[1])
         pair = {
             "prompt": prompt,
-            "chosen": _as_completion(prompt, chosen),
-            "rejected": _as_completion(prompt, rejected),
+            "chosen": as_completion(prompt, chosen),
+            "rejected": as_completion(prompt, rejected),
             "self_reward": score,
             "chosen_logps": for_chosen,
             "rejected_logps": for_rejected,
@@ -247,14 +248,6 @@ def _as_dataset(pairs: Sequence[Mapping[str, Any]]) -> Dataset:
     if not kept:
         raise ValueError(f"No pair is left of {report}.")
     return Dataset.from_list(kept, info=DatasetInfo(description=report))
-
-
-def _as_completion(prompt: Prompt, text: str) -> str | list[dict[str, str]]:
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
-def _text(completion: str | list[dict[str, str]]) -> str:
-    return completion[0]["content"] if is_conversational({"completion": completion}) else str(completion)  # type: ignore[index]
 
 
 def _processes() -> tuple[int, int]:

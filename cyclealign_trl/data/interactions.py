@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetInfo, Features, List, Value
+
+from ..types import as_completion
 
 ExportType = Literal["preference", "ranked", "prompt-completion"]
 
@@ -54,7 +57,7 @@ def export_interactions(run: str | os.PathLike[str], to: ExportType = "preferenc
 
 def _row(entry: dict[str, Any], to: ExportType) -> dict[str, Any] | None:
     prompt, ranks = entry["prompt"], entry["ranks"]
-    wrap = _message if isinstance(prompt, list) else str
+    wrap = partial(as_completion, prompt)
     completions = [wrap(text) for text in entry["completions"]]
     best = ranks.index(min(ranks))
     if to == "ranked":
@@ -65,10 +68,6 @@ def _row(entry: dict[str, Any], to: ExportType) -> dict[str, Any] | None:
     if min(ranks) == max(ranks):
         return None
     return {"prompt": prompt, "chosen": completions[best], "rejected": completions[ranks.index(max(ranks))]}
-
-
-def _message(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
 
 
 def _features(to: ExportType, conversational: bool) -> Features:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from ..errors import RankerError
-from ..types import RankingFailure, RankingRequest
+from ..types import RankingFailure, RankingRequest, as_completion
 from .base import Outcome, outcome_of
 
 RewardFunction = Callable[..., Any]
@@ -113,10 +113,9 @@ def _arguments(requests: Sequence[RankingRequest]) -> dict[str, list[Any]]:
     names = sorted({name for request in requests for name in request.metadata} - _RESERVED)
     arguments: dict[str, list[Any]] = {name: [] for name in ("prompts", "completions", *names)}
     for request in requests:
-        conversational = not isinstance(request.prompt, str)
         for text in request.completions:
             arguments["prompts"].append(request.prompt)
-            arguments["completions"].append([{"role": "assistant", "content": text}] if conversational else text)
+            arguments["completions"].append(as_completion(request.prompt, text))
             for name in names:
                 arguments[name].append(request.metadata.get(name))
     return arguments
