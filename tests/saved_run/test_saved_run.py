@@ -1,0 +1,77 @@
+"""What version 0.1.0 left on disk, before the package was divided into rooms, is resumed and read: `write.py` wrote it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cyclealign_trl import CachedRanker, export_interactions
+from tests.saved_run.write import (
+    ANSWERS,
+    CORRECTIONS,
+    REQUESTS,
+    LengthRanker,
+    corrections,
+    final_weights,
+    judge,
+    make_trainer,
+    pairs,
+)
+
+FILES = Path(__file__).parent / "files"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A copy of the files: what reads a database may have to write to it."""
+    return Path(shutil.copytree(FILES, tmp_path / "files"))
+
+
+def test_the_run_is_resumed(saved):
+    expected = json.loads((saved / "expected.json").read_text(encoding="utf-8"))
+    ranker = LengthRanker()
+    trainer = make_trainer(saved / "run", ranker, seed=1)  # other weights than those that it was saved with
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+    for name, values in final_weights(trainer).items():
+        assert torch.allclose(torch.tensor(values), torch.tensor(expected["weights"][name]), atol=1e-5), name
+    assert trainer.demonstrations.state_dict() == expected["demonstrations"]
+    rows = trainer.interaction_log.read().to_pylist()
+    assert [{name: value for name, value in row.items() if name != "usage"} for row in rows] == expected["rows"]
+    # The killed run had ranked the last step's first micro-batch at least. None of its answers is asked for again.
+    assert len(ranker.requests) < 4
+
+
+def test_the_log_is_exported(saved):
+    rows = export_interactions(saved / "run", "ranked")
+    assert rows.column_names == ["prompt", "completions", "ranks"]
+    assert len(rows) == 3 * 4 - 2  # two rankings of Question 3 failed
+
+
+def test_the_database_of_rankings_is_read(saved):
+    cached = CachedRanker(judge(), saved / "judge.sqlite")
+    answers = cached.rank(REQUESTS)  # without a call: nothing listens at the judge's address
+    for answer, stored in zip(answers, ANSWERS, strict=True):
+        assert (answer.order, answer.ranks, answer.improved_completion) == (
+            stored.order, stored.ranks, stored.improved_completion
+        )  # fmt: skip
+        assert (answer.consistency, answer.trimmed) == (stored.consistency, stored.trimmed)
+        assert answer.usage.cached
+
+
+def test_the_ledger_is_continued(saved):
+    budget = judge().budget
+    budget.keep_ledger(saved / "spent")
+    assert tuple(budget.committed) == (0.75, 25)
+
+
+def test_the_pairs_are_read(saved):
+    stored = json.loads((saved / "pairs/batch-000000.json").read_text(encoding="utf-8"))
+    assert list(pairs(saved / "pairs")) == [pair for pair in stored if "dropped" not in pair]
+
+
+def test_the_corrections_are_read(saved):
+    rows = corrections(saved)
+    assert list(rows["correction"]) == ["a better answer"] * len(CORRECTIONS[0])
