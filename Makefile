@@ -19,10 +19,11 @@ test: $(VENV)/.all ## Install everything that a CPU can run, then run the tests
 test-slow: $(VENV)/.all ## Run the long tests: random kills, several processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.all ## Lint, check formatting and types
+check: $(VENV)/.all ## Lint, check formatting, types and which layer imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

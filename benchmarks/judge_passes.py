@@ -21,8 +21,8 @@ from typing import Any
 
 from cyclealign_trl import LLMRanker, RankingRequest, RankingResult
 from cyclealign_trl.demo.corpus import dialogues, score
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.demo.judge import read_query
+from cyclealign_trl.demo.demo_judge import read_query
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 
 PASSES = (1, 2, 3, 5)
 NUM_COMPLETIONS = 4

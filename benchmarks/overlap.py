@@ -16,7 +16,7 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 from statistics import fmean
 
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 
 TIMES = ("generate", "forward", "rank_wait", "backward")
 REPLY = '{"ranking": ["B", "A", "C"], "improved_response": "Better."}'

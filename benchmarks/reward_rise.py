@@ -59,11 +59,11 @@ def main() -> None:
     train, held_out = prompts[:40], prompts[40:]
 
     def mean_reward(trainer: CycleAlignTrainer) -> float:
-        ids = [trainer.encoder.prompt(prompt)[0] for prompt in held_out for _ in range(8)]
+        ids = [trainer.renderer.prompt(prompt)[0] for prompt in held_out for _ in range(8)]
         with torch.random.fork_rng():
             torch.manual_seed(1)
             groups = trainer.generation.generate(trainer.model, ids)
-        texts = trainer.encoder.tokenizer.batch_decode(
+        texts = trainer.renderer.tokenizer.batch_decode(
             [row for group in groups for row in group], skip_special_tokens=True
         )
         return fmean(cheerfulness(texts))

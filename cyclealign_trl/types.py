@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 Prompt = str | list[dict[str, str]]
 """A TRL prompt: plain text (standard format) or a list of `{"role", "content"}` messages (conversational format)."""
@@ -18,6 +18,17 @@ Prompt = str | list[dict[str, str]]
 def as_completion(prompt: Prompt, text: str) -> str | list[dict[str, str]]:
     """A text as a TRL completion of the prompt, in the prompt's format."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def with_completion(prompt: list[dict[str, str]], text: str) -> list[dict[str, str]]:
+    """Return the messages of a conversational prompt and a completion of it.
+
+    A prompt that ends in an assistant's message is a prefilled reply, which the completion continues.
+    """
+    *turns, last = prompt
+    if last["role"] == "assistant":
+        return [*turns, {**last, "content": last["content"] + text}]
+    return [*prompt, {"role": "assistant", "content": text}]
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -195,3 +206,16 @@ class RankingFailure:
     reason: str
     detail: str = ""
     usage: Usage | None = None
+
+
+ABSENT = -1
+"""The rank of a completion that is not there: padding, or a ranking that failed."""
+
+
+@runtime_checkable
+class Corrector(Protocol):
+    """Anything that corrects answers, such as an `Aligner`."""
+
+    def correct(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
+        """A better answer for each of N answers to N prompts, or the answer itself where it is good enough."""
+        ...

@@ -58,7 +58,7 @@ def test_the_seams_of_the_trainers_that_an_aligners_overrides():
 
 def test_vllm_is_not_imported_before_it_is_used():
     code = (
-        "import sys, cyclealign_trl.trainer.cyclealign_trainer; print('trl.generation.vllm_generation' in sys.modules)"
+        "import sys, cyclealign_trl.cycle.cyclealign_trainer; print('trl.generation.vllm_generation' in sys.modules)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split()[-1] == "False"
@@ -97,6 +97,6 @@ def test_the_trainer_uploads_through_the_function_that_is_exchanged(monkeypatch)
 def test_the_names_of_a_checkpoint_are_the_trainers(tmp_path):
     from transformers.trainer import TRAINER_STATE_NAME
 
-    from cyclealign_trl.trainer.checkpoints import TRAINER_STATE
+    from cyclealign_trl.training.checkpoints import TRAINER_STATE
 
     assert TRAINER_STATE == TRAINER_STATE_NAME

@@ -23,14 +23,15 @@ from cyclealign_trl import (
     RankingConfig,
     RankingTrainer,
 )
+from cyclealign_trl.aligner import corrections
 from cyclealign_trl.cli import COMMANDS
-from cyclealign_trl.data import corrections, hh_rlhf
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.data import hh_rlhf
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from cyclealign_trl.scripts import aligner, dlma, estimate, export, inputs, serve, train, train_ranked
 from cyclealign_trl.scripts import judge as judge_script
+from tests.aligner.test_aligner_trainer import make_trainer as make_aligner_trainer
 from tests.conftest import make_model, make_tokenizer
-from tests.trainer.stubs import make_trainer, prompts
-from tests.trainer.test_aligner_trainer import make_trainer as make_aligner_trainer
+from tests.cycle.stubs import make_trainer, prompts
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

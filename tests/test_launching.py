@@ -13,9 +13,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from tests.conftest import make_model, make_tokenizer
-from tests.trainer.stubs import read_log
+from tests.cycle.stubs import read_log
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = sorted((ROOT / "examples" / "accelerate_configs").glob("*.yaml"))

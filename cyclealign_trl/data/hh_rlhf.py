@@ -21,6 +21,8 @@ from typing import Any, Literal, get_args
 from datasets import Dataset, DatasetInfo, Features, List, Value, load_dataset
 
 from ..types import Prompt, prompt_key
+from .drop_reports import dropped_rows
+from .formats import text_feature
 
 Subset = Literal["harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"]
 Split = Literal["train", "test"]
@@ -119,9 +121,8 @@ def load_hh_rlhf(
                 rows.append(_row(outcome, dataset_type, conversational) | {"subset": name})
             else:
                 dropped[outcome] += 1
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "none"
         kept = len(rows) - kept_before
-        report.append(f"{name}/{split}: {len(published)} rows, {kept} kept; dropped: {reasons}")
+        report.append(f"{name}/{split}: {len(published)} rows, {kept} kept; {dropped_rows(dropped)}")
 
     features = _features(dataset_type, conversational)
     columns = {column: [row[column] for row in rows] for column in features}
@@ -303,14 +304,13 @@ def _row(pair: Pair, dataset_type: DatasetType, conversational: bool) -> dict[st
 
 
 def _features(dataset_type: DatasetType, conversational: bool) -> Features:
-    string = Value("string")
-    text = List({"role": string, "content": string}) if conversational else string
+    text = text_feature(conversational)
     columns = {
         "prompt-only": {},
         "preference": {"chosen": text, "rejected": text},
         "ranked": {"completions": List(text), "ranks": List(Value("int64"))},
     }
-    return Features({"prompt": text, **columns[dataset_type], "subset": string})
+    return Features({"prompt": text, **columns[dataset_type], "subset": Value("string")})
 
 
 def _parse(line: str, number: int, file: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..aligner_template import DEFAULT_TEMPLATE, TEMPLATES
+from ..aligner.aligner_template import DEFAULT_TEMPLATE, TEMPLATES
 from ..types import Prompt
 from .corpus import dialogues, improve, questions, sentences
 from .policy import build_tokenizer, llama_config

@@ -7,8 +7,8 @@ from statistics import fmean
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..generation.base import seeded
-from ..generation.transformers import generate
+from ..models.generation import seeded
+from ..models.transformers_backend import generate
 from .corpus import questions, score
 
 _MAX_NEW_TOKENS = 48

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..contrastive import ContrastivePrompts
+from ..rankers.contrastive_prompts import ContrastivePrompts
 from .corpus import Dialogue, Kind, dialogues, sentences
 
 STYLES = ContrastivePrompts("kind", "rude")

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.formats import ranked_row
 from ..data.hh_rlhf import Pair, split_pair
-from ..losses import ABSENT
-from ..trainer.collator import ranked_row
-from ..types import Prompt
+from ..types import ABSENT, Prompt
 
 # What says which completion is better is no business of a ranker; all other columns are shown to one that asks.
 _OF_THE_REFERENCE = {

@@ -18,7 +18,7 @@ from ..types import Demonstration, RankingResult, Usage
 from .metrics.position_bias import PositionBias
 from .metrics.ranking_agreement import RankingAgreement
 from .references import ReferenceRanking
-from .tables import figures_table, positions_table, subsets_table
+from .report_tables import figures_table, positions_table, subsets_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class JudgeReport:
             lines.writelines(json.dumps(self._line(one)) + "\n" for one in self.rankings)
         written = ["report.json", "report.md", "rankings.jsonl"]
         try:
-            from .plot import plot_report
+            from .report_plot import plot_report
         except ModuleNotFoundError:
             return written
         plot_report(self.figures, folder / "report.png")

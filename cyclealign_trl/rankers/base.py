@@ -25,7 +25,7 @@ class Ranker(Protocol):
     - A `name`, by which a published model card calls it; without one, that says its class.
     - A `num_passes`, if it merges so many passes over a request, and can be asked for each one by itself
       (`RankingRequest.pass_index`): a cache then keeps every pass.
-    - A `budget` (`cyclealign_trl.rankers.budget.Budget`), if what it does is paid for. It reserves and settles there
+    - A `budget` (`cyclealign_trl.chat.budget.Budget`), if what it does is paid for. It reserves and settles there
       each call that it makes, and answers `RankingFailure("budget_exhausted")` in place of one that does not fit.
       `CycleAlignTrainer` keeps the budget's ledger in the output directory, and shares out what is left among its
       processes after every step.

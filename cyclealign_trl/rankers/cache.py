@@ -8,11 +8,11 @@ from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
+from ..chat.budget import Budget
+from ..chat.store import AnswerStore, digest
 from ..types import RankingRequest, RankingResult, Trimmed, Usage
 from .base import Outcome, Ranker, StreamingRanker, cancel, estimate, ranker_name
-from .budget import Budget
 from .passes import stream_in_passes
-from .store import AnswerStore, digest
 
 
 class CachedRanker:

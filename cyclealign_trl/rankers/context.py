@@ -10,18 +10,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..chat.messages import Messages, message_bytes
 from ..types import Demonstration, RankingRequest, Trimmed
-
-BYTES_PER_TOKEN = 4
-"""The usual rule for English. Requests on Open-Assistant's and HH-RLHF's prompts came to 3.8 and 3.6 with a vocabulary
-of 131 thousand tokens, to 3.5 and 3.2 with one of 32 thousand."""
 
 # For the window: 2 of 300 such requests took more with the larger vocabulary, 8 with the smaller one.
 _SAFE_BYTES_PER_TOKEN = 3
 _NOTE_BYTES = 400  # room for a remark on a bad reply, which is asked again with it
 _MIN_CHARACTERS = 100  # a completion cut to less is none any more
-
-Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +32,6 @@ class Fit:
     demonstrations: tuple[Demonstration, ...]
     max_characters: int | None = None
     trimmed: Trimmed | None = None
-
-
-def estimate_tokens(num_bytes: int) -> int:
-    """Tokens that so many bytes of UTF-8 text are likely to be."""
-    return -(-num_bytes // BYTES_PER_TOKEN)
-
-
-def message_bytes(messages: Messages) -> int:
-    """The length of chat messages in bytes of UTF-8."""
-    return sum(len(message["content"].encode()) for message in messages)
 
 
 def fit(

@@ -9,11 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from .._warnings import OnceLogger
+from ..chat.budget import Budget, Prices
+from ..chat.client import ChatClient, ChatFailure, ChatTask
+from ..chat.messages import estimate_tokens, message_bytes
 from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
 from .base import CANCELLED, Outcome
-from .budget import Budget, Prices
-from .client import ChatClient, ChatFailure, ChatTask
-from .context import Fit, estimate_tokens, fit, message_bytes
+from .context import Fit, fit
 from .parsing import parse_ranking
 from .passes import shown_order, stream_in_passes
 from .prompts import PROMPT_VERSION, build_messages, labels, reply_schema
@@ -135,7 +137,7 @@ class LLMRanker:
         self._num_passes = num_passes
         self._context_window = context_window
         self._max_tokens = max_tokens
-        self._said_trimmed = False
+        self._once = OnceLogger(logger)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.name!r}, base_url={self._client.url!r})"
@@ -259,9 +261,9 @@ class LLMRanker:
             return Fit(request.demonstrations)
         build = partial(self._messages, request, range(len(request.completions)))
         fitted = fit(request, build, self._context_window, self._max_tokens)
-        if fitted is not None and fitted.trimmed is not None and not self._said_trimmed:
-            self._said_trimmed = True
-            logger.warning(
+        if fitted is not None and fitted.trimmed is not None:
+            self._once.warning(
+                "trimmed",
                 "Requests to %s exceed context_window=%d: demonstrations or ends of completions are left out (counted "
                 "in ranker/dropped_demonstrations, ranker/cut_completions). Lower max_demonstrations or "
                 "max_completion_length, or take a model with more room.",

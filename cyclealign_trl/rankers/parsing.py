@@ -18,19 +18,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .responses import InvalidReply
+from ..chat.replies import InvalidReply, last_object, without_thoughts
 
-# Not strict: a raw line break inside a string is common in replies, and harmless.
-_DECODER = json.JSONDecoder(strict=False)
-_OBJECT_START = re.compile(r'\{\s*"')
 # A brace that opens an object, or something that was meant as one; other braces are set notation, code, LaTeX.
 _MEANT_AS_OBJECT = re.compile(r"""\{\s*(?:["']|ranking\b|$)""")
 _LIKE_A_LABEL = re.compile(r'[\["]*\w{1,3}[\]"]*')
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
-# Each break costs a scan of the text before it (the decoder counts its lines), and no honest reply has this many.
-_MAX_BROKEN_OBJECTS = 500
 # What may stand around a label without being part of it: quotes, markdown, the brackets of "[[B>A]]".
 _DECORATION = " \t\"'`*_[]()."
 
@@ -80,39 +74,6 @@ def parse_ranking(text: str, labels: Sequence[str]) -> ParsedRanking:
     if improved is not None and not isinstance(improved, str):
         raise InvalidRanking("unparsable", f'"improved_response" must be a string, not {_shown(improved)}')
     return ParsedRanking(_order(ranking, labels), (improved or "").strip() or None)
-
-
-def without_thoughts(text: str) -> str:
-    """The text behind the last `</think>` (templates often swallow the opening tag), up to an unfinished thought."""
-    return text.rpartition("</think>")[2].partition("<think>")[0]
-
-
-def last_object(text: str, key: str) -> dict[str, Any]:
-    """The last JSON object of a text that has a key; raises `InvalidReply` where there is none."""
-    found: dict[str, Any] | None = None
-    broken = 0
-    start = _OBJECT_START.search(text)
-    while start is not None and broken < _MAX_BROKEN_OBJECTS:
-        try:
-            value, end = _DECODER.raw_decode(text, start.start())
-        except RecursionError:
-            raise InvalidReply("unparsable", "the JSON is nested too deeply") from None
-        except json.JSONDecodeError as error:
-            # Whatever stands before the break belongs to the broken object: going on behind it keeps a part from
-            # passing for the whole.
-            broken += 1
-            end = max(error.pos, start.end())
-            if f'"{key}"' in text[start.start() : end]:
-                found = None  # it was to replace the one before it
-        else:
-            if key in value:
-                if found is not None and found[key] != value[key]:
-                    raise InvalidReply(f"invalid_{key}", f"it holds more than one {key}")
-                found = value
-        start = _OBJECT_START.search(text, end)
-    if found is None or start is not None:
-        raise InvalidReply("unparsable", f'it holds no complete JSON object with the key "{key}"')
-    return found
 
 
 def _last_line_ranking(text: str, labels: Sequence[str]) -> list[str]:

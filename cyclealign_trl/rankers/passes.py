@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 from itertools import combinations
 from statistics import fmean
 
-from ..agreement import kendall_tau
+from ..chat.store import digest
 from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_from_scores
 from .base import Outcome
-from .store import digest
+from .kendall_tau import kendall_tau
 
 SinglePasses = Callable[[Sequence[RankingRequest]], Iterator[tuple[int, Outcome]]]
 """A `StreamingRanker.stream` that makes one pass over each request."""

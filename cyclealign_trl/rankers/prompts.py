@@ -6,19 +6,18 @@ belongs to the query comes before it: requests that share demonstrations share a
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import string
 from collections.abc import Sequence
 from typing import Any
 
+from ..chat.messages import fence_tag, fenced, instruction_lines, sendable
 from ..types import Demonstration, Prompt
 
 PROMPT_VERSION = "2"
 """Raised with every change of wording: answers to another wording are other answers (see `LLMRanker.fingerprint`)."""
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 DEFAULT_CRITERIA = "harmlessness and helpfulness"
 
@@ -129,32 +128,6 @@ def _item(prompt: Prompt, completions: Sequence[str], max_characters: int | None
     return "\n".join(lines)
 
 
-def instruction_lines(prompt: Prompt, tag: str) -> list[str]:
-    """A prompt as the lines that show it, each of its texts fenced."""
-    if isinstance(prompt, str):
-        return [fenced(prompt, tag)]
-    lines = []
-    for message in prompt:
-        # The role stands outside the fence, where no text may stand that a prompt can choose.
-        role = message["role"] if message["role"] in _ROLES else "participant"
-        lines += [f"# Turn of the {role}", fenced(message["content"], tag)]
-    return lines
-
-
-def fenced(text: str, tag: str) -> str:
-    """The text inside its fence."""
-    return f"<{tag}>\n{text}\n</{tag}>"
-
-
-def fence_tag(prompt: Prompt, completions: Sequence[str]) -> str:
-    """A tag that does not occur in the texts. Made from these texts alone: a demonstration reads the same in every
-    request, and a text cannot foresee the tag it will be fenced with.
-    """
-    content = json.dumps([prompt, list(completions)])
-    tags = ("data-" + hashlib.sha256(f"{salt} {content}".encode()).hexdigest()[:12] for salt in itertools.count())
-    return next(tag for tag in tags if tag not in content)
-
-
 def _reply_grammar(names: Sequence[str], improve: bool) -> str:
     listed = ", ".join(f'"{name}"' for name in names)
     lines = [
@@ -164,8 +137,3 @@ def _reply_grammar(names: Sequence[str], improve: bool) -> str:
     if improve:
         lines.append('- "improved_response": a string, the improved response itself without any comment on it.')
     return "\n".join(lines)
-
-
-def sendable(text: str) -> str:
-    """The text without lone surrogates, which data sets do hold and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")

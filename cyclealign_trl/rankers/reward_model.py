@@ -17,9 +17,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .._warnings import OnceLogger
 from ..errors import RankerError
-from ..pretrained import load, own_tokenizer, place
-from ..types import Prompt, RankingFailure, RankingRequest
+from ..models.batches import longest_first, pad
+from ..models.loading import check_positions, load_model, max_positions, own_tokenizer, place_model
+from ..types import Prompt, RankingFailure, RankingRequest, with_completion
 from .base import Outcome, outcome_of
 
 logger = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ class RewardModelRanker:
             raise ValueError(f"`max_length` must be at least 1 token, or None for the model's own; got {max_length}.")
         init_kwargs = dict(model_init_kwargs or {})
         name = model if isinstance(model, str) else model.name_or_path
-        model = load(AutoModelForSequenceClassification, model, init_kwargs)
+        model = load_model(AutoModelForSequenceClassification, model, init_kwargs)
         self._name = name or type(model).__name__
         self._model = _ready(model, self._name, device)
         self._tokenizer = own_tokenizer(tokenizer, name, init_kwargs)
@@ -97,11 +99,11 @@ class RewardModelRanker:
         self._max_length = _max_length(max_length, model, self._tokenizer)
         self._pad_token_id = _pad_token_id(model, self._tokenizer)
         self._batch_size = batch_size
-        self._said: set[str] = set()
+        self._once = OnceLogger(logger)
         self._lock = threading.Lock()
         if self._pad_token_id is None and batch_size > 1:
             self._batch_size = 1
-            self._say_once(
+            self._once.warning(
                 "padding",
                 f"Neither {self._name} nor its tokenizer has a padding token, so texts are scored one at a time "
                 f"instead of {batch_size}. Set `tokenizer.pad_token` to a token that no text ends in.",
@@ -142,7 +144,7 @@ class RewardModelRanker:
     def _render(self, prompt: Prompt, completion: str) -> str:
         if isinstance(prompt, str):
             if self._tokenizer.chat_template is not None:
-                self._say_once(
+                self._once.warning(
                     "plain",
                     f"{self._name} has a chat template, so it was trained on conversations, but is asked about plain "
                     "text, which it judges worse. Use conversational prompts: lists of role and content.",
@@ -153,18 +155,13 @@ class RewardModelRanker:
                 f"The prompts are conversational, but the tokenizer of {self._name} has no chat template. Pass the "
                 "one that the model was trained with as `chat_template`, or use plain text prompts."
             )
-        *turns, last = prompt
-        if last["role"] == "assistant":  # the prompt ends in a prefilled reply, which this one continues
-            messages = [*turns, {**last, "content": last["content"] + completion}]
-        else:
-            messages = [*prompt, {"role": "assistant", "content": completion}]
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        return str(self._tokenizer.apply_chat_template(with_completion(prompt, completion), tokenize=False))
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
         # Not verbose: the tokenizer would warn of a length that is dealt with here.
         ids = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         if len(ids) > self._max_length:
-            self._say_once(
+            self._once.warning(
                 "too_long",
                 f"A text has {len(ids)} tokens, but {self._name} reads {self._max_length}: of this one, and of others "
                 "like it, the beginning is left out. Use shorter prompts or completions, or a larger `max_length` if "
@@ -179,30 +176,21 @@ class RewardModelRanker:
     def _scores(self, texts: Sequence[Sequence[int]]) -> list[float]:
         """The score of each text, given as token ids."""
         scores = [math.nan] * len(texts)
-        # Texts of like length share a batch; the longest come first, so that memory runs out at once or never.
-        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
-        for start in range(0, len(texts), self._batch_size):
-            batch = by_length[start : start + self._batch_size]
+        for batch in longest_first([len(text) for text in texts], self._batch_size):
             for index, score in zip(batch, self._forward([texts[index] for index in batch]), strict=True):
                 scores[index] = score
         return scores
 
     def _forward(self, batch: Sequence[Sequence[int]]) -> list[float]:
         device = self._model.device
-        length = max(map(len, batch))
-        input_ids = torch.tensor([[*ids, *[self._pad_token_id] * (length - len(ids))] for ids in batch])  # (B, L)
-        attention_mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in batch])  # (B, L)
+        # Without a pad token, every batch has one row, and any id will do.
+        input_ids, attention_mask = pad(batch, self._pad_token_id or 0, device)  # both (B, L)
         # Worker threads do not inherit the current device, which some kernels launch on.
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with current, torch.inference_mode():
-            output = self._model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
+            output = self._model(input_ids=input_ids, attention_mask=attention_mask)
         scores: list[float] = output.logits.float().squeeze(-1).tolist()  # (B,)
         return scores
-
-    def _say_once(self, what: str, message: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            logger.warning(message)
 
 
 def _ready(model: PreTrainedModel, name: str, device: str | torch.device | None) -> PreTrainedModel:
@@ -212,19 +200,18 @@ def _ready(model: PreTrainedModel, name: str, device: str | torch.device | None)
             f"A reward model has 1 output, but {name} has num_labels={model.config.num_labels} (2 is what a model "
             "gets that never had such outputs). Use a model that was trained as a reward model, with num_labels=1."
         )
-    place(model, name, device)
+    place_model(model, name, device)
     # No text is ever continued, so keys and values would be kept for nothing.
     model.config.get_text_config().use_cache = False
     return model.eval()
 
 
 def _max_length(given: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if given is None:
-        limit = int(tokenizer.model_max_length)  # 1e30 where the tokenizer knows of none
+        limit = int(tokenizer.model_max_length)  # 1e30 where the tokenizer has no limit
+        positions = max_positions(model)
         return limit if positions is None else min(limit, positions)
-    if positions is not None and given > positions:
-        raise ValueError(f"`max_length` is {given} tokens, but the model has {positions} positions. Lower it.")
+    check_positions(model, max_length=given)
     return given
 
 

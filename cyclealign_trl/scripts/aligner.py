@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
 
-from ..data.corrections import to_corrections
-from ..trainer.aligner_config import AlignerConfig
-from ..trainer.aligner_trainer import AlignerTrainer
+from ..aligner.aligner_config import AlignerConfig
+from ..aligner.aligner_trainer import AlignerTrainer
+from ..aligner.corrections import to_corrections
 from .arguments import CommandParser
 from .inputs import add_model_arguments, load_splits
 from .launch import start, work

@@ -29,7 +29,7 @@ SWAP_IN = 'CycleAlignTrainer("Qwen/Qwen3-0.6B", LLMRanker("gpt-5-mini"), args, t
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    from ..trainer.ranking_config import LossType
+    from ..offline.ranking_config import LossType
 
     parser = argparse.ArgumentParser(prog="cyclealign demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="Where everything is written.")
@@ -52,12 +52,12 @@ def main(argv: Sequence[str]) -> None:
     from transformers import ProgressCallback
 
     from .. import CycleAlignConfig, CycleAlignTrainer, LLMRanker
+    from ..cycle.run_estimate import estimate_run, sample_completions
     from ..demo.corpus import questions
-    from ..demo.endpoint import LoopbackEndpoint
+    from ..demo.demo_judge import DemoJudge
     from ..demo.held_out import held_out
-    from ..demo.judge import DemoJudge
+    from ..demo.loopback import LoopbackEndpoint
     from ..demo.policy import pretrain_policy
-    from ..trainer.estimate import estimate_run, sample_completions
 
     class ProgressBarOnly(ProgressCallback):
         """The Trainer's progress bar, without the metrics: the demo says what they come to."""

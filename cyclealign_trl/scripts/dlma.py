@@ -12,13 +12,13 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
 
-from ..contrastive import ContrastivePrompts
-from ..data.contrastive_pairs import generate_contrastive_pairs
+from ..dlma.contrastive_pairs import generate_contrastive_pairs
+from ..dlma.dlma_config import DLMAConfig
+from ..dlma.dlma_trainer import DLMATrainer
 from ..errors import CheckpointError
-from ..trainer.checkpoints import last_complete_checkpoint
-from ..trainer.dlma_config import DLMAConfig
-from ..trainer.dlma_trainer import DLMATrainer
-from ..trainer.ranking_trainer import as_dict
+from ..models.loading import as_dict
+from ..rankers.contrastive_prompts import ContrastivePrompts
+from ..training.checkpoints import last_complete_checkpoint
 from .arguments import CommandParser
 from .inputs import add_model_arguments, load_splits
 from .launch import start, work

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 
-from ..rankers.context import BYTES_PER_TOKEN
-from ..trainer.cyclealign_config import CycleAlignConfig
-from ..trainer.cyclealign_trainer import CycleAlignTrainer
-from ..trainer.estimate import RunEstimate, assume_completions, estimate_run, sample_completions
-from ..trainer.interaction_summary import Expense
+from ..chat.messages import BYTES_PER_TOKEN
+from ..cycle.cyclealign_config import CycleAlignConfig
+from ..cycle.cyclealign_trainer import CycleAlignTrainer
+from ..cycle.interaction_log import Expense
+from ..cycle.run_estimate import RunEstimate, assume_completions, estimate_run, sample_completions
 from .arguments import CommandParser
 from .inputs import add_model_arguments, load_splits, make_ranker
 from .launch import WRONG_USE, errors_in_one_line, num_processes

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from ..data.interactions import ExportType, export_interactions
+from ..cycle.interaction_log import ExportType, export_interactions
 
 
 def make_parser() -> argparse.ArgumentParser:

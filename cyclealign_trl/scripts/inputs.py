@@ -16,15 +16,15 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
 
-from ..aligner import Aligner
-from ..corrector import Corrector
+from ..aligner.aligner import Aligner
+from ..aligner.aligner_config import AlignerConfig
+from ..cycle.cyclealign_config import CycleAlignConfig
 from ..data import hh_rlhf
 from ..data.files import reader_of
+from ..offline.ranking_config import RankingConfig
 from ..rankers.base import Ranker
 from ..rankers.llm import LLMRanker
-from ..trainer.aligner_config import AlignerConfig
-from ..trainer.cyclealign_config import CycleAlignConfig
-from ..trainer.ranking_config import RankingConfig
+from ..types import Corrector
 from .arguments import CorrectorArguments, RankerArguments
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..evaluation.judge import evaluate_ranker
+from ..evaluation.evaluate_ranker import evaluate_ranker
 from ..evaluation.report import JudgeReport
 from .arguments import CommandParser, RankerArguments
 from .inputs import load_references, make_ranker, ranker_options

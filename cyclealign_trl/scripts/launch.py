@@ -17,7 +17,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from ..errors import CycleAlignError
-from ..trainer.resumable_trainer import ResumableTrainer
+from ..training.base_trainer import ResumableTrainer
 from .arguments import CommandParser
 
 # What wrong arguments raise before the first step. After it, an error not ours is a defect, and a traceback helps.

@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> None:
     with errors_in_one_line(parser.prog, *WRONG_USE):
         from aiohttp import web
 
-        from ..aligner import Aligner
-        from ..serving.app import AlignedServer
-        from ..upstreams import AlignedUpstream, EndpointUpstream, ModelUpstream, Upstream
+        from ..aligner.aligner import Aligner
+        from ..aligner.serving.server import AlignedServer
+        from ..aligner.upstreams import AlignedUpstream, EndpointUpstream, ModelUpstream, Upstream
 
         loading = {
             "batch_size": args.batch_size,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
 
-from ..trainer.cyclealign_config import CycleAlignConfig
-from ..trainer.cyclealign_trainer import CycleAlignTrainer
+from ..cycle.cyclealign_config import CycleAlignConfig
+from ..cycle.cyclealign_trainer import CycleAlignTrainer
 from .arguments import CommandParser, CorrectorArguments, RankerArguments
 from .inputs import add_model_arguments, load_splits, make_corrector, make_ranker
 from .launch import start, work

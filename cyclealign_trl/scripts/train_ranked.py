@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
 
-from ..trainer.ranking_config import RankingConfig
-from ..trainer.ranking_trainer import RankingTrainer
+from ..offline.ranking_config import RankingConfig
+from ..offline.ranking_trainer import RankingTrainer
 from .arguments import CommandParser
 from .inputs import add_model_arguments, load_splits
 from .launch import start, work

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cyclealign_trl
-from cyclealign_trl.evaluation.bootstrap import ratios
+from cyclealign_trl.evaluation.intervals import ratios
 from cyclealign_trl.evaluation.metrics.position_bias import PositionBias
 from cyclealign_trl.evaluation.metrics.ranking_agreement import FIGURES, RankingAgreement
 

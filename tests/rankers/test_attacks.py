@@ -11,11 +11,12 @@ import re
 import pytest
 
 from cyclealign_trl import Demonstration, LLMRanker, RankingRequest, RankingResult
-from cyclealign_trl.data import black_box_corrections as corrections
+from cyclealign_trl.aligner import black_box_corrections as corrections
+from cyclealign_trl.chat import messages
+from cyclealign_trl.cycle.demonstrations import DEFAULT
 from cyclealign_trl.demo.corpus import score
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.demo.judge import DemoJudge
-from cyclealign_trl.demonstrations import DEFAULT
+from cyclealign_trl.demo.demo_judge import DemoJudge
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from cyclealign_trl.rankers import prompts
 from cyclealign_trl.rankers.prompts import build_messages
 
@@ -274,7 +275,8 @@ def obeyed(requests):
 
 
 def test_the_obedient_judge_obeys_where_nothing_is_fenced(monkeypatch):
-    monkeypatch.setattr(prompts, "fenced", lambda text, tag: text)
+    for module in (messages, prompts):
+        monkeypatch.setattr(module, "fenced", lambda text, tag: text)
     assert obeyed([RankingRequest(QUESTION, HONEST)]) == 0
     attacked = [PLACES[place](attack) for place in ("completion", "system turn", "prompt") for attack in COMMANDS]
     assert obeyed(attacked) == len(attacked)

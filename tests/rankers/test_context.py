@@ -2,8 +2,9 @@
 
 import pytest
 
-from cyclealign_trl.demonstrations import DEFAULT
-from cyclealign_trl.rankers.context import BYTES_PER_TOKEN, Fit, estimate_tokens, fit, message_bytes
+from cyclealign_trl.chat.messages import BYTES_PER_TOKEN, estimate_tokens, message_bytes
+from cyclealign_trl.cycle.demonstrations import DEFAULT
+from cyclealign_trl.rankers.context import Fit, fit
 from cyclealign_trl.rankers.prompts import build_messages
 from cyclealign_trl.types import Demonstration, RankingRequest, Trimmed
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cyclealign_trl.rankers import client
+from cyclealign_trl.chat import client
 from cyclealign_trl.rankers.cache import CachedRanker
 from cyclealign_trl.rankers.llm import LLMRanker
 from cyclealign_trl.types import RankingFailure, RankingRequest

@@ -14,9 +14,9 @@ from contextlib import closing
 
 import pytest
 
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.chat import client
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from cyclealign_trl.errors import RankerError
-from cyclealign_trl.rankers import client
 from cyclealign_trl.rankers.base import StreamingRanker
 from cyclealign_trl.rankers.cache import CachedRanker
 from cyclealign_trl.rankers.llm import LLMRanker

@@ -80,7 +80,7 @@ def test_a_text_that_quotes_an_earlier_fence_gets_another():
 
 
 def test_the_fence_avoids_a_tag_that_its_text_holds(monkeypatch):
-    from cyclealign_trl.rankers import prompts
+    from cyclealign_trl.chat import messages
 
     class Digest:
         """A hash that can be foreseen: its first digits are its salt."""
@@ -91,7 +91,7 @@ def test_the_fence_avoids_a_tag_that_its_text_holds(monkeypatch):
         def hexdigest(self):
             return self.salt * 12
 
-    monkeypatch.setattr(prompts.hashlib, "sha256", Digest)
+    monkeypatch.setattr(messages.hashlib, "sha256", Digest)
     text = user_text("Why?", [f"</data-{'0' * 12}> First.", "Second."])
     assert {match[0] for match in FENCE.findall(text)} == {"data-" + "1" * 12}
 

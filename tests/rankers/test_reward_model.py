@@ -355,7 +355,7 @@ def test_wrong_arguments_raise(tmp_path):
         RewardModelRanker(model, tokenizer, batch_size=0)
     with pytest.raises(ValueError, match="got 0"):
         RewardModelRanker(model, tokenizer, max_length=0)
-    with pytest.raises(ValueError, match="257 tokens, but the model has 256 positions"):
+    with pytest.raises(ValueError, match="257 tokens, but LlamaForSequenceClassification has 256 positions"):
         RewardModelRanker(model, tokenizer, max_length=257)
     with pytest.raises(ValueError, match=r"\['dtype'\].*loaded"):
         RewardModelRanker(model, tokenizer, model_init_kwargs={"dtype": "bfloat16"})

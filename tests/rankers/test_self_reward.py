@@ -7,8 +7,8 @@ import torch
 
 from cyclealign_trl import ContrastivePrompts, Ranker, RankerError, RankingFailure, RankingRequest, SelfRewardRanker
 from tests.conftest import make_model, make_tokenizer
-from tests.data.test_contrastive_pairs import KIND, plain_logp
-from tests.trainer.stubs import make_trainer
+from tests.cycle.stubs import make_trainer
+from tests.dlma.test_contrastive_pairs import KIND, plain_logp
 
 PROMPT = "Human: Hi\n\nAssistant:"
 REQUEST = RankingRequest(PROMPT, (" hello there", " go", " well, hi", " go"))

@@ -16,7 +16,7 @@ import torch
 from cyclealign_trl import Demonstration, LLMRanker, RankerError, RankingFailure, RankingRequest
 from cyclealign_trl.cli import main
 from tests.conftest import make_model, make_tokenizer
-from tests.evaluation.test_judge import rows
+from tests.evaluation.test_evaluate_ranker import rows
 
 REPLIES = {
     "json": '{"ranking": ["B", "A"], "improved_response": "Because."}',

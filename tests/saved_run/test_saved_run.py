@@ -1,4 +1,4 @@
-"""What version 0.1.0 left on disk, before the package was divided into rooms, is resumed and read: `write.py` wrote it."""
+"""What version 0.1.0 left on disk is resumed and read by newer code; `write.py` wrote it."""
 
 import json
 import shutil

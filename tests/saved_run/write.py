@@ -113,9 +113,7 @@ def make_trainer(folder, ranker, seed=0):
         disable_tqdm=True,
     )
     rows = Dataset.from_list([{"prompt": f"Question {index}:", "topic": index} for index in range(8)])
-    return CycleAlignTrainer(
-        small_model(seed), ranker, args, train_dataset=rows, processing_class=make_tokenizer()
-    )
+    return CycleAlignTrainer(small_model(seed), ranker, args, train_dataset=rows, processing_class=make_tokenizer())
 
 
 def judge():
@@ -124,7 +122,11 @@ def judge():
 
 def pairs(folder):
     return generate_contrastive_pairs(
-        small_model(), ["Why?", "How?", "When?"], tokenizer=make_tokenizer(), output_dir=folder, max_completion_length=6
+        small_model(),
+        ["Why?", "How?", "When?"],
+        tokenizer=make_tokenizer(),
+        output_dir=folder,
+        max_completion_length=6,
     )
 
 

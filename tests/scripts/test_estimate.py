@@ -5,11 +5,11 @@ import re
 import pytest
 
 from cyclealign_trl.cli import main
+from cyclealign_trl.cycle.run_estimate import RunEstimate
 from cyclealign_trl.scripts.estimate import describe
-from cyclealign_trl.trainer.estimate import RunEstimate
 from cyclealign_trl.types import Usage
 from tests.conftest import make_model, make_tokenizer
-from tests.trainer.stubs import prompts
+from tests.cycle.stubs import prompts
 
 NOBODY = "http://127.0.0.1:9/v1"
 

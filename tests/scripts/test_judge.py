@@ -8,13 +8,13 @@ import re
 import pytest
 from datasets import Dataset
 
+from cyclealign_trl.chat import client
 from cyclealign_trl.cli import main
 from cyclealign_trl.data import hh_rlhf
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from cyclealign_trl.evaluation.metrics.ranking_agreement import FIGURES
-from cyclealign_trl.rankers import client
 from cyclealign_trl.scripts import inputs
-from tests.evaluation.test_judge import (
+from tests.evaluation.test_evaluate_ranker import (
     RANKED,
     REAL,
     Scripted,
@@ -23,7 +23,7 @@ from tests.evaluation.test_judge import (
     read_real,
     rows,
 )
-from tests.evaluation.test_judge import by_length as ranks_by_length
+from tests.evaluation.test_evaluate_ranker import by_length as ranks_by_length
 from tests.evaluation.test_metrics import brute_force
 
 SHOWN = re.compile(r"# Completion ([A-Z]+)\n<data-\w+>\n(.*?)\n</", re.DOTALL)
@@ -216,7 +216,7 @@ def test_names_on_the_hub(tmp_path, endpoint, monkeypatch):
 @pytest.mark.parametrize("name", REAL)
 def test_on_real_rankings_the_figures_are_those_of_brute_force(tmp_path, name):
     main(["judge", "--dataset_name", str(RANKED / name), "--output_dir", str(tmp_path / "out"), "--ranker_factory",
-          "tests.evaluation.test_judge.ByMerit"])  # fmt: skip
+          "tests.evaluation.test_evaluate_ranker.ByMerit"])  # fmt: skip
     _, scores = read_real(name)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     [figures] = report["figures"]

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cyclealign_trl import LLMRanker, RankerError, RankingRequest
+from cyclealign_trl.chat import client
 from cyclealign_trl.cli import main
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
-from cyclealign_trl.rankers import client
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from tests.conftest import make_model, make_tokenizer
-from tests.evaluation.test_judge import rows
-from tests.trainer.stubs import prompts
+from tests.cycle.stubs import prompts
+from tests.evaluation.test_evaluate_ranker import rows
 
 KEY = "sk-very+secret/0123456789=abcdef"
 SHORTEST = 12  # characters of the key in a row that give it away

@@ -11,9 +11,9 @@ import threading
 import openai
 import pytest
 
-from cyclealign_trl.aligner_template import AlignerTemplate
+from cyclealign_trl.aligner.aligner_template import AlignerTemplate
 from cyclealign_trl.cli import main
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from tests.conftest import make_model, make_tokenizer
 
 KEY = "sk-of-the-server"

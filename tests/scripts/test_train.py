@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from cyclealign_trl import FunctionRanker, LLMRanker, RewardModelRanker
 from cyclealign_trl.cli import main
-from cyclealign_trl.demo.endpoint import LoopbackEndpoint, Reply
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from cyclealign_trl.scripts.arguments import RankerArguments
 from cyclealign_trl.scripts.inputs import make_ranker
 from tests.conftest import make_model, make_tokenizer
-from tests.trainer.stubs import prompts
+from tests.cycle.stubs import prompts
 
 STUB = "--ranker_factory tests.scripts.test_train.make_stub"
 

@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from cyclealign_trl.evaluation.bootstrap import ratios
+from cyclealign_trl.evaluation.intervals import ratios
 
 VERDICTS = {"win": 1.0, "tie": 0.0, "lose": -1.0}
 

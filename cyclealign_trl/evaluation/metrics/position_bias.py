@@ -12,7 +12,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from cyclealign_trl.evaluation.bootstrap import ratios
+from cyclealign_trl.evaluation.intervals import ratios
 
 _DESCRIPTION = """\
 Position bias of rankings whose completions were shown in random order: how the ranks depend on where a completion was

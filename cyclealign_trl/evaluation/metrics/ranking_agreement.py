@@ -10,8 +10,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from cyclealign_trl.agreement import kendall_tau
-from cyclealign_trl.evaluation.bootstrap import ratios
+from cyclealign_trl.evaluation.intervals import ratios
+from cyclealign_trl.rankers.kendall_tau import kendall_tau
 
 FIGURES = ("pairwise_accuracy", "exact_match", "top_1", "kendall_tau")
 

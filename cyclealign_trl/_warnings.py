@@ -1,0 +1,32 @@
+"""Warnings that are logged once."""
+
+from __future__ import annotations
+
+import logging
+
+
+class OnceLogger:
+    """Log each kind of warning once per object that holds this.
+
+    `logging` has no such filter, and `transformers`' `warning_once` remembers whole messages: one with other numbers
+    in it would be logged again.
+
+    Args:
+        logger: The logger of the module that warns.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._logged: set[str] = set()
+
+    def warning(self, kind: str, message: str, *args: object) -> None:
+        """Log a warning unless one of the same kind has been logged.
+
+        Args:
+            kind: A word that identifies the warning.
+            message: The message, with `%` placeholders.
+            args: Values of the placeholders.
+        """
+        if kind not in self._logged:
+            self._logged.add(kind)
+            self._logger.warning(message, *args)

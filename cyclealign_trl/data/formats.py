@@ -1,0 +1,53 @@
+"""The row formats that trainers and evaluations read: ranked completions and preference pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import List, Value
+from trl import is_conversational, maybe_extract_prompt
+
+from ..types import ABSENT, ranks_from_scores
+
+
+def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in the one form that is trained on: prompt, texts, ranks, and rewards or `None`."""
+    if "completions" not in row:
+        pair = maybe_extract_prompt(dict(row))
+        texts = [completion_text(pair["chosen"]), completion_text(pair["rejected"])]
+        return {"prompt": pair["prompt"], "completions": texts, "ranks": [0, 1], "rewards": None}
+    texts = [completion_text(completion) for completion in row["completions"]]
+    rewards, ranks = row.get("rewards"), row.get("ranks")
+    for name, values in (("ranks", ranks), ("rewards", rewards)):
+        if values is not None and len(values) != len(texts):
+            raise ValueError(f"A row has {len(texts)} completions but {len(values)} {name}.")
+    if rewards is not None and not all(
+        isinstance(reward, int | float) and math.isfinite(reward) for reward in rewards
+    ):
+        raise ValueError(f"Rewards must be finite numbers, got {rewards}; the prompt is {row['prompt']!r}.")
+    if ranks is None:
+        if rewards is None:
+            raise ValueError(f"A row has neither ranks nor rewards; its prompt is {row['prompt']!r}.")
+        ranks = ranks_from_scores(rewards)
+    if not all(isinstance(rank, int) and rank >= ABSENT for rank in ranks):
+        raise ValueError(
+            f"Ranks must be integers, 0 = best and {ABSENT} = absent, got {ranks}; the prompt is {row['prompt']!r}."
+        )
+    return {"prompt": row["prompt"], "completions": texts, "ranks": ranks, "rewards": rewards}
+
+
+def completion_text(completion: Any) -> str:
+    """A completion's text: the completion itself, or the content of its one assistant message."""
+    if isinstance(completion, str):
+        return completion
+    if not (is_conversational({"completion": completion}) and len(completion) == 1):
+        raise ValueError(f"A completion must be a text or a list of one assistant message, got {completion!r}.")
+    return str(completion[0]["content"])
+
+
+def text_feature(conversational: bool) -> Any:  # datasets.Value | datasets.List
+    """Return the feature of a column of prompts or completions: plain texts, or lists of messages."""
+    string = Value("string")
+    return List({"role": string, "content": string}) if conversational else string

@@ -1,0 +1,63 @@
+"""The demo's black box: a chat endpoint that reads the ranker's prompt as a model would, and judges by the rule."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Any
+
+from .corpus import improve, score
+from .loopback import Reply
+
+# A heading and the fenced text under it. Matching whole fences keeps headings inside of a text from being seen.
+_FENCED = re.compile(
+    r"^(?:### Instruction|# Turn of the (?P<role>\w+)|# Completion (?P<label>[A-Z]+))\n"
+    r"<(?P<tag>data-\w+)>\n(?P<text>.*?)\n</(?P=tag)>$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class DemoJudge:
+    """Answers the chat-completions requests of an `LLMRanker`: `LoopbackEndpoint(DemoJudge().respond)`.
+
+    Args:
+        control: Whether to rank at random and to improve nothing: what the judge's opinion is worth is the difference.
+        seed: Seed of the random rankings. They depend on it and on the request alone, never on the order of calls.
+        latency: Seconds that each answer takes, to resemble a real endpoint.
+    """
+
+    def __init__(self, *, control: bool = False, seed: int = 0, latency: float = 0.0) -> None:
+        self.control = control
+        self.seed = seed
+        self.latency = latency
+
+    def respond(self, body: dict[str, Any]) -> Reply:
+        """Replies to the body of one request: a ranking of the query's completions, best first."""
+        content = body["messages"][-1]["content"]
+        question, completions, rest = read_query(content)
+        if self.control:
+            labels = list(completions)
+            rng = random.Random(f"{self.seed}\n{content}".encode(errors="replace"))  # noqa: S311 (no secret is made)
+            rng.shuffle(labels)
+            return Reply(json.dumps({"ranking": labels}), delay=self.latency)
+        # Sorting is stable: equal completions stay in shown order.
+        labels = sorted(completions, key=lambda label: score(question, completions[label]), reverse=True)
+        answer: dict[str, Any] = {"ranking": labels}
+        if labels and "improved_response" in rest:
+            answer["improved_response"] = improve(question, completions[labels[0]])
+        return Reply(json.dumps(answer), delay=self.latency)
+
+
+def read_query(content: str) -> tuple[str, dict[str, str], str]:
+    """The question, the completions by label, and what is asked for after them.
+
+    Demonstrations come first, in the same layout and under other tags: the query is what the last tag fences.
+    """
+    fenced = list(_FENCED.finditer(content))
+    if not fenced:
+        return "", {}, content
+    query = [match for match in fenced if match["tag"] == fenced[-1]["tag"]]
+    turns = [match["text"] for match in query if match["label"] is None and match["role"] in (None, "user")]
+    completions = {match["label"]: match["text"] for match in query if match["label"] is not None}
+    return turns[-1] if turns else "", completions, content[fenced[-1].end() :]

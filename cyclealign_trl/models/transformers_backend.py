@@ -1,0 +1,123 @@
+"""Sampling with `model.generate`, in the training process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from .._compat import add_hooks, remove_hooks
+from .batches import pad
+from .generation import group_by_prompt
+
+
+def generate(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    device: torch.device,
+    **kwargs: Any,
+) -> list[list[int]]:
+    """Samples from a model by `model.generate`.
+
+    Args:
+        model: The model, not wrapped.
+        prompt_ids: Token ids of B prompts.
+        config: How; it says what pads.
+        device: Where the model is.
+        **kwargs: Further arguments of `model.generate`.
+
+    Returns:
+        Token ids of what each prompt is continued by, B times `num_return_sequences`, padded on the right.
+    """
+    input_ids, attention_mask = pad(prompt_ids, config.pad_token_id, device, side="left")  # both (B, W)
+
+    was_training = model.training
+    model.eval()  # no dropout, and activation checkpointing (which turns the KV cache off) rests
+    try:
+        with torch.no_grad():
+            sequences = model.generate(
+                input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **kwargs
+            )  # (B * K, W + T)
+    finally:
+        model.train(was_training)
+    completion_ids: list[list[int]] = sequences[:, input_ids.shape[1] :].tolist()
+    return completion_ids
+
+
+class TransformersBackend:
+    """Samples with the training weights themselves, through `model.generate`.
+
+    Args:
+        accelerator: Unwraps the model that it has wrapped.
+        num_generations: Completions per prompt, K.
+        eos_token_ids: Every id that ends a completion.
+        pad_token_id: Any valid id.
+        sampling: Further fields of `GenerationConfig` (`max_new_tokens`, `temperature`, ...).
+
+    Raises:
+        ValueError: If FSDP 1 is to split the model.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        num_generations: int,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+        sampling: Mapping[str, Any],
+    ) -> None:
+        if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+            raise ValueError(
+                "model.generate cannot sample from a policy that FSDP 1 has split. Set fsdp_version: 2 in "
+                "accelerate's config, or fsdp_config={'version': 2}."
+            )
+        self._accelerator = accelerator
+        self._num_generations = num_generations
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._config = GenerationConfig(
+            **{
+                "do_sample": True,
+                "use_cache": True,  # the Trainer turns it off in the model's own config
+                **sampling,
+                "num_return_sequences": num_generations,
+                "eos_token_id": list(self._eos_token_ids),
+                "pad_token_id": pad_token_id,
+            }
+        )
+
+    def generate(self, model: nn.Module, prompt_ids: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+        """Samples K completions for each of B prompts; see `GenerationBackend`."""
+        with self._gathered(model):
+            completion_ids = generate(
+                self._accelerator.unwrap_model(model),
+                prompt_ids,
+                self._config,
+                self._accelerator.device,
+                # The processes meet in every forward: whoever is done goes on until all are. `generate` sees by
+                # itself that it must under ZeRO-3, but not under accelerate's FSDP2.
+                synced_gpus=True if self._accelerator.is_fsdp2 else None,
+            )
+        return group_by_prompt(completion_ids, self._num_generations, self._eos_token_ids)
+
+    @contextmanager
+    def _gathered(self, model: nn.Module) -> Iterator[None]:
+        """Under ZeRO-3, the whole weights on every process: not gathered for each token, or mistaken for training."""
+        plugin = self._accelerator.state.deepspeed_plugin
+        if plugin is None or plugin.zero_stage != 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(model.parameters()):
+            remove_hooks(model)
+            try:
+                yield
+            finally:
+                add_hooks(model)

@@ -1,0 +1,93 @@
+"""Bodies of requests: what is read, and what is refused with a clear error."""
+
+import json
+
+import pytest
+
+from cyclealign_trl.aligner.serving.requests import BadRequestError, completion, read_request
+
+USER = {"role": "user", "content": "Hi"}
+
+
+def read(**changes):
+    return read_request(json.dumps({"model": "served", "messages": [USER], **changes}).encode(), "served")
+
+
+def test_messages_and_sampling_are_read():
+    asked = read(
+        messages=[{"role": "developer", "content": "Be kind."}, {"role": "assistant", "content": "Yes?"}, USER],
+        temperature=0, top_p=0.5, max_tokens=7, max_completion_tokens=None,
+    )  # fmt: skip
+    assert [message["role"] for message in asked.messages] == ["system", "assistant", "user"]
+    assert asked.sampling == {"temperature": 0, "top_p": 0.5, "max_tokens": 7}
+
+
+def test_parts_of_text_are_one_text():
+    parts = [{"type": "text", "text": "What "}, {"type": "text", "text": "now?"}]
+    assert read(messages=[{"role": "user", "content": parts}]).messages[0]["content"] == "What now?"
+
+
+def test_lone_surrogates_do_no_harm():
+    read(messages=[{"role": "user", "content": "a\ud800b"}]).messages[0]["content"].encode()
+
+
+def test_what_asks_for_nothing_special_is_let_through():
+    read(stream=False, n=1, stop=None, tools=[], logprobs=False, response_format={"type": "text"}, user="me", seed=3)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"\xff", b"[" * 10**5], ids=["empty", "broken", "array", "no UTF-8", "deep"]
+)
+def test_no_json_object_is_refused(text):
+    with pytest.raises(BadRequestError, match="JSON object") as raised:
+        read_request(text, "served")
+    assert raised.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "status"),
+    [
+        ({"model": None}, "model", 400),
+        ({"model": 3}, "model", 400),
+        ({"model": "other"}, "model", 404),
+        ({"messages": None}, "messages", 400),
+        ({"messages": []}, "messages", 400),
+        ({"messages": "Hi"}, "messages", 400),
+        ({"messages": ["Hi"]}, "messages[0]", 400),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role", 400),
+        ({"messages": [{"role": [], "content": "Hi"}]}, "messages[0].role", 400),
+        ({"messages": [USER, {"role": "tool", "content": "Hi"}]}, "messages[1].role", 400),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", 400),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", 400),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", 400),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "messages", 400),
+        ({"stream": True}, "stream", 400),
+        ({"stream": 0}, "stream", 400),
+        ({"n": 2}, "n", 400),
+        ({"n": True}, "n", 400),
+        ({"stop": ["a"]}, "stop", 400),
+        ({"tools": [{"type": "function"}]}, "tools", 400),
+        ({"response_format": {"type": "json_object"}}, "response_format", 400),
+        ({"temperature": "hot"}, "temperature", 400),
+        ({"temperature": -1}, "temperature", 400),
+        ({"temperature": float("nan")}, "temperature", 400),
+        ({"temperature": True}, "temperature", 400),
+        ({"top_p": 1.5}, "top_p", 400),
+        ({"max_tokens": 0}, "max_tokens", 400),
+        ({"max_tokens": 1.5}, "max_tokens", 400),
+        ({"max_completion_tokens": "9"}, "max_completion_tokens", 400),
+    ],
+)
+def test_what_is_wrong_is_named(changes, param, status):
+    with pytest.raises(BadRequestError) as raised:
+        read(**changes)
+    assert (raised.value.param, raised.value.status) == (param, status)
+    assert param.split(".")[0].split("[")[0] in str(raised.value) or param == "messages"
+
+
+def test_a_reply():
+    body = completion("served", "Hello.", 3, 2)
+    assert body["choices"][0]["message"]["content"] == "Hello."
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert body["id"] != completion("served", "Hello.", 3, 2)["id"]

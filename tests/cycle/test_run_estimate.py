@@ -1,0 +1,141 @@
+"""A run's estimate beside what the run then takes, over HTTP, and what its parts stand for."""
+
+import json
+import random
+import re
+from contextlib import closing
+
+import pytest
+import torch
+
+from cyclealign_trl import CachedRanker, DemonstrationPool, FunctionRanker, LLMRanker, Usage
+from cyclealign_trl.cycle.run_estimate import Sample, assume_completions, estimate_run, sample_completions
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
+from tests.cycle.stubs import config, make_trainer, prompts
+
+TEXTS = ("first text", "second text, longer", "third")
+
+
+def judge(body):
+    """Ranks by chance, and writes an improved completion a third longer than the longest of three."""
+    query = body["messages"][-1]["content"].rpartition("### Instruction")[2]
+    shown = dict(re.findall(r"# Completion ([A-Z]+)\n<data-\w+>\n(.*?)\n</", query, re.DOTALL))
+    ranking = list(shown)
+    random.Random(query).shuffle(ranking)
+    improved = "x" * (4 * max(map(len, shown.values())) // 3)
+    return Reply(json.dumps({"ranking": ranking, "improved_response": improved}))
+
+
+RUNS = {
+    "several windows": {},
+    "one whole run": {"demonstration_scope": "run", "num_train_epochs": 2},
+    "cut off in a window": {"max_steps": 5, "num_interactions": 3},
+    "accumulating, in passes": {"gradient_accumulation_steps": 2, "num_interactions": 3, "num_passes": 2},
+    "evaluated": {"eval_strategy": "steps", "eval_steps": 3, "max_eval_samples": 3, "eval_on_start": True},
+    "evaluated by the epoch": {"eval_strategy": "epoch", "num_train_epochs": 2, "demonstration_scope": "run"},
+}
+
+
+@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+def test_a_run_takes_what_was_estimated(tmp_path, settings):
+    settings = dict(settings)
+    prices = {"input": 1.0, "output": 2.0}
+    with (
+        LoopbackEndpoint(judge) as endpoint,
+        closing(
+            LLMRanker("judge", endpoint.base_url, num_passes=settings.pop("num_passes", 1), prices=prices)
+        ) as ranker,
+    ):
+        evaluation = {"eval_dataset": prompts(5)} if "eval_strategy" in settings else {}
+        trainer = make_trainer(tmp_path, ranker, prompts(9), **settings, **evaluation)
+        state = torch.get_rng_state()
+        samples = sample_completions(trainer, 9)
+        assert torch.equal(torch.get_rng_state(), state)
+        num_evaluated = len(trainer.eval_dataset) if evaluation else 0
+        estimate = estimate_run(trainer.args, ranker, samples, 9, num_evaluated)
+        assert endpoint.requests == []
+        trainer.train()
+        assert trainer.state.global_step == estimate.num_steps
+        used = ranker.budget.committed
+        calls = len(endpoint.requests)
+    expected = estimate.expected
+    assert calls == expected.attempts
+    assert expected.prompt_tokens + expected.completion_tokens == pytest.approx(used.tokens, rel=0.05)
+    assert expected.cost == pytest.approx(used.cost, rel=0.05)
+    for name in ("prompt_tokens", "completion_tokens", "cost"):
+        assert getattr(estimate.low, name) <= getattr(expected, name) <= getattr(estimate.high, name)
+
+
+def estimate(folder, ranker, samples=None, num_prompts=8, num_processes=1, **changes):
+    samples = samples or [Sample(row["prompt"], TEXTS, tuple(text * 9 for text in TEXTS)) for row in prompts(8)]
+    demonstrations = changes.pop("demonstrations", None)
+    return estimate_run(
+        config(folder, **changes),
+        ranker,
+        samples,
+        num_prompts,
+        demonstrations=demonstrations,
+        num_processes=num_processes,
+    )
+
+
+@pytest.fixture
+def ranker():
+    with closing(LLMRanker("judge", "http://127.0.0.1:1/v1")) as ranker:
+        yield ranker
+
+
+def test_completions_that_are_all_alike_are_not_ranked(tmp_path, ranker):
+    alike = Sample("Question 0:", ("same",) * 3, ("same",) * 3)
+    different = Sample("Question 1:", TEXTS, TEXTS)
+    assert estimate(tmp_path, ranker, [alike, different]).expected.attempts == 8  # 4 windows of 2 prompts, 2 each
+
+
+def test_processes_make_a_step_larger(tmp_path, ranker):
+    one, two = (estimate(tmp_path, ranker, num_processes=number, max_steps=4) for number in (1, 2))
+    assert (one.num_steps, two.num_steps) == (4, 4)
+    assert (one.expected.attempts, two.expected.attempts) == (4 * 2, 4 * 4)
+
+
+def test_a_ranker_that_says_nothing_makes_one_call_per_ranking(tmp_path):
+    expected = estimate(tmp_path, FunctionRanker(len)).expected
+    assert expected == Usage(attempts=16)
+
+
+def test_a_cache_says_what_its_ranker_says(tmp_path, ranker):
+    with closing(CachedRanker(ranker, tmp_path / "rankings.sqlite")) as cached:
+        assert estimate(tmp_path, cached) == estimate(tmp_path, ranker)
+
+
+def test_stopping_on_agreement_is_cheaper_where_they_agree(tmp_path, ranker):
+    stopping = estimate(tmp_path, ranker, stop_on_agreement=True)
+    assert stopping.low.attempts == 16
+    assert stopping.high.attempts == 8
+
+
+def test_the_pool_of_the_run_is_left_as_it_was(tmp_path, ranker):
+    pool = DemonstrationPool(static=(), capacity=2, scope="run")
+    with_pool = estimate(tmp_path, ranker, demonstrations=pool)
+    assert len(pool) == 0
+    assert with_pool.low.prompt_tokens < estimate(tmp_path, ranker).low.prompt_tokens  # it has no static one
+
+
+def test_what_does_not_fit_the_window_is_not_sent(tmp_path):
+    with closing(LLMRanker("judge", "http://127.0.0.1:1/v1", context_window=1100)) as small:
+        assert estimate(tmp_path, small).expected == Usage(attempts=0)
+
+
+def test_without_a_policy_completions_are_as_long_as_they_may_be(tmp_path, ranker):
+    args = config(tmp_path, max_completion_length=100)
+    samples = assume_completions(args, prompts(8))
+    assert len(samples) == 8
+    assert all(len(text) == 400 for sample in samples for text in sample.completions)
+    assert all(len(set(sample.completions)) == 3 for sample in samples)
+    assert estimate(tmp_path, ranker, samples).expected.completion_tokens > 16 * 100
+
+
+def test_impossible_runs_raise(tmp_path, ranker):
+    with pytest.raises(ValueError, match="at least 1 sample"):
+        estimate_run(config(tmp_path), ranker, [], 8)
+    with pytest.raises(ValueError, match="1 prompts, but one optimiser step takes 2"):
+        estimate(tmp_path, ranker, num_prompts=1)

@@ -1,0 +1,334 @@
+"""The objective against golden values, training on ranked data, wrong use."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from cyclealign_trl import RankingConfig, RankingTrainer
+from cyclealign_trl.offline.ranking_trainer import RankingTargets
+from tests.conftest import make_model, make_tokenizer
+
+ROWS = [
+    {"prompt": "Say hi:", "completions": [" hi", " go away", " ..."], "ranks": [0, 2, 1]},
+    {"prompt": "Say bye:", "completions": [" bye", " no"], "ranks": [0, 1]},
+]
+
+
+def make_trainer(tmp_path, rows=ROWS, model=None, peft_config=None, eval_dataset=None, **changes):
+    settings = {
+        "max_prompt_length": 64,
+        "max_completion_length": 16,
+        "learning_rate": 3e-3,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return RankingTrainer(
+        make_model() if model is None else model,
+        RankingConfig(str(tmp_path), **(settings | changes)),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=eval_dataset,
+        processing_class=make_tokenizer(),
+        peft_config=peft_config,
+    )
+
+
+@pytest.mark.parametrize("loss_type", ["pro", "rrhf"])
+@pytest.mark.parametrize("target", ["top_ranked_sum", "better_response_sum"])
+@pytest.mark.parametrize("weight", ["pro_rule_0.05(n-1)^2", "square_rule_(n-1)^2", "one"])
+def test_golden_objective(golden, tmp_path, monkeypatch, loss_type, target, weight):
+    for case in golden["cyclealign_objective"]:
+        inputs, expected = case["inputs"], case["expected"]
+        sums, lengths = (torch.tensor(inputs[f"candidate_{name}"]) for name in ("sum_logprob", "num_tokens"))
+        size = len(sums)
+        ranks = [inputs["black_ranking"].index(index) for index in range(size)]
+        coefficient = expected["lambda"][weight] / (size - 1) ** 2
+        trainer = make_trainer(tmp_path, loss_type=loss_type, sft_weight=coefficient)
+        improved = target == "better_response_sum"
+        answers = iter([(sums, lengths), (torch.tensor([inputs["better_sum_logprob"]]), None)])
+        monkeypatch.setattr(trainer, "_sequence_logps", lambda *args, answers=answers: next(answers))
+        targets = RankingTargets(torch.tensor([ranks]), sft_ids=[[7]] if improved else None)
+        monkeypatch.setattr(trainer, "_targets", lambda *args, targets=targets: targets)
+        batch = {"prompt_ids": [[5]], "completion_ids": [[[6]] * size]}
+        loss = trainer.compute_loss(trainer.model, batch).item()
+        assert loss == pytest.approx(expected["total"][f"{loss_type}|{weight}|{target}"], abs=2e-4)
+
+
+@pytest.mark.parametrize("loss_type", ["pro", "rrhf"])
+def test_it_learns_the_ranking(tmp_path, loss_type):
+    trainer = make_trainer(tmp_path, loss_type=loss_type, max_steps=15, eval_dataset=Dataset.from_list(ROWS))
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_ranking_loss"] < 0.5 * before["eval_ranking_loss"]
+    assert after["eval_sft_loss"] < 0.5 * before["eval_sft_loss"]
+    logged = trainer.state.log_history[1]
+    assert {"loss", "ranking_loss", "sft_loss", "time/forward", "time/backward"} <= set(logged)
+
+
+def test_predictions_are_scores_and_ranks(tmp_path):
+    trainer = make_trainer(tmp_path)
+    predictions = trainer.predict(Dataset.from_list(ROWS))
+    assert predictions.predictions.shape == (2, 3)
+    assert predictions.label_ids.tolist() == [[0, 2, 1], [0, 1, -1]]
+    assert "test_ranking_loss" in predictions.metrics
+    evaluated = trainer.evaluate(Dataset.from_list(ROWS[:1]))
+    assert evaluated["eval_ranking_loss"] != pytest.approx(predictions.metrics["test_ranking_loss"])
+
+
+def test_the_loss_is_the_sum_of_its_parts(tmp_path):
+    trainer = make_trainer(tmp_path, sft_weight=0.5, per_device_train_batch_size=1, max_steps=2)
+    trainer.train()
+    for log in trainer.state.log_history[:2]:
+        factors = [log["loss"] - log["ranking_loss"] - 0.5 * (size - 1) ** 2 * log["sft_loss"] for size in (2, 3)]
+        assert min(map(abs, factors)) < 1e-4
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    rows = [{**row, "prompt": f"{number} {row['prompt']}"} for number in range(4) for row in (ROWS[0], ROWS[0])]
+    trainers = []
+    for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
+        sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        trainers.append(make_trainer(tmp_path / str(batch_size), rows=rows, num_train_epochs=2, **sizes))
+        trainers[-1].train()
+    names = ("loss", "ranking_loss", "sft_loss", "ranking/accuracy", "ranking/margin", "grad_norm")
+    whole, *others = (
+        [[log[name] for name in names] for log in trainer.state.log_history[:-1]] for trainer in trainers
+    )
+    assert len(whole) == 4
+    for other in others:
+        torch.testing.assert_close(torch.tensor(other), torch.tensor(whole), rtol=1e-4, atol=1e-5)
+    for trainer in trainers[1:]:
+        for parameter, expected in zip(trainer.model.parameters(), trainers[0].model.parameters(), strict=True):
+            torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_run_ends_as_one_that_was_never_killed(tmp_path):
+    rows = [{**row, "prompt": f"{number} {row['prompt']}"} for number in range(3) for row in ROWS]
+    settings = {"rows": rows, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    killed = make_trainer(tmp_path / "killed", **settings)
+    killed.add_callback(StopAt(5))
+    killed.train()
+    resumed = make_trainer(tmp_path / "killed", model=make_model(seed=3), **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 9
+    for parameter, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
+
+
+class StopAt(TrainerCallback):
+    """Ends a run in the middle, without a last checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+        control.should_save = control.should_save and state.global_step != self.step
+
+
+def test_without_sft_no_sft_is_computed(tmp_path):
+    trainer = make_trainer(tmp_path, sft_weight=0.0, max_steps=1)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["loss"] == pytest.approx(log["ranking_loss"])
+    assert "sft_loss" not in log
+
+
+def test_rewards_give_ranks_and_temperatures(tmp_path):
+    ranked = make_trainer(tmp_path)
+    rewarded = make_trainer(
+        tmp_path, rows=[{"prompt": "Say hi:", "completions": [" hi", " go away"], "rewards": [3.0, 0.5]}]
+    )
+    batch = rewarded.data_collator(rewarded.train_dataset)
+    assert batch["ranks"] == [[0, 1]]
+    heated = rewarded.compute_loss(rewarded.model, batch)
+    plain = ranked.compute_loss(ranked.model, {**batch, "rewards": None})
+    assert heated.item() != pytest.approx(plain.item())
+
+
+PAIR = {"prompt": "Say hi:", "chosen": " hi", "rejected": " go away"}
+
+
+def test_preference_data_is_two_ranked_completions(tmp_path):
+    as_messages = [{"role": "user", "content": "Hi"}], *([{"role": "assistant", "content": text}] for text in "ab")
+    prompt, chosen, rejected = as_messages
+    for rows, equivalent in (
+        ([PAIR], [{"prompt": "Say hi:", "completions": [" hi", " go away"], "ranks": [0, 1]}]),
+        (
+            [{"prompt": prompt, "chosen": chosen, "rejected": rejected}],
+            [{"prompt": prompt, "completions": [chosen, rejected], "ranks": [0, 1]}],
+        ),
+        (  # TRL's implicit prompt
+            [{"chosen": [*prompt, *chosen], "rejected": [*prompt, *rejected]}],
+            [{"prompt": prompt, "completions": [chosen, rejected], "ranks": [0, 1]}],
+        ),
+    ):
+        trainers = [make_trainer(tmp_path, rows=data) for data in (rows, equivalent)]
+        batches = [trainer.data_collator(list(trainer.train_dataset)) for trainer in trainers]
+        assert batches[0] == batches[1]
+    trainer = make_trainer(tmp_path, rows=[PAIR] * 2, max_steps=10)
+    trainer.train()
+    assert trainer.state.log_history[-2]["ranking/accuracy"] == 1.0
+
+
+def test_evaluation_compares_the_policys_order_with_the_ranks(tmp_path, monkeypatch):
+    rows = [
+        {"prompt": "A", "completions": ["a", "b", "c"], "ranks": [0, 1, 2]},
+        {"prompt": "B", "completions": ["a", "b", "c"], "ranks": [1, 0, 1]},  # a tie: two pairs
+        {"prompt": "C", "completions": ["a", "b"], "ranks": [1, 0]},
+        {"prompt": "D", "completions": ["a"], "ranks": [0]},  # no pair
+    ]
+    scores = {"A": [-1.0, -3.0, -2.0], "B": [-1.0, -2.0, -4.0], "C": [-2.0, -1.5], "D": [-9.0]}
+    trainer = make_trainer(tmp_path, rows=rows, eval_dataset=Dataset.from_list(rows), per_device_eval_batch_size=3)
+
+    def stub(model, prompt_ids, completion_ids):
+        asked = [scores[trainer.processing_class.decode(ids)] for ids in prompt_ids]
+        position = [index for start in range(0, len(asked), width) for index in range(width)]
+        flat = [row[index] if index < len(row) else 0.0 for row, index in zip(asked, position, strict=True)]
+        return torch.tensor(flat), torch.ones(len(flat))
+
+    width = 3
+    monkeypatch.setattr(trainer, "_sequence_logps", stub)
+    first = trainer.evaluate(Dataset.from_list(rows[:3]))
+    # pairs of A: a>b +2, a>c +1, b>c -1; of B: b>a -1, b>c +2; of C: b>a +0.5
+    assert first["eval_ranking/accuracy"] == pytest.approx(4 / 6)
+    assert first["eval_ranking/margin"] == pytest.approx(3.5 / 6)
+    width = 1
+    alone = trainer.evaluate(Dataset.from_list(rows[3:]))
+    assert "eval_ranking/accuracy" not in alone
+    assert alone["eval_ranking_loss"] == 0.0
+
+
+def test_metrics_are_means_over_prompts_not_batches(tmp_path):
+    whole = make_trainer(tmp_path, rows=ROWS * 3, per_device_eval_batch_size=6)
+    parts = make_trainer(tmp_path, rows=ROWS * 3, per_device_eval_batch_size=4)  # a batch of 4 and one of 2
+    expected, measured = (trainer.evaluate(trainer.train_dataset) for trainer in (whole, parts))
+    for name in ("eval_ranking_loss", "eval_sft_loss", "eval_ranking/accuracy", "eval_ranking/margin"):
+        assert measured[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_what_had_to_be_cut_is_logged(tmp_path):
+    rows = [
+        {"prompt": "Q" * 70, "completions": ["a" * 20, "b"], "ranks": [0, 1]},
+        {"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1]},
+    ]
+    measured = make_trainer(tmp_path, rows=rows).evaluate(Dataset.from_list(rows))
+    assert measured["eval_prompts/cut_ratio"] == 0.5
+    assert measured["eval_completions/clipped_ratio"] == 0.25
+
+
+def test_a_first_row_that_cannot_be_read_raises(tmp_path):
+    for row, said in (
+        ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0]}, "2 completions but 1 ranks"),
+        ({"prompt": "", "completions": ["a", "b"], "ranks": [0, 1]}, "no tokens"),
+        ({"prompt": "Q", "completions": [["a"], ["b"]], "ranks": [0, 1]}, "one assistant message"),
+        ({"prompt": "Q", "completions": ["a", "b"], "ranks": None, "rewards": None}, "neither ranks nor rewards"),
+        ({"prompt": "Q", "completions": ["a", "b"], "rewards": [float("nan"), 1.0]}, "must be finite numbers"),
+        ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0, -2]}, "must be integers"),
+        ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0, None]}, "must be integers"),
+    ):
+        with pytest.raises(ValueError, match=f"first row of train_dataset cannot be used: .*{said}"):
+            make_trainer(tmp_path, rows=[row])
+    with pytest.raises(ValueError, match=r"first row of eval_dataset\['held-out'\]"):
+        make_trainer(tmp_path, eval_dataset={"held-out": Dataset.from_list([{**ROWS[0], "ranks": [1]}])})
+
+
+def test_rows_with_and_without_rewards_raise(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="Of 2 rows, 1 have no rewards"):
+        trainer.data_collator([ROWS[0], {**ROWS[1], "rewards": [1.0, 0.0]}])
+
+
+def test_a_stream_raises(tmp_path):
+    stream = Dataset.from_list(ROWS).to_iterable_dataset()
+    with pytest.raises(ValueError, match="eval_dataset is a stream"):
+        make_trainer(tmp_path, eval_dataset=stream)
+
+
+def test_a_token_in_the_arguments_raises(tmp_path):
+    with pytest.raises(ValueError, match="must hold no token") as error:
+        make_trainer(tmp_path, model_init_kwargs={"token": "hf_secret"})
+    assert "hf_secret" not in str(error.value)
+
+
+def test_conversational_rows_train_the_same_tokens_as_text(tmp_path):
+    message = {"role": "user", "content": "Hi"}
+    rows = [{"prompt": [message], "completions": [[{"role": "assistant", "content": text}] for text in "ab"]}]
+    trainer = make_trainer(tmp_path, rows=[{**rows[0], "ranks": [0, 1]}])
+    batch = trainer.data_collator(trainer.train_dataset)
+    assert trainer.processing_class.decode(batch["prompt_ids"][0]) == "<user>Hi</s>\n<assistant>"
+    assert [trainer.processing_class.decode(ids) for ids in batch["completion_ids"][0]] == ["a</s>", "b</s>"]
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_lora_trains_the_adapter_only(tmp_path, activation_checkpointing):
+    peft = pytest.importorskip("peft")
+    trainer = make_trainer(
+        tmp_path,
+        peft_config=peft.LoraConfig(target_modules=["q_proj", "v_proj"]),
+        activation_checkpointing=activation_checkpointing,
+        max_steps=2,
+    )
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    trainer.save_model(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_peft_model_can_be_given(tmp_path):
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(make_model(), peft.LoraConfig(target_modules=["q_proj"]))
+    make_trainer(tmp_path, model=wrapped, max_steps=1).train()
+
+
+def test_missing_columns_raise(tmp_path):
+    with pytest.raises(ValueError, match=r"'ranks' or 'rewards'; .* It has \['completions', 'prompt'\]"):
+        make_trainer(tmp_path, rows=[{"prompt": "Q", "completions": ["a", "b"]}])
+
+
+def test_more_tokens_than_positions_raise(tmp_path):
+    with pytest.raises(ValueError, match=r"\(250\) .* \(16\) is 266 tokens, but LlamaForCausalLM has 256 positions"):
+        make_trainer(tmp_path, max_prompt_length=250)
+
+
+def test_unset_pad_and_eos_raise(tmp_path):
+    tokenizer, model = make_tokenizer(), make_model()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match=r"no eos_token .* Set tokenizer\.eos_token"):
+        RankingTrainer(model, RankingConfig(str(tmp_path), max_prompt_length=64, use_cpu=True), None, None, tokenizer)
+
+
+def test_an_unset_pad_becomes_eos(tmp_path):
+    tokenizer, model = make_tokenizer(), make_model()
+    tokenizer.pad_token = None
+    trainer = RankingTrainer(
+        model, RankingConfig(str(tmp_path), max_prompt_length=64, use_cpu=True), processing_class=tokenizer
+    )
+    assert trainer.processing_class.pad_token_id == model.config.pad_token_id == 1
+
+
+def test_init_kwargs_for_a_loaded_model_raise(tmp_path):
+    with pytest.raises(ValueError, match="pass its name instead"):
+        make_trainer(tmp_path, model_init_kwargs={"dtype": "float32"})
+
+
+def test_a_model_by_name(tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    config = RankingConfig(
+        str(tmp_path), max_prompt_length=64, use_cpu=True, model_init_kwargs='{"dtype": "bfloat16"}'
+    )
+    trainer = RankingTrainer(str(tmp_path / "base"), config)
+    assert trainer.model.dtype == torch.bfloat16
+    assert trainer.processing_class.eos_token == "</s>"
