@@ -1,4 +1,4 @@
-"""What all tests share: golden numbers, and a tiny policy that is made on the spot."""
+"""Fixtures for all tests: expected values, optional data, and a tiny policy with random weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.fixture(scope="session")
 def golden():
-    """Expected values of the algorithms, from an independent float64 reference."""
+    """Expected values of the algorithms, computed by an independent float64 reference."""
     return json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def optional_data():
+    """Folder of data that is not part of the repository, named by `CYCLEALIGN_SHARED`."""
+    folder = os.environ.get("CYCLEALIGN_SHARED")
+    if not folder:
+        pytest.skip("needs data from outside the repository; set CYCLEALIGN_SHARED to its folder")
+    return Path(folder)
 
 
 CHAT_TEMPLATE = (
@@ -25,7 +34,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer():
-    """One token per character: what a text becomes can be read off it."""
+    """Build a tokenizer with one token per character, so that expected token ids are easy to read."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -44,7 +53,7 @@ def make_tokenizer():
 
 
 def make_model(seed=0, **changes):
-    """A Llama of 20 thousand random weights for `make_tokenizer`."""
+    """Build a Llama with 20 thousand random weights, for `make_tokenizer`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -5,7 +5,6 @@ import json
 import random
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from datasets import Dataset, Features, List, Value
@@ -22,8 +21,6 @@ from cyclealign_trl.data.hh_rlhf import (
     truncate_reply,
 )
 from cyclealign_trl.types import prompt_key
-
-PUBLISHED = Path(__file__).parents[2].parent / "shared" / "data" / "hh_rlhf"
 
 ROLES = {"Human": "user", "Assistant": "assistant"}
 STATUSES = {"dropped_length_mismatch": "different_turns", "assertion_first_turn_not_human": "broken_turns"}
@@ -435,10 +432,8 @@ COUNTS = {
 
 
 @pytest.fixture
-def published():
-    if not PUBLISHED.is_dir():
-        pytest.skip("needs the published files")
-    return PUBLISHED
+def published(optional_data):
+    return optional_data / "data" / "hh_rlhf"
 
 
 @pytest.mark.parametrize("keep_paragraphs", [True, False])
