@@ -1,4 +1,4 @@
-"""CycleAlign for the Hugging Face ecosystem: align a model you can train with one you can only call."""
+"""Align a model that you can train with one that you can only call: CycleAlign for the Hugging Face ecosystem."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ if TYPE_CHECKING:
     from .aligner.preferences import bootstrap_preferences as bootstrap_preferences
     from .aligner.upstreams import AlignedUpstream as AlignedUpstream
     from .aligner.upstreams import EndpointUpstream as EndpointUpstream
+    from .aligner.upstreams import FunctionUpstream as FunctionUpstream
     from .aligner.upstreams import ModelUpstream as ModelUpstream
     from .aligner.upstreams import PipelineUpstream as PipelineUpstream
     from .aligner.upstreams import Upstream as Upstream
+    from .chat.budget import BUDGET_EXHAUSTED as BUDGET_EXHAUSTED
+    from .chat.budget import Budget as Budget
+    from .chat.budget import Prices as Prices
     from .cycle.agreement import agreement_ranking as agreement_ranking
     from .cycle.cyclealign_config import CycleAlignConfig as CycleAlignConfig
     from .cycle.cyclealign_trainer import CycleAlignTrainer as CycleAlignTrainer
     from .cycle.demonstrations import DemonstrationPool as DemonstrationPool
     from .cycle.interaction_log import export_interactions as export_interactions
+    from .cycle.run_estimate import RunEstimate as RunEstimate
+    from .cycle.run_estimate import assume_completions as assume_completions
+    from .cycle.run_estimate import estimate_run as estimate_run
+    from .cycle.run_estimate import sample_completions as sample_completions
     from .data.hh_rlhf import load_hh_rlhf as load_hh_rlhf
     from .data.hh_rlhf import sample_prompts as sample_prompts
+    from .data.hh_rlhf import split_pair as split_pair
     from .dlma.contrastive_pairs import add_self_rewards as add_self_rewards
     from .dlma.contrastive_pairs import generate_contrastive_pairs as generate_contrastive_pairs
     from .dlma.dlma_config import DLMAConfig as DLMAConfig
@@ -38,35 +47,47 @@ if TYPE_CHECKING:
     from .errors import TooManyFailuresError as TooManyFailuresError
     from .errors import UpstreamError as UpstreamError
     from .evaluation.evaluate_ranker import evaluate_ranker as evaluate_ranker
+    from .evaluation.references import ReferenceRanking as ReferenceRanking
+    from .evaluation.references import read_references as read_references
+    from .evaluation.report import JudgedRanking as JudgedRanking
     from .evaluation.report import JudgeReport as JudgeReport
     from .offline.losses import pro_loss as pro_loss
     from .offline.losses import rrhf_loss as rrhf_loss
     from .offline.ranking_config import RankingConfig as RankingConfig
     from .offline.ranking_trainer import RankingTrainer as RankingTrainer
+    from .rankers.base import Outcome as Outcome
     from .rankers.base import Ranker as Ranker
+    from .rankers.base import StreamingRanker as StreamingRanker
     from .rankers.cache import CachedRanker as CachedRanker
     from .rankers.contrastive_prompts import ContrastivePrompts as ContrastivePrompts
     from .rankers.function import FunctionRanker as FunctionRanker
     from .rankers.kendall_tau import kendall_tau as kendall_tau
     from .rankers.llm import LLMRanker as LLMRanker
+    from .rankers.reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE as OPEN_ASSISTANT_CHAT_TEMPLATE
     from .rankers.reward_model import RewardModelRanker as RewardModelRanker
     from .rankers.self_reward import SelfRewardRanker as SelfRewardRanker
     from .types import Corrector as Corrector
     from .types import Demonstration as Demonstration
+    from .types import Prompt as Prompt
     from .types import RankingFailure as RankingFailure
     from .types import RankingRequest as RankingRequest
     from .types import RankingResult as RankingResult
+    from .types import Trimmed as Trimmed
     from .types import Usage as Usage
+    from .types import ranks_from_scores as ranks_from_scores
 
 __version__ = "0.1.0"
 
-# Every name is imported when it is first used: a script that only builds rankers never loads torch.
+# Each name is imported on first use, so that a script that only builds rankers never loads torch. Type checkers read
+# the imports above; `tests/test_package.py` checks that both lists agree.
 _MODULES = {
     "AlignedUpstream": "aligner.upstreams",
     "Aligner": "aligner.aligner",
     "AlignerConfig": "aligner.aligner_config",
     "AlignerTemplate": "aligner.aligner_template",
     "AlignerTrainer": "aligner.aligner_trainer",
+    "BUDGET_EXHAUSTED": "chat.budget",
+    "Budget": "chat.budget",
     "BudgetExhaustedError": "errors",
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
@@ -81,10 +102,16 @@ _MODULES = {
     "DemonstrationPool": "cycle.demonstrations",
     "EndpointUpstream": "aligner.upstreams",
     "FunctionRanker": "rankers.function",
+    "FunctionUpstream": "aligner.upstreams",
     "JudgeReport": "evaluation.report",
+    "JudgedRanking": "evaluation.report",
     "LLMRanker": "rankers.llm",
     "ModelUpstream": "aligner.upstreams",
+    "OPEN_ASSISTANT_CHAT_TEMPLATE": "rankers.reward_model",
+    "Outcome": "rankers.base",
     "PipelineUpstream": "aligner.upstreams",
+    "Prices": "chat.budget",
+    "Prompt": "types",
     "PromptError": "errors",
     "Ranker": "rankers.base",
     "RankerError": "errors",
@@ -93,17 +120,23 @@ _MODULES = {
     "RankingRequest": "types",
     "RankingResult": "types",
     "RankingTrainer": "offline.ranking_trainer",
+    "ReferenceRanking": "evaluation.references",
     "RewardModelRanker": "rankers.reward_model",
+    "RunEstimate": "cycle.run_estimate",
     "SelfRewardRanker": "rankers.self_reward",
+    "StreamingRanker": "rankers.base",
     "TooManyFailuresError": "errors",
+    "Trimmed": "types",
     "Upstream": "aligner.upstreams",
     "UpstreamError": "errors",
     "Usage": "types",
     "add_self_rewards": "dlma.contrastive_pairs",
     "agreement_ranking": "cycle.agreement",
+    "assume_completions": "cycle.run_estimate",
     "bootstrap_preferences": "aligner.preferences",
     "collect_corrections": "aligner.black_box_corrections",
     "dlma_loss": "dlma.dlma_loss",
+    "estimate_run": "cycle.run_estimate",
     "evaluate_ranker": "evaluation.evaluate_ranker",
     "export_interactions": "cycle.interaction_log",
     "generate_contrastive_pairs": "dlma.contrastive_pairs",
@@ -111,8 +144,12 @@ _MODULES = {
     "load_corrections": "aligner.corrections",
     "load_hh_rlhf": "data.hh_rlhf",
     "pro_loss": "offline.losses",
+    "ranks_from_scores": "types",
+    "read_references": "evaluation.references",
     "rrhf_loss": "offline.losses",
+    "sample_completions": "cycle.run_estimate",
     "sample_prompts": "data.hh_rlhf",
+    "split_pair": "data.hh_rlhf",
 }
 
 __all__ = [*_MODULES]

@@ -1,10 +1,12 @@
-"""The package as a whole: what importing it costs, what it exports, what its configs say."""
+"""The package as a whole: import cost, exported names, and the help texts of the configs."""
 
+import ast
 import dataclasses
 import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,28 +14,33 @@ import cyclealign_trl
 from cyclealign_trl import AlignerConfig, CycleAlignConfig, DLMAConfig, RankingConfig
 
 
-def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import cyclealign_trl",
+        "from cyclealign_trl import LLMRanker, FunctionRanker, CachedRanker, Budget, Prices",
+    ],
+)
+def test_importing_does_not_load_torch(statement):
+    code = f"{statement}; import sys; print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "False"
 
 
-def test_importing_loads_no_torch():
-    assert run_python("import cyclealign_trl, sys; print('torch' in sys.modules)") == "False"
+def test_type_checkers_and_lazy_imports_see_the_same_names():
+    tree = ast.parse(Path(cyclealign_trl.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imported = {alias.asname: statement.module for statement in block.body for alias in statement.names}
+    assert imported == cyclealign_trl._MODULES
 
 
-def test_rankers_load_no_torch():
-    code = (
-        "from cyclealign_trl import LLMRanker, FunctionRanker, CachedRanker; import sys; print('torch' in sys.modules)"
-    )
-    assert run_python(code) == "False"
-
-
-def test_every_public_name_is_there_and_documented():
+def test_every_public_name_exists_and_has_a_docstring():
     for name in cyclealign_trl.__all__:
         assert inspect.getdoc(getattr(cyclealign_trl, name)), name
     assert set(cyclealign_trl.__all__) <= set(dir(cyclealign_trl))
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_an_unknown_name_raises_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'GRPOTrainer'"):
         cyclealign_trl.GRPOTrainer  # noqa: B018
 
