@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 from trl import SFTTrainer
 
 from ..data.formats import completion_text
-from ..models.loading import check_positions, model_name
+from ..models.loading import check_positions, short_model_name
 from ..training.base_trainer import CardBeforePush, Optimizers, PublishedTrainer, ResumableTrainer
 from ..training.dataset_checks import check_no_stream, column_names, dataset_size, named_datasets
 from ..training.model_card import ALIGNER, TrainedModel
@@ -69,7 +69,7 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
         optimizers: Optimizers = (None, None),
     ) -> None:
         if args is None:
-            args = AlignerConfig(f"{model_name(model)}-Aligner")
+            args = AlignerConfig(f"{short_model_name(model)}-Aligner")
         if train_dataset is None:
             raise ValueError("train_dataset is missing: an aligner learns from rows of prompt, answer, correction.")
         for name, dataset in named_datasets(train_dataset, eval_dataset):

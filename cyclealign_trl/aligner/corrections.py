@@ -1,4 +1,4 @@
-"""Corrections of answers: the published layout (arXiv 2402.02416) as rows for `AlignerTrainer`."""
+"""Data sets of corrections, and a loader for the published layout (arXiv 2402.02416)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..data.formats import text_feature
 
 HUB_ID = "aligner/aligner-20K"
 
-COLUMNS = ("prompt", "answer", "correction")
-_PUBLISHED = ("question", "answer", "correction")
+CORRECTION_COLUMNS = ("prompt", "answer", "correction")
+_PUBLISHED_COLUMNS = ("question", "answer", "correction")
 
 
 def load_corrections(path: str | os.PathLike[str] = HUB_ID, split: str = "train") -> Dataset:
-    """Loads question-answer-correction rows, from a file or the Hub.
+    """Load question-answer-correction rows from a file or the Hub.
 
     Args:
-        path: A JSON, JSON lines, Parquet or CSV file, also with `.gz`; or a folder or a name on the Hub.
-        split: The split; of a file, all is `"train"`.
+        path: JSON, JSON lines, Parquet or CSV file, optionally compressed as `.gz`; or a folder or name on the Hub.
+        split: Split to load. A file has one split, `"train"`.
 
     Returns:
-        Rows of `prompt`, `answer`, `correction`, as `to_corrections` makes them.
+        Rows of `prompt`, `answer`, `correction`, as returned by `to_corrections`.
 
     Raises:
-        FileNotFoundError: If a file is not there.
-        ValueError: If it has other columns, or no row of use.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the columns are wrong, or no row is usable.
 
     Example:
         ```python
@@ -43,49 +43,51 @@ def load_corrections(path: str | os.PathLike[str] = HUB_ID, split: str = "train"
     if reader is None:
         return to_corrections(load_dataset(str(path), split=split))
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise FileNotFoundError(f"The file {path} does not exist.")
     return to_corrections(load_dataset(reader, data_files={"train": str(path)}, split=split))
 
 
 def to_corrections(dataset: Dataset) -> Dataset:
-    """Turns rows of the published layout into rows for `AlignerTrainer`; such rows themselves stay as they are.
+    """Convert rows of the published layout to rows for `AlignerTrainer`.
 
-    Left out are rows with an empty `question`, `answer` or `correction`, and repeated rows; how many, and in how many
-    of those that are kept the answer is its own correction, is said in `info.description`.
+    A data set with the columns of `AlignerTrainer` is returned unchanged. Otherwise rows with an empty `question`,
+    `answer` or `correction` are dropped, and repeated rows too. `info.description` reports how many rows were dropped
+    and why, and in how many of the others the correction equals the answer.
 
     Raises:
-        ValueError: If there are other columns, or no row is left.
+        ValueError: If the columns are wrong, or no row is usable.
     """
-    if set(COLUMNS) <= set(dataset.column_names):
+    if set(CORRECTION_COLUMNS) <= set(dataset.column_names):
         return dataset
-    if not set(_PUBLISHED) <= set(dataset.column_names):
+    if not set(_PUBLISHED_COLUMNS) <= set(dataset.column_names):
         raise ValueError(
-            f"Corrections have the columns 'question', 'answer' and 'correction' as published, or 'prompt', 'answer' "
-            f"and 'correction'; there are {sorted(dataset.column_names)}."
+            f"Corrections need the columns 'question', 'answer' and 'correction' (the published layout), or 'prompt', "
+            f"'answer' and 'correction', got {sorted(dataset.column_names)}."
         )
     rows: dict[tuple[str, ...], None] = {}
     dropped = Counter[str]()
-    for row in dataset.select_columns([*_PUBLISHED]):
-        reason = _useless(row) or ("repeated" if tuple(row[name] for name in _PUBLISHED) in rows else None)
+    for row in dataset.select_columns([*_PUBLISHED_COLUMNS]):
+        values = tuple(row[name] for name in _PUBLISHED_COLUMNS)
+        reason = _empty_column(row) or ("repeated" if values in rows else None)
         if reason:
             dropped[reason] += 1
         else:
-            rows[tuple(row[name] for name in _PUBLISHED)] = None
+            rows[values] = None
     unchanged = sum(answer.strip() == correction.strip() for _, answer, correction in rows)
     report = f"{len(dataset)} rows, {len(rows)} kept, {unchanged} of them unchanged; {dropped_rows(dropped)}"
     if not rows:
-        raise ValueError(f"No correction is left of {report}.")
+        raise ValueError(f"No correction is usable: {report}.")
     return corrections_dataset([*rows], report)
 
 
 def corrections_dataset(rows: list[tuple[Any, ...]], report: str) -> Dataset:
-    """Rows of prompt (text or messages), answer and correction as a data set."""
+    """Return (prompt, answer, correction) rows as a data set with a report in `info.description`."""
     conversational = not isinstance(rows[0][0], str) if rows else False
     string = Value("string")
     features = Features({"prompt": text_feature(conversational), "answer": string, "correction": string})
-    columns = {name: [row[index] for row in rows] for index, name in enumerate(COLUMNS)}
+    columns = {name: [row[index] for row in rows] for index, name in enumerate(CORRECTION_COLUMNS)}
     return Dataset.from_dict(columns, info=DatasetInfo(description=report, features=features))
 
 
-def _useless(row: Mapping[str, Any]) -> str | None:
-    return next((f"empty_{name}" for name in _PUBLISHED if not (row[name] or "").strip()), None)
+def _empty_column(row: Mapping[str, Any]) -> str | None:
+    return next((f"empty_{name}" for name in _PUBLISHED_COLUMNS if not (row[name] or "").strip()), None)

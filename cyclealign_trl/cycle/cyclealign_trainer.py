@@ -21,8 +21,8 @@ from .._compat import is_vllm_available
 from .._warnings import OnceLogger
 from ..chat.budget import BUDGET_EXHAUSTED, Amount, Budget
 from ..errors import RankerError
-from ..models.generation import seeded
-from ..models.loading import model_name
+from ..models.generation_backend import seeded
+from ..models.loading import short_model_name
 from ..offline.ranking_config import RankingConfig
 from ..offline.ranking_trainer import RankingTargets
 from ..rankers.base import Outcome, Ranker
@@ -140,7 +140,7 @@ class CycleAlignTrainer(PublishedCycle):
 
     @staticmethod
     def _default_args(model: str | PreTrainedModel) -> CycleAlignConfig:
-        return CycleAlignConfig(f"{model_name(model)}-CycleAlign")
+        return CycleAlignConfig(f"{short_model_name(model)}-CycleAlign")
 
     def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
         if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import RankerError
-from ..models.generation import GenerationBackend
+from ..models.generation_backend import GenerationBackend
 from ..models.transformers_backend import TransformersBackend
 from ..rankers.base import CANCELLED, Outcome, Ranker, StreamingRanker, cancel
 from ..types import RankingFailure, RankingRequest

@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState
 
 from ..chat.messages import BYTES_PER_TOKEN
-from ..models.generation import seeded
+from ..models.generation_backend import seeded
 from ..rankers.base import Ranker, estimate
 from ..types import Prompt, RankingRequest, RankingResult, Usage, prompt_key
 from .cyclealign_config import CycleAlignConfig, make_pool

@@ -1,9 +1,11 @@
-"""The row formats that trainers and evaluations read: ranked completions and preference pairs."""
+"""File formats and row formats that trainers and evaluations read."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from datasets import List, Value
@@ -11,9 +13,32 @@ from trl import is_conversational, maybe_extract_prompt
 
 from ..types import ABSENT, ranks_from_scores
 
+_FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def file_format(path: str | os.PathLike[str]) -> str | None:
+    """Return the format of a data file, as `datasets.load_dataset` names it, or `None` if the suffix is unknown.
+
+    Example:
+        >>> file_format("pairs.jsonl.gz")
+        'json'
+    """
+    return _FILE_FORMATS.get(Path(str(path).removesuffix(".gz")).suffix)
+
 
 def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row in the one form that is trained on: prompt, texts, ranks, and rewards or `None`."""
+    """Return a row of ranked completions or of a preference pair in the one format that is trained on.
+
+    Args:
+        row: Either `prompt`, `completions`, and `ranks` or `rewards`; or `chosen`, `rejected`, and `prompt` if it is
+            not the common beginning of both.
+
+    Returns:
+        `prompt`; `completions` as texts; `ranks`, 0 = best; and `rewards` or `None`.
+
+    Raises:
+        ValueError: If ranks or rewards are missing, invalid, or not one per completion.
+    """
     if "completions" not in row:
         pair = maybe_extract_prompt(dict(row))
         texts = [completion_text(pair["chosen"]), completion_text(pair["rejected"])]
@@ -39,7 +64,11 @@ def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completion_text(completion: Any) -> str:
-    """A completion's text: the completion itself, or the content of its one assistant message."""
+    """Return the text of a completion, which is a string or a list of one assistant message.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     if isinstance(completion, str):
         return completion
     if not (is_conversational({"completion": completion}) and len(completion) == 1):

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.generation import seeded
+from ..models.generation_backend import seeded
 from ..models.transformers_backend import generate
 from .corpus import questions, score
 

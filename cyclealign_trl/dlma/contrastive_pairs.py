@@ -21,7 +21,7 @@ from trl import maybe_extract_prompt
 from .._files import atomic_write
 from ..data.drop_reports import dropped_rows
 from ..data.formats import completion_text
-from ..models.generation import group_by_prompt, seeded
+from ..models.generation_backend import group_by_prompt, seeded
 from ..models.loading import digest_weights
 from ..models.transformers_backend import generate
 from ..rankers.contrastive_prompts import ContrastivePrompts

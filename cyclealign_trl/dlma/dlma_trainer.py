@@ -19,7 +19,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from .._compat import disable_dropout_in_model, prepare_deepspeed, prepare_fsdp
-from ..models.loading import digest_weights, load_policy, model_name
+from ..models.loading import digest_weights, load_policy, short_model_name
 from ..models.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from ..models.renderer import Renderer
 from ..offline.ranking_collator import RankingCollator
@@ -102,7 +102,7 @@ class DLMATrainer(RankingTrainer):
 
     @staticmethod
     def _default_args(model: str | PreTrainedModel) -> DLMAConfig:
-        return DLMAConfig(f"{model_name(model)}-DLMA")
+        return DLMAConfig(f"{short_model_name(model)}-DLMA")
 
     def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
         assert isinstance(args, DLMAConfig)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from .batches import longest_first
-from .generation import group_by_prompt, seeded
+from .generation_backend import group_by_prompt, seeded
 from .loading import max_positions, sync_special_tokens
 from .transformers_backend import generate
 

@@ -48,7 +48,7 @@ def load_causal_lm(
     """
     init_kwargs = dict(init_kwargs or {})
     name = model if isinstance(model, str) else model.name_or_path
-    return load_model(AutoModelForCausalLM, model, init_kwargs).eval(), own_tokenizer(tokenizer, name, init_kwargs)
+    return load_model(AutoModelForCausalLM, model, init_kwargs).eval(), load_tokenizer(tokenizer, name, init_kwargs)
 
 
 def load_model(auto_class: Any, model: str | PreTrainedModel, init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
@@ -68,7 +68,7 @@ def load_model(auto_class: Any, model: str | PreTrainedModel, init_kwargs: Mappi
     return model
 
 
-def own_tokenizer(
+def load_tokenizer(
     given: PreTrainedTokenizerBase | None, name: str, init_kwargs: Mapping[str, Any]
 ) -> PreTrainedTokenizerBase:
     """A tokenizer that nobody else changes or uses at the same time: a copy, or the one of the model's name."""
@@ -147,19 +147,19 @@ def digest_weights(model: PreTrainedModel) -> str:
 
 def load_policy(name: str, args: TrainingArguments) -> PreTrainedModel:
     """Load the policy that a trainer was given by name, as its `model_init_kwargs` say."""
-    init_kwargs = {"trust_remote_code": False, **as_dict(getattr(args, "model_init_kwargs", None))}
+    init_kwargs = {"trust_remote_code": False, **dict_field(getattr(args, "model_init_kwargs", None))}
     if args.distributed_state.distributed_type != DistributedType.NO:
         init_kwargs["device_map"] = None  # each process holds a model of its own
     model: PreTrainedModel = create_model_from_path(name, **init_kwargs)
     return model
 
 
-def as_dict(kwargs: dict[str, Any] | str | None) -> dict[str, Any]:
+def dict_field(kwargs: dict[str, Any] | str | None) -> dict[str, Any]:
     """A dictionary field after `TrainingArguments` has parsed what came from a command line."""
     return dict(cast("dict[str, Any]", kwargs or {}))
 
 
-def model_name(model: str | PreTrainedModel) -> str:
+def short_model_name(model: str | PreTrainedModel) -> str:
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     return str(name).rstrip("/").split("/")[-1] or "model"
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from .._compat import add_hooks, remove_hooks
 from .batches import pad
-from .generation import group_by_prompt
+from .generation_backend import group_by_prompt
 
 
 def generate(

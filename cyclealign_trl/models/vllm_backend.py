@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from .._compat import VLLMGeneration
-from .generation import group_by_prompt
+from .generation_backend import group_by_prompt
 
 
 class VLLMBackend(TrainerCallback):

@@ -20,9 +20,9 @@ from transformers import (
 from .._warnings import OnceLogger
 from ..errors import RankerError
 from ..models.batches import longest_first, pad
-from ..models.loading import check_positions, load_model, max_positions, own_tokenizer, place_model
+from ..models.loading import check_positions, load_model, load_tokenizer, max_positions, place_model
 from ..types import Prompt, RankingFailure, RankingRequest, with_completion
-from .base import Outcome, outcome_of
+from .base import Outcome, rank_by_scores
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class RewardModelRanker:
         model = load_model(AutoModelForSequenceClassification, model, init_kwargs)
         self._name = name or type(model).__name__
         self._model = _ready(model, self._name, device)
-        self._tokenizer = own_tokenizer(tokenizer, name, init_kwargs)
+        self._tokenizer = load_tokenizer(tokenizer, name, init_kwargs)
         self._tokenizer.truncation_side = "left"
         if chat_template is not None:
             self._tokenizer.chat_template = chat_template
@@ -128,7 +128,7 @@ class RewardModelRanker:
             texts = [ids for entry in encoded if not isinstance(entry, RankingFailure) for ids in entry]
             scores = iter(self._scores(texts))
         return [
-            entry if isinstance(entry, RankingFailure) else outcome_of([next(scores) for _ in entry])
+            entry if isinstance(entry, RankingFailure) else rank_by_scores([next(scores) for _ in entry])
             for entry in encoded
         ]
 

@@ -16,7 +16,7 @@ from ..dlma.contrastive_pairs import generate_contrastive_pairs
 from ..dlma.dlma_config import DLMAConfig
 from ..dlma.dlma_trainer import DLMATrainer
 from ..errors import CheckpointError
-from ..models.loading import as_dict
+from ..models.loading import dict_field
 from ..rankers.contrastive_prompts import ContrastivePrompts
 from ..training.checkpoints import last_complete_checkpoint
 from .arguments import CommandParser
@@ -133,10 +133,10 @@ def _make_pairs(
             max_prompt_length=args.max_prompt_length,
             max_completion_length=args.max_completion_length - 1,  # its end-of-sequence token is trained on, too
             temperature=pair_args.temperature,
-            chat_template_kwargs=as_dict(args.chat_template_kwargs),
+            chat_template_kwargs=dict_field(args.chat_template_kwargs),
             seed=args.seed,
             device=args.device,
-            model_init_kwargs=as_dict(args.model_init_kwargs),
+            model_init_kwargs=dict_field(args.model_init_kwargs),
         )
         if args.process_index == 0:
             print(f"Pairs of {split}: {pairs[split].info.description}")

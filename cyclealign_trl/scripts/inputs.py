@@ -20,7 +20,7 @@ from ..aligner.aligner import Aligner
 from ..aligner.aligner_config import AlignerConfig
 from ..cycle.cyclealign_config import CycleAlignConfig
 from ..data import hh_rlhf
-from ..data.files import reader_of
+from ..data.formats import file_format
 from ..offline.ranking_config import RankingConfig
 from ..rankers.base import Ranker
 from ..rankers.llm import LLMRanker
@@ -92,7 +92,7 @@ def load_references(name: str | None, config: str | None, split: str) -> Dataset
 
 def _load_splits(name: str, config: str | None, only_split: str, **kwargs: Any) -> Any:
     """The splits of a name on the Hub or of a folder; or one file as the only split."""
-    reader = reader_of(name)
+    reader = file_format(name)
     if reader is None:
         return _load(name, name=config, **kwargs)
     if not Path(name).is_file():
