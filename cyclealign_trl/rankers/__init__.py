@@ -1,4 +1,7 @@
-"""Whoever ranks. Each ranker is one file around the one method of `base.Ranker`; importing them loads no torch."""
+"""Rankers: one file per ranker, each built around the single method of `base.Ranker`.
+
+Importing this package does not import torch.
+"""
 
 from .base import Outcome, Ranker, StreamingRanker
 from .cache import CachedRanker

@@ -1,9 +1,9 @@
-"""The seam between the cycle and whoever ranks: one required method."""
+"""The interface between trainers and rankers, and helpers that rankers share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_from_scores
@@ -11,70 +11,141 @@ from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_
 Outcome = RankingResult | RankingFailure
 
 CANCELLED = "cancelled"
-"""Why a request has no answer whose call was ended by `cancel`."""
+"""Failure reason of a request whose call was ended by `cancel`."""
 
 
 @runtime_checkable
 class Ranker(Protocol):
-    """Anything with a `rank` method.
+    """Protocol of a ranker: any object with a `rank` method. No base class is needed.
 
-    A ranker may also have:
+    To rank with another API, write one class. `rankers/function.py` is the file to copy. A complete ranker over an
+    HTTP API that scores completions:
 
-    - A `fingerprint`, a text that changes whenever its answers might (model, endpoint, prompt version, sampling): with
-      one, its answers can be cached (see `CachedRanker`).
-    - A `name`, by which a published model card calls it; without one, that says its class.
-    - A `num_passes`, if it merges so many passes over a request, and can be asked for each one by itself
-      (`RankingRequest.pass_index`): a cache then keeps every pass.
-    - A `budget` (`cyclealign_trl.chat.budget.Budget`), if what it does is paid for. It reserves and settles there
-      each call that it makes, and answers `RankingFailure("budget_exhausted")` in place of one that does not fit.
-      `CycleAlignTrainer` keeps the budget's ledger in the output directory, and shares out what is left among its
-      processes after every step.
-    - A method `estimate(request)`, which says without a call what `Usage` a ranking is likely to take, for `cyclealign
-      estimate`.
-    - A method `cancel()`, which may be called from any thread while others wait for answers: it ends the calls that
-      are open, and each of these requests becomes a `RankingFailure("cancelled")`. The trainer calls it when a step
-      has waited for its rankings for too long.
+    ```python
+    from requests import RequestException, post
+
+    from cyclealign_trl import RankingFailure
+    from cyclealign_trl.rankers.base import rank_by_scores
+
+
+    class ScoreServiceRanker:
+        def __init__(self, url):
+            self.url = url
+
+        def rank(self, requests):
+            return [self._rank_one(request) for request in requests]
+
+        def _rank_one(self, request):
+            query = {"prompt": request.prompt, "completions": request.completions}
+            try:
+                response = post(self.url, json=query, timeout=60)
+                response.raise_for_status()
+                scores = response.json()
+            except RequestException as error:
+                return RankingFailure("connection", str(error))
+            return rank_by_scores(scores)
+    ```
+
+    A trainer calls `rank` from several threads at once, so a ranker that cannot run concurrently needs a lock.
+
+    Each of the following attributes is optional and enables one feature:
+
+    - `name` (`str`): Name of the ranker in model cards and reports. Defaults to the name of its class.
+    - `fingerprint` (`str`): Identifies everything that determines the outcomes, such as model, endpoint, prompt
+      version and sampling settings. Enables caching: see `CachedRanker`. A ranker without it is never cached.
+    - `num_passes` (`int`): Number of passes over a request that the ranker merges into one ranking. The ranker must
+      then also answer a request for a single pass (`RankingRequest.pass_index`). `CachedRanker` stores every pass.
+    - `budget` (`cyclealign_trl.chat.budget.Budget`): Spending limit. The ranker reserves the largest possible cost
+      before a call and settles the real cost after it. A request that the budget cannot cover becomes
+      `RankingFailure("budget_exhausted")`. `CycleAlignTrainer` keeps the ledger in its output directory, and divides
+      the remaining budget among its processes after every step.
+    - `stream(requests)`: Yields outcomes as they arrive. See `StreamingRanker`.
+    - `estimate(request)`: Returns the `Usage` to expect for a ranking without making a call. Used by
+      `cyclealign estimate`.
+    - `cancel()`: Ends all open calls. Their requests become `RankingFailure("cancelled")`. The trainer calls it, from
+      any thread, when a step has waited too long for its rankings.
     """
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
-        """Ranks each request; the answers stand in the order of the requests.
+        """Rank the completions of each request.
 
-        Called from worker threads, several at a time. What fails for one request is a `RankingFailure` in its place;
-        raise `RankerError` only for what no further request can survive.
+        Args:
+            requests: Requests to rank. Each one has a prompt, its completions, and demonstrations to show first.
+
+        Returns:
+            One outcome per request, in the same order: a `RankingResult`, or a `RankingFailure` for a request that
+            could not be ranked. Training skips a failed request and counts its `reason`, so return a failure instead
+            of a guessed order.
+
+        Raises:
+            RankerError: If no further request can succeed, for example because the API key is wrong. This stops the
+                run.
         """
         ...
 
 
 @runtime_checkable
 class StreamingRanker(Ranker, Protocol):
-    """A ranker that also hands out its answers one by one, so that each can be stored the moment it is paid for."""
+    """Ranker that also yields outcomes one by one, so that `CachedRanker` can store each one when it arrives."""
 
     def stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
-        """Yields (position of the request, its answer) in order of arrival."""
+        """Yield (index of the request, outcome) in order of arrival."""
         ...
 
 
 def cancel(ranker: Ranker) -> None:
-    """Cancels what a ranker is asked at the moment, if it can."""
+    """Cancel the open calls of a ranker, if it supports cancelling."""
     if callable(method := getattr(ranker, "cancel", None)):
         method()
 
 
 def estimate(ranker: Ranker, request: RankingRequest) -> Usage | None:
-    """What a ranking is likely to take, without a call; `None` where the ranker does not say."""
+    """Return the usage that a ranker expects for a request, or `None` if it has no estimate."""
     method = getattr(ranker, "estimate", None)
     return method(request) if callable(method) else None
 
 
 def ranker_name(ranker: Ranker) -> str:
-    """What to call a ranker in public: its `name`, or its class."""
+    """Return the public name of a ranker: its `name`, or the name of its class."""
     return getattr(ranker, "name", None) or type(ranker).__name__
 
 
-def outcome_of(scores: Sequence[float]) -> Outcome:
-    """The ranking of one request's completions by their scores, where all of them are finite."""
+def rank_by_scores(scores: Sequence[float]) -> Outcome:
+    """Rank the completions of one request by score, higher is better.
+
+    Completions with equal scores share a rank, and `order` lists them by index.
+
+    Args:
+        scores: One score per completion.
+
+    Returns:
+        The ranking, or `RankingFailure("no_score")` if a score is not finite.
+    """
     for index, score in enumerate(scores):
         if not math.isfinite(score):
             return RankingFailure("no_score", f"completion {index} has the score {score}")
     ranks = ranks_from_scores(scores)
-    return RankingResult(order=tuple(sorted(range(len(ranks)), key=ranks.__getitem__)), ranks=ranks)
+    return RankingResult(order=order_from_ranks(ranks), ranks=ranks)
+
+
+def order_from_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
+    """Return the indices of the completions, best first. Completions with equal ranks keep the order of their indices.
+
+    Example:
+        >>> order_from_ranks([1, 0, 1])
+        (1, 0, 2)
+    """
+    return tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
+
+
+def in_request_order(outcomes: Iterable[tuple[int, Outcome]]) -> list[Outcome]:
+    """Return the outcomes of a stream in the order of their requests."""
+    by_index = dict(outcomes)
+    return [by_index[index] for index in range(len(by_index))]
+
+
+def check_positive(**settings: int | None) -> None:
+    """Raise `ValueError` if a setting is less than 1. `None` is accepted."""
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -15,7 +15,7 @@ from ..chat.client import ChatClient, ChatFailure, ChatTask
 from ..chat.messages import estimate_tokens, message_bytes
 from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
 from .base import CANCELLED, Outcome
-from .context import Fit, fit
+from .context import FittedRequest, fit_request
 from .parsing import parse_ranking
 from .passes import shown_order, stream_in_passes
 from .prompts import PROMPT_VERSION, build_messages, labels, reply_schema
@@ -255,12 +255,12 @@ class LLMRanker:
         """Cancels the calls in flight and frees the connections. Happens by itself when the ranker is dropped."""
         self._client.close()
 
-    def _fit(self, request: RankingRequest) -> Fit | None:
+    def _fit(self, request: RankingRequest) -> FittedRequest | None:
         """How much of the request is shown; `None` if it cannot be short enough."""
         if self._context_window is None:
-            return Fit(request.demonstrations)
+            return FittedRequest(request.demonstrations)
         build = partial(self._messages, request, range(len(request.completions)))
-        fitted = fit(request, build, self._context_window, self._max_tokens)
+        fitted = fit_request(request, build, self._context_window, self._max_tokens)
         if fitted is not None and fitted.trimmed is not None:
             self._once.warning(
                 "trimmed",
@@ -272,7 +272,7 @@ class LLMRanker:
             )
         return fitted
 
-    def _task(self, request: RankingRequest, fitted: Fit) -> ChatTask[RankingResult]:
+    def _task(self, request: RankingRequest, fitted: FittedRequest) -> ChatTask[RankingResult]:
         order = self._shown_order(request)
         names = labels(len(order))
         return ChatTask(
@@ -306,7 +306,7 @@ class LLMRanker:
             note=note,
         )
 
-    def _read(self, order: Sequence[int], names: Sequence[str], fitted: Fit, reply: str) -> RankingResult:
+    def _read(self, order: Sequence[int], names: Sequence[str], fitted: FittedRequest, reply: str) -> RankingResult:
         """The ranking in a reply, as indices of the request."""
         parsed = parse_ranking(reply, names)
         return RankingResult(

@@ -17,7 +17,7 @@ from ..models.loading import load_causal_lm, place_model, sync_special_tokens
 from ..models.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from ..models.renderer import Renderer
 from ..types import Prompt, RankingFailure, RankingRequest
-from .base import Outcome, outcome_of
+from .base import Outcome, rank_by_scores
 from .contrastive_prompts import ContrastivePrompts
 
 
@@ -118,7 +118,7 @@ class SelfRewardRanker:
                 [completion for request in fitting for completion in request.completions],
             )
         scores = iter((logps[:, 0] - logps[:, 1]).tolist())
-        outcomes = {id(request): outcome_of([next(scores) for _ in request.completions]) for request in fitting}
+        outcomes = {id(request): rank_by_scores([next(scores) for _ in request.completions]) for request in fitting}
         limit = self._self_reward.renderer.max_prompt_length
         too_long = RankingFailure("too_long", f"with what it asks for, the prompt has more than {limit} tokens")
         return [outcomes.get(id(request), too_long) for request in requests]

@@ -1,4 +1,4 @@
-"""TRL reward functions as a ranker."""
+"""`FunctionRanker`: calls of the reward functions, weighted sums, failures and threads."""
 
 import asyncio
 import functools
@@ -19,18 +19,18 @@ def length(completions, **kwargs):
     return [float(len(text)) for text in completions]
 
 
-def test_a_higher_score_is_better():
+def test_ranks_higher_scores_first():
     assert FunctionRanker(length).rank([REQUEST]) == [RankingResult((2, 3, 0, 1), ranks=(2, 3, 0, 1))]
     assert FunctionRanker([length], weights=[-1.0]).rank([REQUEST])[0].order == (1, 0, 3, 2)
 
 
-def test_equal_scores_share_a_rank_and_the_order_lists_them_by_index():
+def test_equal_scores_share_a_rank_and_are_ordered_by_index():
     [result] = FunctionRanker(lambda completions, **_: [1, 2, 1, 0]).rank([REQUEST])
     assert result.ranks == (1, 0, 1, 2)
     assert result.order == (1, 0, 2, 3)
 
 
-def test_functions_are_called_as_trl_calls_them():
+def test_calls_functions_with_the_arguments_of_trl():
     calls = []
 
     def record(prompts, completions, **columns):
@@ -51,20 +51,20 @@ def test_functions_are_called_as_trl_calls_them():
     ]
 
 
-def test_the_outcomes_of_several_requests_stay_apart():
+def test_ranks_several_requests_in_one_call():
     ranker = FunctionRanker(lambda completions, **_: [len(str(completion)) for completion in completions])
     assert [outcome.order for outcome in ranker.rank([CHAT, REQUEST])] == [(1, 0), (2, 3, 0, 1)]
     assert ranker.rank([]) == []
 
 
-def test_the_sum_is_weighted_over_the_functions_that_apply():
+def test_sums_weighted_scores_and_skips_none():
     half = lambda completions, **_: [None, 5.0, None, None]  # noqa: E731
     assert FunctionRanker([length, half]).rank([REQUEST])[0].order == (1, 2, 3, 0)
     assert FunctionRanker([length, half], weights=[1.0, 0.1]).rank([REQUEST])[0].order == (2, 3, 0, 1)
 
 
 @pytest.mark.parametrize("score", [None, math.nan, math.inf])
-def test_no_score_is_a_failure_of_its_request_alone(score):
+def test_a_missing_or_infinite_score_fails_only_its_request(score):
     ranker = FunctionRanker(lambda completions, **_: [score] + [1.0] * (len(completions) - 1))
     failure, result = ranker.rank([REQUEST, CHAT])
     assert isinstance(failure, RankingFailure)
@@ -73,7 +73,7 @@ def test_no_score_is_a_failure_of_its_request_alone(score):
     assert result.ranks == (0, 0)
 
 
-def test_async_functions_run_together():
+def test_async_functions_run_concurrently():
     number_started = 0
     all_started = asyncio.Event()
 
@@ -82,7 +82,7 @@ def test_async_functions_run_together():
         number_started += 1
         if number_started == 3:
             all_started.set()
-        await asyncio.wait_for(all_started.wait(), timeout=10)  # for ever, if they ran one after the other
+        await asyncio.wait_for(all_started.wait(), timeout=10)  # would time out if they ran one after another
         return length(completions)
 
     class Slow:
@@ -93,17 +93,17 @@ def test_async_functions_run_together():
     assert ranker.rank([REQUEST])[0].order == (2, 3, 0, 1)
 
 
-def test_calls_from_several_threads_take_turns():
+def test_calls_from_several_threads_run_one_at_a_time():
     inside = []
 
-    async def alone(completions, **_):
+    async def exclusive(completions, **_):
         inside.append(1)
         assert len(inside) == 1
         await asyncio.sleep(0.02)
         inside.pop()
         return length(completions)
 
-    ranker = FunctionRanker(alone)
+    ranker = FunctionRanker(exclusive)
     outcomes = []
     threads = [threading.Thread(target=lambda: outcomes.extend(ranker.rank([REQUEST]))) for _ in range(4)]
     for thread in threads:
@@ -113,7 +113,7 @@ def test_calls_from_several_threads_take_turns():
     assert [outcome.order for outcome in outcomes] == [(2, 3, 0, 1)] * 4
 
 
-def test_another_number_of_scores_raises_with_both():
+def test_a_wrong_number_of_scores_raises():
     def short(completions, **_):
         return [1.0]
 
@@ -121,7 +121,7 @@ def test_another_number_of_scores_raises_with_both():
         FunctionRanker(short).rank([REQUEST])
 
 
-def test_what_a_function_raises_is_raised():
+def test_does_not_catch_exceptions_of_a_function():
     def broken(**_):
         raise KeyError("mine")
 
@@ -129,13 +129,13 @@ def test_what_a_function_raises_is_raised():
         FunctionRanker(broken).rank([REQUEST])
 
 
-def test_wrong_arguments_raise():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="at least 1"):
         FunctionRanker([])
-    with pytest.raises(ValueError, match="got 2 for 1"):
+    with pytest.raises(ValueError, match="got 2 weights for 1 functions"):
         FunctionRanker([length], weights=[1.0, 2.0])
 
 
-def test_it_promises_no_fingerprint():
+def test_has_a_name_but_no_fingerprint():
     assert not hasattr(FunctionRanker(length), "fingerprint")
     assert repr(FunctionRanker(length)) == "FunctionRanker(length)"
