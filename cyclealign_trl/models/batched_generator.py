@@ -1,4 +1,4 @@
-"""Sampling outside of training: any number of prompts, in batches, with a random state of its own."""
+"""Continue any number of prompts in batches, outside of training, without changing the global random state."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from .generation_backend import group_by_prompt, seeded
 from .loading import max_positions, sync_special_tokens
 from .transformers_backend import generate
 
-# The global random state is the process's: generations take turns with it.
+# Threads share the global random state, which `seeded` sets, so only one of them can generate at a time.
 _RANDOM_STATE = threading.Lock()
 
 
 class BatchedGenerator:
-    """Continues prompts, those of like length together, and leaves the global random state as it was.
+    """Continue prompts in batches of similar length, without changing the global random state.
 
     Args:
-        model: The model, where it is to run.
-        tokenizer: Its tokenizer.
-        batch_size: Prompts continued at once.
-        max_new_tokens: Longest continuation, end-of-sequence token included. `None`: half of the model's positions,
-            at most 2048.
+        model: The model, on the device to run on.
+        tokenizer: The model's tokenizer.
+        batch_size: Prompts per batch.
+        max_new_tokens: Longest continuation in tokens, end-of-sequence token included. `None` means half of the
+            model's positions, up to 2048.
 
     Raises:
-        ValueError: If nothing ends a text, or no position is left for a prompt.
+        ValueError: If there is no end-of-sequence token, `batch_size` or `max_new_tokens` is below 1, or
+            `max_new_tokens` leaves no position for a prompt.
     """
 
     def __init__(
@@ -46,13 +47,13 @@ class BatchedGenerator:
         max_new_tokens: int | None = None,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         positions = max_positions(model)
         if max_new_tokens is None:
             max_new_tokens = 2048 if positions is None else min(2048, positions // 2)
         if max_new_tokens < 1 or (positions is not None and max_new_tokens >= positions):
             raise ValueError(
-                f"`max_new_tokens` must be at least 1 and leave room for a prompt; got {max_new_tokens}, with a model "
+                f"max_new_tokens must be at least 1 and leave room for a prompt; got {max_new_tokens}, with a model "
                 f"of {positions} positions."
             )
         self.model = model
@@ -65,13 +66,15 @@ class BatchedGenerator:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Mapping[str, Any], seed: int | None = None
     ) -> list[list[int]]:
-        """Token ids of each prompt's continuation; one without an end-of-sequence token at its end ran out of room.
+        """Return the token ids of each prompt's continuation.
+
+        A continuation without an end-of-sequence token at its end was truncated.
 
         Args:
-            prompts: Token ids.
-            sampling: Fields of `GenerationConfig`. `repetition_penalty` is for what is generated alone: penalising the
-                prompt, as transformers does by default, would keep a model from quoting it.
-            seed: Makes the continuations depend on the prompts alone. `None`: they differ from call to call.
+            prompts: Token ids of the prompts.
+            sampling: Fields of `GenerationConfig`. `repetition_penalty` applies to generated tokens only. In
+                transformers it applies to the prompt's tokens too, which would keep a model from quoting the prompt.
+            seed: Random seed. `None` means a different one for each call.
         """
         continuations: list[list[int]] = [[]] * len(prompts)
         seed = random.SystemRandom().getrandbits(63) if seed is None else seed
@@ -91,7 +94,7 @@ class BatchedGenerator:
         config = GenerationConfig(
             **{
                 "max_new_tokens": self.max_new_tokens,
-                "use_cache": True,  # the Trainer turns it off in the model's own config
+                "use_cache": True,  # the Trainer turns it off in the model's config
                 "repetition_penalty": 1.0,
                 **sampling,
                 "eos_token_id": list(self.eos_token_ids),
@@ -104,6 +107,6 @@ class BatchedGenerator:
             config,
             self.model.device,
             logits_processor=processors,
-            synced_gpus=False,  # under ZeRO-3 it would wait for processes that have nothing to generate
+            synced_gpus=False,  # under ZeRO-3, `generate` would wait for processes that have no prompts
         )
         return [group[0] for group in group_by_prompt(generated, 1, self.eos_token_ids)]

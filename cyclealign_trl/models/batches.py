@@ -1,4 +1,4 @@
-"""Batches of token ids: which rows share one, and how they become padded tensors."""
+"""Group rows of token ids into batches, and pad them to tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def longest_first(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Yield batches of indices, rows of similar length together.
 
-    The longest rows come first, so that a batch size that is too large runs out of memory at once or never.
+    The longest rows come first, so that a batch size that is too large runs out of memory in the first batch.
 
     Args:
         lengths: Number of tokens of each row.
@@ -32,13 +32,13 @@ def pad(
 ) -> tuple[Tensor, Tensor]:
     """Return token ids and attention mask of N rows of different lengths, both `(N, L)`.
 
-    The mask comes from the lengths, never from the ids: the pad token is often an end-of-sequence token too.
+    The mask follows from the lengths, because the pad token is often an end-of-sequence token too.
 
     Args:
         rows: Token ids of N rows.
-        pad_token_id: Id that fills up the rows.
+        pad_token_id: Id to pad with.
         device: Device of the tensors.
-        side: Side that is padded: `"left"` for generation, `"right"` for scoring.
+        side: Side to pad: `"left"` for generation, `"right"` for scoring.
     """
     width = max(map(len, rows))
     left = side == "left"

@@ -1,4 +1,4 @@
-"""What everything that runs a pretrained model does alike: where it comes from, where it runs, what ends a text."""
+"""Load pretrained models and tokenizers, place models on devices, and check their settings."""
 
 from __future__ import annotations
 
@@ -20,15 +20,55 @@ from transformers import (
 
 from .._compat import create_model_from_path, get_config_model_id
 
-_SOURCE = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
+_HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
 
 
-def hub_kwargs(init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments of `from_pretrained` that say which files and from where; the tokenizer lies beside the model.
+# Loading
 
-    Code from the Hub is run only where `trust_remote_code` is given.
+
+def load_model(auto_class: Any, model: str | PreTrainedModel, init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
+    """Load a model by name, or return the given model unchanged.
+
+    Args:
+        auto_class: Auto class to load with, such as `AutoModelForCausalLM`.
+        model: The model, or its name.
+        init_kwargs: Keyword arguments of `from_pretrained`. `trust_remote_code` defaults to `False`.
+
+    Raises:
+        ValueError: If `init_kwargs` is not empty and `model` is already loaded.
     """
-    return {"trust_remote_code": False, **{name: init_kwargs[name] for name in _SOURCE if name in init_kwargs}}
+    if isinstance(model, str):
+        loaded: PreTrainedModel = auto_class.from_pretrained(model, **{"trust_remote_code": False, **init_kwargs})
+        return loaded
+    if init_kwargs:
+        raise ValueError(
+            f"`model_init_kwargs` {sorted(init_kwargs)} only apply when a model is loaded by name, but a loaded model "
+            "was given. Load it with these arguments, or pass its name."
+        )
+    return model
+
+
+def load_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | None, name: str, init_kwargs: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
+    """Return a copy of the given tokenizer, or load the tokenizer of a model by the model's name.
+
+    The copy keeps our changes (padding side, special tokens) away from the caller's tokenizer.
+
+    Args:
+        tokenizer: The tokenizer, or `None` to load it.
+        name: Name of the model.
+        init_kwargs: Keyword arguments that the model is loaded with.
+
+    Raises:
+        ValueError: If there is neither a tokenizer nor a name.
+    """
+    if tokenizer is not None:
+        return copy.deepcopy(tokenizer)
+    if not name:
+        raise ValueError("The model was not loaded by name, so its tokenizer cannot be found. Pass `tokenizer`.")
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub_kwargs(init_kwargs))
+    return loaded
 
 
 def load_causal_lm(
@@ -36,86 +76,99 @@ def load_causal_lm(
     tokenizer: PreTrainedTokenizerBase | None = None,
     init_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model by its name, or as it is given, to be run, and a tokenizer that nobody else changes.
+    """Return a causal language model in evaluation mode, and a tokenizer that is not shared with the caller.
 
     Args:
         model: The model, or its name.
-        tokenizer: The tokenizer; by default the one of the model's name.
+        tokenizer: The tokenizer. `None` loads it by the model's name.
         init_kwargs: Keyword arguments of `from_pretrained`.
 
     Raises:
-        ValueError: If a loaded model is given with arguments for loading, or without a tokenizer or name.
+        ValueError: If a loaded model is given together with `init_kwargs`, or has neither a tokenizer nor a name.
     """
     init_kwargs = dict(init_kwargs or {})
     name = model if isinstance(model, str) else model.name_or_path
     return load_model(AutoModelForCausalLM, model, init_kwargs).eval(), load_tokenizer(tokenizer, name, init_kwargs)
 
 
-def load_model(auto_class: Any, model: str | PreTrainedModel, init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
-    """The model of a name, or as it is given.
-
-    Raises:
-        ValueError: If a loaded model is given with arguments for loading.
-    """
-    if isinstance(model, str):
-        loaded: PreTrainedModel = auto_class.from_pretrained(model, **{"trust_remote_code": False, **init_kwargs})
-        return loaded
-    if init_kwargs:
-        raise ValueError(
-            f"`model_init_kwargs` {sorted(init_kwargs)} say how to load a model, but a loaded one was given. "
-            "Load it with them, or pass its name."
-        )
+def load_policy(name: str, args: TrainingArguments) -> PreTrainedModel:
+    """Load a trainer's policy by name, with the `model_init_kwargs` of its arguments."""
+    init_kwargs = {"trust_remote_code": False, **dict_field(getattr(args, "model_init_kwargs", None))}
+    if args.distributed_state.distributed_type != DistributedType.NO:
+        init_kwargs["device_map"] = None  # each process trains a copy of its own
+    model: PreTrainedModel = create_model_from_path(name, **init_kwargs)
     return model
 
 
-def load_tokenizer(
-    given: PreTrainedTokenizerBase | None, name: str, init_kwargs: Mapping[str, Any]
-) -> PreTrainedTokenizerBase:
-    """A tokenizer that nobody else changes or uses at the same time: a copy, or the one of the model's name."""
-    if given is not None:
-        return copy.deepcopy(given)
-    if not name:
-        raise ValueError("The model was not loaded by name, so its tokenizer is not known. Pass `tokenizer`.")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub_kwargs(init_kwargs))
-    return tokenizer
+def dict_field(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Return a copy of a config's dictionary field, empty if the field is not set.
+
+    The field's type includes `str` because a command line passes JSON; `TrainingArguments` has parsed it by now.
+    """
+    return dict(cast("dict[str, Any]", value or {}))
+
+
+def hub_kwargs(init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that locate files, to load a tokenizer from where its model came.
+
+    `trust_remote_code` defaults to `False`.
+    """
+    return {"trust_remote_code": False, **{name: init_kwargs[name] for name in _HUB_KWARGS if name in init_kwargs}}
+
+
+# Devices
 
 
 def place_model(model: PreTrainedModel, name: str, device: str | torch.device | None = None) -> None:
-    """Moves a model that each process runs for itself to its device: `None` means this process's accelerator, if any.
+    """Move a model that each process runs by itself to its device.
+
+    Args:
+        model: The model.
+        name: Name of the model, for error messages.
+        device: The device. `None` means this process's accelerator, or the CPU without one.
 
     Raises:
-        ValueError: If the model's weights are split among the processes, or a `device_map` has placed it elsewhere.
+        ValueError: If the model's weights are sharded over the processes, or `device` is given for a model that a
+            `device_map` has placed.
     """
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(
-            f"DeepSpeed ZeRO-3 has split the weights of {name} among the processes, each of which runs it on texts of "
-            "its own. Load it before the training arguments are made."
+            f"DeepSpeed ZeRO-3 has sharded the weights of {name}, but each process needs the whole model for its own "
+            "texts. Load the model before the training arguments are created."
         )
     if not hasattr(model, "hf_device_map"):
         model.to(device or default_device())
     elif device is not None:
-        raise ValueError(f"{name} was placed by a `device_map`, {model.hf_device_map}. Leave out `device` or that.")
+        raise ValueError(
+            f"device={str(device)!r} was given, but a `device_map` has placed {name}: {model.hf_device_map}. "
+            "Leave out one of them."
+        )
 
 
 def default_device() -> torch.device:
-    """This process's accelerator, or the CPU where there is none."""
+    """Return this process's accelerator, or the CPU without one."""
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()
     assert accelerator is not None  # it is available
-    # As accelerate chooses it.
+    # accelerate assigns devices in the same way.
     index = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
     return torch.device(accelerator.type, index)
 
 
+# Properties of a model
+
+
 def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Makes model and tokenizer agree on padding.
+    """Set the same pad token on model and tokenizer, and collect the ids that end a completion.
+
+    Without a pad token, the end-of-sequence token becomes the pad token.
 
     Returns:
-        Every id that ends a completion, the tokenizer's own first.
+        Every end-of-sequence id of the tokenizer and of the generation config, the tokenizer's first.
 
     Raises:
-        ValueError: If there is none, or nothing to pad with.
+        ValueError: If there is no end-of-sequence id, or no token to pad with.
     """
     generation_config = model.generation_config
     declared = None if generation_config is None else generation_config.eos_token_id
@@ -124,8 +177,8 @@ def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     eos_token_ids = tuple(dict.fromkeys([*own, *declared]))
     if not eos_token_ids:
         raise ValueError(
-            f"The tokenizer has no eos_token and {type(model).__name__}'s generation config no eos_token_id, so no "
-            "completion could ever end. Set tokenizer.eos_token."
+            f"The tokenizer has no eos_token and the generation config of {type(model).__name__} has no eos_token_id, "
+            "so no completion can end. Set tokenizer.eos_token."
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -137,35 +190,8 @@ def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return eos_token_ids
 
 
-def digest_weights(model: PreTrainedModel) -> str:
-    """A text that differs between the models of any two training steps, made of the first weights of each tensor."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:16].tolist()}".encode())
-    return digest.hexdigest()
-
-
-def load_policy(name: str, args: TrainingArguments) -> PreTrainedModel:
-    """Load the policy that a trainer was given by name, as its `model_init_kwargs` say."""
-    init_kwargs = {"trust_remote_code": False, **dict_field(getattr(args, "model_init_kwargs", None))}
-    if args.distributed_state.distributed_type != DistributedType.NO:
-        init_kwargs["device_map"] = None  # each process holds a model of its own
-    model: PreTrainedModel = create_model_from_path(name, **init_kwargs)
-    return model
-
-
-def dict_field(kwargs: dict[str, Any] | str | None) -> dict[str, Any]:
-    """A dictionary field after `TrainingArguments` has parsed what came from a command line."""
-    return dict(cast("dict[str, Any]", kwargs or {}))
-
-
-def short_model_name(model: str | PreTrainedModel) -> str:
-    name = model if isinstance(model, str) else get_config_model_id(model.config)
-    return str(name).rstrip("/").split("/")[-1] or "model"
-
-
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Return how many positions a model has, or `None` if its architecture sets no limit."""
+    """Return the number of positions of a model, or `None` if its architecture sets no limit."""
     positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return positions
 
@@ -175,10 +201,10 @@ def check_positions(model: PreTrainedModel, **lengths: int | None) -> None:
 
     Args:
         model: The model.
-        lengths: The settings whose sum is the longest text, in tokens. `None` counts as 0.
+        lengths: Settings whose sum is the length of the longest text, in tokens. `None` counts as 0.
 
     Raises:
-        ValueError: If they do not fit.
+        ValueError: If the sum is larger than the number of positions.
     """
     positions, longest = max_positions(model), sum(length or 0 for length in lengths.values())
     if positions is None or longest <= positions:
@@ -189,3 +215,17 @@ def check_positions(model: PreTrainedModel, **lengths: int | None) -> None:
         f"{settings} is {longest} tokens, but {type(model).__name__} has {positions} positions. "
         f"Lower {'one of them' if several else 'it'}."
     )
+
+
+def digest_weights(model: PreTrainedModel) -> str:
+    """Return a hash of the first 16 weights of each tensor, which changes with every training step."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:16].tolist()}".encode())
+    return digest.hexdigest()
+
+
+def short_model_name(model: str | PreTrainedModel) -> str:
+    """Return the last part of a model's name, for default output directories."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return str(name).rstrip("/").split("/")[-1] or "model"

@@ -1,8 +1,8 @@
-"""Log-probabilities of completions under the policy. The one place that knows how they are laid out for the model.
+"""Compute log-probabilities of completions without storing the logits of a whole batch.
 
-Each completion is a row of its own, `prompt + completion`, padded on the right; which positions count follows from
-lengths, never from token ids. The head runs tile by tile in forward and backward (TRL's fused head), so a batch's
-logits never exist as a whole; where the head cannot be fused, they are reduced row by row and recomputed in backward.
+Each row is `prompt + completion`, padded on the right. Lengths, not token ids, determine the positions that count. The
+output head runs tile by tile in forward and backward (TRL's fused head). If the head cannot be fused, logits are
+reduced row by row and recomputed in backward.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ _FUSED = "_cyclealign_fused_lm_head"
 
 
 def fuse_lm_head(model: PreTrainedModel) -> None:
-    """Prepares a causal LM for `sequence_logps`, once. Call it before PEFT wraps the model."""
+    """Prepare a causal language model for `sequence_logps`. Call this before PEFT wraps the model.
+
+    Calling it again has no effect.
+    """
     if hasattr(model, _FUSED):
         return
-    hooked = "forward" in vars(model)  # by accelerate, for a model with a device map
+    hooked = "forward" in vars(model)  # accelerate replaces `forward` of a model with a device map
     add_fused_lm_head(model)
     setattr(model, _FUSED, True)
     if hooked:
         return
     fused_forward = model.forward.__func__
 
-    # TRL's forward keeps the model it was made for, and a deep copy of that would go on computing with the original.
+    # TRL binds its forward to the original model, so a deep copy would compute with the original's weights. Bind ours
+    # to whichever model it is called on.
     @functools.wraps(type(model).forward)
     def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if fused_lm_head:
@@ -46,7 +50,7 @@ def fuse_lm_head(model: PreTrainedModel) -> None:
 
 
 def has_plain_lm_head(model: nn.Module) -> bool:
-    """Whether the output head is a bare linear layer: the fused head reads its weight, and would miss an adapter."""
+    """Return whether the output head is a plain linear layer. The fused head would ignore an adapter on it."""
     return type(model.get_output_embeddings()) is nn.Linear  # type: ignore[operator]
 
 
@@ -59,20 +63,20 @@ def sequence_logps(
     device: torch.device,
     fused: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Summed log-probability and length of each completion, at temperature 1.
+    """Return the summed log-probability and the length of each completion, at temperature 1.
 
     Args:
-        model: The policy, as wrapped for training: every process of a run must make the same calls.
-        prompt_ids: Token ids of N prompts, each at least one.
-        completion_ids: Token ids of N completions. An empty one stands for an absent one: its sum is 0.
+        model: The policy, as wrapped for training. Every process of a run must make the same calls.
+        prompt_ids: Token ids of N prompts, at least one token each.
+        completion_ids: Token ids of N completions. An absent completion is an empty list, with a sum of 0.
         pad_token_id: Any valid id.
-        device: Where the model is.
-        fused: Whether the head can be fused (`has_plain_lm_head`).
+        device: Device of the model.
+        fused: Whether to use the fused head, which needs `fuse_lm_head` and `has_plain_lm_head`.
 
     Returns:
         Sums `(N,)` in float32, and lengths `(N,)` in tokens.
     """
-    # An absent completion costs one token.
+    # One token of the prompt is enough for an absent completion.
     contexts = [prompt if completion else prompt[:1]
                 for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]  # fmt: skip
     rows = [[*context, *completion] for context, completion in zip(contexts, completion_ids, strict=True)]
@@ -92,7 +96,10 @@ def sequence_logps(
 
 
 def _reduce_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probabilities of labels `(N, L)` from logits `(N, L, V)`, 0 where ignored, without a second such tensor."""
+    """Return log-probabilities of labels `(N, L)` from logits `(N, L, V)`, and 0 for ignored labels.
+
+    Working row by row avoids a second tensor of the logits' size.
+    """
 
     def row_logps(row_logits: Tensor, row_labels: Tensor) -> Tensor:
         picked: Tensor = selective_log_softmax(row_logits.float(), row_labels.clamp(min=0))

@@ -1,4 +1,4 @@
-"""Sampling with `model.generate`, in the training process."""
+"""Sample completions with `model.generate`, in the training process."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def generate(
     device: torch.device,
     **kwargs: Any,
 ) -> list[list[int]]:
-    """Samples from a model by `model.generate`.
+    """Sample completions with `model.generate`.
 
     Args:
         model: The model, not wrapped.
         prompt_ids: Token ids of B prompts.
-        config: How; it says what pads.
-        device: Where the model is.
+        config: Sampling settings, with a pad token.
+        device: Device of the model.
         **kwargs: Further arguments of `model.generate`.
 
     Returns:
-        Token ids of what each prompt is continued by, B times `num_return_sequences`, padded on the right.
+        Token ids of B x `num_return_sequences` completions, padded on the right.
     """
     input_ids, attention_mask = pad(prompt_ids, config.pad_token_id, device, side="left")  # both (B, W)
 
     was_training = model.training
-    model.eval()  # no dropout, and activation checkpointing (which turns the KV cache off) rests
+    model.eval()  # disables dropout, and activation checkpointing, which would turn the KV cache off
     try:
         with torch.no_grad():
             sequences = model.generate(
@@ -52,17 +52,17 @@ def generate(
 
 
 class TransformersBackend:
-    """Samples with the training weights themselves, through `model.generate`.
+    """Sample with the training weights, through `model.generate`.
 
     Args:
-        accelerator: Unwraps the model that it has wrapped.
+        accelerator: The accelerator that wraps the model.
         num_generations: Completions per prompt, K.
         eos_token_ids: Every id that ends a completion.
         pad_token_id: Any valid id.
         sampling: Further fields of `GenerationConfig` (`max_new_tokens`, `temperature`, ...).
 
     Raises:
-        ValueError: If FSDP 1 is to split the model.
+        ValueError: If the model is sharded by FSDP 1.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class TransformersBackend:
     ) -> None:
         if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
             raise ValueError(
-                "model.generate cannot sample from a policy that FSDP 1 has split. Set fsdp_version: 2 in "
-                "accelerate's config, or fsdp_config={'version': 2}."
+                "model.generate cannot sample from a policy that FSDP 1 shards. Set fsdp_version: 2 in accelerate's "
+                "config, or fsdp_config={'version': 2}."
             )
         self._accelerator = accelerator
         self._num_generations = num_generations
@@ -84,7 +84,7 @@ class TransformersBackend:
         self._config = GenerationConfig(
             **{
                 "do_sample": True,
-                "use_cache": True,  # the Trainer turns it off in the model's own config
+                "use_cache": True,  # the Trainer turns it off in the model's config
                 **sampling,
                 "num_return_sequences": num_generations,
                 "eos_token_id": list(self._eos_token_ids),
@@ -93,22 +93,25 @@ class TransformersBackend:
         )
 
     def generate(self, model: nn.Module, prompt_ids: Sequence[Sequence[int]]) -> list[list[list[int]]]:
-        """Samples K completions for each of B prompts; see `GenerationBackend`."""
+        """Sample K completions for each of B prompts; see `GenerationBackend`."""
         with self._gathered(model):
             completion_ids = generate(
                 self._accelerator.unwrap_model(model),
                 prompt_ids,
                 self._config,
                 self._accelerator.device,
-                # The processes meet in every forward: whoever is done goes on until all are. `generate` sees by
-                # itself that it must under ZeRO-3, but not under accelerate's FSDP2.
+                # Every forward gathers weights from all processes, so a process must go on until all are done.
+                # `generate` detects this under ZeRO-3, but not under accelerate's FSDP2.
                 synced_gpus=True if self._accelerator.is_fsdp2 else None,
             )
         return group_by_prompt(completion_ids, self._num_generations, self._eos_token_ids)
 
     @contextmanager
     def _gathered(self, model: nn.Module) -> Iterator[None]:
-        """Under ZeRO-3, the whole weights on every process: not gathered for each token, or mistaken for training."""
+        """Gather the weights of a ZeRO-3 policy on every process once, instead of once per token.
+
+        Without its hooks, DeepSpeed does not mistake the forward passes for training.
+        """
         plugin = self._accelerator.state.deepspeed_plugin
         if plugin is None or plugin.zero_stage != 3:
             yield

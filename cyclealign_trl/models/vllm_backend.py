@@ -1,4 +1,4 @@
-"""Sampling with vLLM, on the training GPUs or in a server of its own, through TRL's `VLLMGeneration`."""
+"""Sample completions with vLLM, on the training GPUs or in a separate server, through TRL's `VLLMGeneration`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .generation_backend import group_by_prompt
 
 
 class VLLMBackend(TrainerCallback):
-    """Samples with vLLM, which gets the policy's weights once per optimiser step, before the step's first completion.
+    """Sample with vLLM, and send it the policy's weights once per optimiser step, before the first completion.
 
-    As a callback it learns when the weights change: by a step, or by a checkpoint that was loaded.
+    The backend is a callback, so that it knows when an optimiser step or a loaded checkpoint changes the weights.
 
     Args:
         model: The policy, not wrapped yet.
-        accelerator: Knows how the policy will be wrapped.
+        accelerator: The accelerator that will wrap the policy.
         processing_class: The policy's tokenizer.
         num_generations: Completions per prompt, K.
         eos_token_ids: Every id that ends a completion.
         settings: Further arguments of `VLLMGeneration` (`mode`, `max_completion_length`, `temperature`, ...).
 
     Raises:
-        ValueError: If vLLM is to load a policy that has no name.
+        ValueError: If `mode` is `"colocate"` and the policy has no name for vLLM to load.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class VLLMBackend(TrainerCallback):
     ) -> None:
         if settings["mode"] == "colocate" and not model.name_or_path:
             raise ValueError(
-                "vLLM loads the policy by its name, and this model has none. Save it with its tokenizer, and pass the "
-                "folder's name as the model."
+                "vLLM loads the policy by name, but this model has none. Save it together with its tokenizer, and "
+                "pass the folder as the model."
             )
         self._num_generations = num_generations
         self._eos_token_ids = tuple(eos_token_ids)
@@ -50,20 +50,20 @@ class VLLMBackend(TrainerCallback):
             model=model,
             accelerator=accelerator,
             processing_class=processing_class,
-            logprobs=None,  # scores come from the training weights
+            logprobs=None,  # completions are scored with the training weights
             **{
                 **settings,
-                # vLLM knows the ids in the model's files only.
+                # vLLM reads end-of-sequence ids from the model's files, where some of ours are missing.
                 "generation_kwargs": {"stop_token_ids": [*eos_token_ids], **settings.get("generation_kwargs", {})},
             },
         )
         self._stale = True
 
     def generate(self, model: nn.Module, prompt_ids: Sequence[Sequence[int]]) -> list[list[list[int]]]:
-        """Samples K completions for each of B prompts; see `GenerationBackend`.
+        """Sample K completions for each of B prompts; see `GenerationBackend`.
 
-        All processes must call it equally often and with equally many prompts: the weights, and for a server the
-        prompts too, are gathered from all of them. The Trainer's batches are such.
+        Every process must make the same number of calls with the same number of prompts, because weights (and in
+        server mode prompts) are gathered from all processes. The Trainer's batches meet this condition.
         """
         if self._stale:
             self._engine.sync_weights()
@@ -78,6 +78,6 @@ class VLLMBackend(TrainerCallback):
     def _weights_changed(self, *args: Any, **kwargs: Any) -> None:
         self._stale = True
 
-    on_train_begin = _weights_changed  # after a checkpoint was loaded to resume from
+    on_train_begin = _weights_changed  # a resumed run has loaded a checkpoint
     on_optimizer_step = _weights_changed
-    on_train_end = _weights_changed  # after the best checkpoint was loaded
+    on_train_end = _weights_changed  # `load_best_model_at_end` has loaded a checkpoint

@@ -134,7 +134,7 @@ def test_it_is_saved_and_loaded(trained, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"batch_size": 0}, "at least 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"max_new_tokens": 0}, "got 0"),
         ({"max_new_tokens": 256}, "got 256, with a model of 256 positions"),
     ],
