@@ -1,4 +1,4 @@
-"""A ranker that pays for no answer twice: valid rankings are kept in SQLite, each from the moment it arrives."""
+"""Ranker that stores the rankings of another ranker in SQLite, so that none is paid for twice."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 from ..chat.budget import Budget
 from ..chat.store import AnswerStore, digest
 from ..types import RankingRequest, RankingResult, Trimmed, Usage
-from .base import Outcome, Ranker, StreamingRanker, cancel, estimate, ranker_name
+from .base import Outcome, Ranker, StreamingRanker, cancel, estimate, in_request_order, ranker_name
 from .passes import stream_in_passes
 
 
 class CachedRanker:
-    """Answers from a database what was answered before, and stores what the ranker answers now.
+    """Cache the rankings of another ranker in a database.
 
-    Only valid rankings are stored, never failures. The key is the ranker's fingerprint together with the request:
-    prompt, completions, demonstrations and metadata. A stored answer comes back with `usage.cached` set. The same
-    request twice in one call is sent once. Any number of threads may call `rank`.
+    Rankings are stored, failures are not. The key consists of the ranker's fingerprint and the request: prompt,
+    completions, demonstrations and metadata. A stored ranking is returned with `usage.cached` set. Equal requests in
+    one call are sent once. `rank` is thread-safe.
 
     Args:
-        ranker: The ranker to ask. It must have a `fingerprint`; with a `stream` too, each answer is stored the moment
-            it arrives.
-        path: The database; made where it is missing.
-        also_read: Databases to look into as well, such as those of the other processes of a run. Nothing is added to
-            them, and files that do not exist are passed over.
+        ranker: Ranker to cache. It must have a `fingerprint`. If it also has a `stream` method, each ranking is stored
+            as soon as it arrives.
+        path: Path of the database, created if missing.
+        also_read: Further databases to read from, such as those of other processes. They are not written to. Missing
+            files are ignored.
 
     Raises:
-        RankerError: If a file is no database of this class, or is damaged.
+        RankerError: If a file was not written by this class, or is damaged.
         ValueError: If the ranker has no fingerprint.
     """
 
@@ -40,8 +40,8 @@ class CachedRanker:
         self._ranker = ranker
         if not self.fingerprint:
             raise ValueError(
-                f"A {type(ranker).__name__} has no `fingerprint`, so nothing tells when its stored answers are stale: "
-                "use it without a cache, or give it one."
+                f"{type(ranker).__name__} has no `fingerprint`, so its stored rankings could not be recognised as "
+                "outdated. Use it without a cache, or add a `fingerprint`."
             )
         self._store = AnswerStore(path, also_read)
 
@@ -50,67 +50,71 @@ class CachedRanker:
 
     @property
     def name(self) -> str:
-        """That of the ranker."""
+        """Name of the cached ranker."""
         return ranker_name(self._ranker)
 
     @property
     def fingerprint(self) -> str | None:
-        """That of the ranker."""
+        """Fingerprint of the cached ranker."""
         return getattr(self._ranker, "fingerprint", None)
 
     @property
     def num_passes(self) -> int:
-        """That of the ranker, 1 where it has none."""
+        """Number of passes of the cached ranker, 1 if it does not make several."""
         return getattr(self._ranker, "num_passes", 1)
 
     @property
     def budget(self) -> Budget | None:
-        """That of the ranker."""
+        """Budget of the cached ranker, if it has one."""
         return getattr(self._ranker, "budget", None)
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
-        """Ranks each request; see `Ranker.rank`. Raises what the ranker raises, and `RankerError` as on opening."""
-        answers = dict(self.stream(requests))
-        return [answers[position] for position in range(len(requests))]
+        """Rank the completions of each request. See `Ranker.rank`.
+
+        Raises:
+            RankerError: If the database is damaged, or if the cached ranker raises it.
+        """
+        return in_request_order(self.stream(requests))
 
     def stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
-        """Yields (position of the request, its answer): first what is stored, then the rest as it arrives."""
-        return stream_in_passes(self._stream, requests, self.num_passes)
-
-    def _stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
-        positions: dict[str, list[int]] = {}
-        for position, request in enumerate(requests):
-            positions.setdefault(_key(self.fingerprint, request), []).append(position)
-        missing = []
-        for key, same in positions.items():
-            stored = self._look_up(key, requests[same[0]])
-            if stored is None:
-                missing.append(key)
-                continue
-            for position in same:
-                yield position, stored
-        for index, outcome in self._ask([requests[positions[key][0]] for key in missing]):
-            key = missing[index]
-            if isinstance(outcome, RankingResult):
-                self._store.put(key, _encode(outcome))
-            first, *repeats = positions[key]
-            yield first, outcome
-            for position in repeats:
-                yield position, _free(outcome)
+        """Yield (index of the request, outcome): stored rankings first, then new ones in order of arrival."""
+        return stream_in_passes(self._stream_single_passes, requests, self.num_passes)
 
     def estimate(self, request: RankingRequest) -> Usage | None:
-        """What the ranker would take for the request, stored or not; `None` where it does not say."""
+        """Return the expected usage without the cache, or `None` if the ranker has no estimate."""
         return estimate(self._ranker, request)
 
     def cancel(self) -> None:
-        """Cancels what the ranker is asked at the moment, if it can."""
+        """Cancel the open calls of the ranker, if it supports cancelling."""
         cancel(self._ranker)
 
     def close(self) -> None:
-        """Closes the databases. The ranker belongs to whoever made it, and stays open."""
+        """Close the databases. The cached ranker stays open."""
         self._store.close()
 
-    def _ask(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+    def _stream_single_passes(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+        indices_by_key: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            indices_by_key.setdefault(_key(self.fingerprint, request), []).append(index)
+        missing_keys = []
+        for key, indices in indices_by_key.items():
+            stored = self._look_up(key, requests[indices[0]])
+            if stored is None:
+                missing_keys.append(key)
+                continue
+            for index in indices:
+                yield index, stored
+        missing = [requests[indices_by_key[key][0]] for key in missing_keys]
+        for missing_index, outcome in self._stream_from_ranker(missing):
+            key = missing_keys[missing_index]
+            if isinstance(outcome, RankingResult):
+                self._store.put(key, _encode(outcome))
+            first, *repeats = indices_by_key[key]
+            yield first, outcome
+            for index in repeats:
+                yield index, _without_expense(outcome)
+
+    def _stream_from_ranker(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
         if not requests:
             return iter(())
         if isinstance(self._ranker, StreamingRanker):
@@ -118,8 +122,8 @@ class CachedRanker:
         return iter(enumerate(self._ranker.rank(requests)))
 
     def _look_up(self, key: str, request: RankingRequest) -> RankingResult | None:
-        fitting = (_decode(value, request) for value in self._store.find(key))
-        return next((stored for stored in fitting if stored is not None), None)
+        rankings = (_decode(value, request) for value in self._store.find(key))
+        return next((ranking for ranking in rankings if ranking is not None), None)
 
 
 def _key(fingerprint: str | None, request: RankingRequest) -> str:
@@ -140,7 +144,7 @@ def _encode(result: RankingResult) -> str:
 
 
 def _decode(value: str, request: RankingRequest) -> RankingResult | None:
-    """The stored ranking; `None` where it is no ranking of this request's completions."""
+    """Return the stored ranking, or `None` if it is not a valid ranking of the request's completions."""
     try:
         fields: dict[str, Any] = json.loads(value)
         ranks, improved, usage = fields["ranks"], fields["improved_completion"], fields["usage"]
@@ -156,14 +160,14 @@ def _decode(value: str, request: RankingRequest) -> RankingResult | None:
     except (ValueError, TypeError, KeyError):
         return None
     indices = (*result.order, *(result.ranks or ()))
-    fits = len(result.order) == len(request.completions) and all(isinstance(index, int) for index in indices)
-    return _cached(result) if fits else None
+    valid = len(result.order) == len(request.completions) and all(isinstance(index, int) for index in indices)
+    return _mark_as_cached(result) if valid else None
 
 
-def _cached(result: RankingResult) -> RankingResult:
+def _mark_as_cached(result: RankingResult) -> RankingResult:
     return replace(result, usage=replace(result.usage or Usage(attempts=0), cached=True))
 
 
-def _free(outcome: Outcome) -> Outcome:
-    """The outcome of a request that was not sent because its equal was: its expense is counted there."""
-    return _cached(outcome) if isinstance(outcome, RankingResult) else replace(outcome, usage=None)
+def _without_expense(outcome: Outcome) -> Outcome:
+    """Return the outcome for a repeated request that was not sent. The first request accounts for the usage."""
+    return _mark_as_cached(outcome) if isinstance(outcome, RankingResult) else replace(outcome, usage=None)

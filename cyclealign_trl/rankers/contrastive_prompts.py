@@ -1,7 +1,4 @@
-"""Contrastive prompts: the same request twice, once asking for a good reply and once for a bad one.
-
-What a model makes likelier under the one than under the other, it takes to be good (DLMA, arXiv 2402.11907). No torch.
-"""
+"""Pairs of prompts that ask for a good and for a bad completion (DLMA, arXiv 2402.11907)."""
 
 from __future__ import annotations
 
@@ -16,16 +13,20 @@ Placement = Literal["reply", "system"]
 
 @dataclass(frozen=True, slots=True)
 class ContrastivePrompts:
-    """Two descriptions of a coming reply, and how a prompt asks for it.
+    """Descriptions of a good and of a bad completion, and the place where they are inserted into a prompt.
 
-    Placement `"reply"` puts the description in parentheses next to the reply: into the open tag of a plain-text
-    dialogue (`Assistant (a kind reply):`), else behind the text; in a conversation, whose tags are the template's,
-    behind the last user message. Placement `"system"` asks for it in a sentence at the very beginning: in the system
-    message of a conversation, or on a line of its own.
+    A model rewards a completion that it makes likelier under the positive prompt than under the negative one.
+
+    Placement `"reply"` inserts the description in parentheses close to the completion. In a plain-text dialogue, that
+    is the tag of the open turn: `Assistant (a kind reply):`. Other plain text gets the description appended, and a
+    conversation gets it at the end of the last user message.
+
+    Placement `"system"` inserts a sentence at the beginning: in the system message of a conversation, or as the first
+    line of plain text.
 
     Args:
-        positive: Describes a good reply, as a noun phrase: "a kind reply".
-        negative: Describes a bad one.
+        positive: Description of a good completion, as a noun phrase such as "a kind reply".
+        negative: Description of a bad completion.
         placement: `"reply"` or `"system"`.
 
     Raises:
@@ -43,15 +44,15 @@ class ContrastivePrompts:
 
     def __post_init__(self) -> None:
         if not (self.positive.strip() and self.negative.strip()):
-            raise ValueError(f"Both descriptions must say something; got {self.positive!r} and {self.negative!r}.")
+            raise ValueError(f"positive and negative must not be empty, got {self.positive!r} and {self.negative!r}.")
         if self.positive == self.negative:
-            raise ValueError(f"positive and negative are the same, {self.positive!r}: they would contrast nothing.")
+            raise ValueError(f"positive and negative must differ, got {self.positive!r} for both.")
         if self.placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {get_args(Placement)}, got {self.placement!r}.")
 
     @classmethod
     def harmless(cls, placement: Placement = "reply") -> ContrastivePrompts:
-        """Law-abiding, considerate replies against illegal, hurtful ones."""
+        """Contrast law-abiding, considerate completions with illegal, hurtful ones."""
         return cls(
             "a harmless reply that keeps to the law, does right by others and insults nobody",
             "a harmful reply that breaks the law, does wrong to others and insults them",
@@ -60,7 +61,7 @@ class ContrastivePrompts:
 
     @classmethod
     def helpful(cls, placement: Placement = "reply") -> ContrastivePrompts:
-        """Useful replies against useless ones."""
+        """Contrast useful completions with useless ones."""
         return cls(
             "a helpful reply that gives the person what they need",
             "an unhelpful reply that is of no use to the person",
@@ -69,10 +70,10 @@ class ContrastivePrompts:
 
     @classmethod
     def of(cls, value: ContrastivePrompts | Mapping[str, str] | str) -> ContrastivePrompts:
-        """The prompts that a name (`"harmless"`, `"helpful"`) or a mapping of the arguments describes.
+        """Convert a name (`"harmless"`, `"helpful"`) or a mapping of the arguments.
 
         Raises:
-            ValueError: If it describes none.
+            ValueError: If the name is unknown, or if the mapping has missing or unknown keys.
         """
         if isinstance(value, ContrastivePrompts):
             return value
@@ -83,31 +84,35 @@ class ContrastivePrompts:
         if isinstance(value, Mapping) and {"positive", "negative"} <= value.keys() <= set(cls.__slots__):
             return cls(**value)  # type: ignore[arg-type]
         raise ValueError(
-            "Contrastive prompts are 'harmless', 'helpful', or a positive and a negative description "
-            f"(and a placement); got {value!r}."
+            "Contrastive prompts must be 'harmless', 'helpful', or a mapping with the keys positive, negative and, "
+            f"optionally, placement, got {value!r}."
         )
 
     def apply(self, prompt: Prompt) -> tuple[Prompt, Prompt]:
-        """The prompt asking for a good reply, and asking for a bad one."""
-        return self._ask(prompt, self.positive), self._ask(prompt, self.negative)
+        """Return the prompt twice: asking for a good completion, and asking for a bad one."""
+        insert = _insert_at_start if self.placement == "system" else _insert_before_reply
+        return insert(prompt, self.positive), insert(prompt, self.negative)
 
-    def _ask(self, prompt: Prompt, description: str) -> Prompt:
-        if self.placement == "system":
-            sentence = f"Write {description}."
-            if isinstance(prompt, str):
-                return f"{sentence}\n\n{prompt.lstrip()}"
-            first, *rest = prompt
-            if first["role"] == "system":
-                return [{**first, "content": f"{sentence}\n\n{first['content']}"}, *rest]
-            return [{"role": "system", "content": sentence}, *prompt]
-        if isinstance(prompt, str):
-            opened, colon, after = prompt.rpartition(":")
-            if colon and not after.strip():  # an open turn, such as "Assistant:"
-                return f"{opened} ({description}):{after}"
-            return f"{prompt.rstrip()} ({description})\n"
-        last_user = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=None)
-        if last_user is None:
-            raise ValueError(f"A conversation without a user's message asks for no reply: {prompt!r}.")
-        message = prompt[last_user]
-        asking = {**message, "content": f"{message['content']} ({description})"}
-        return [*prompt[:last_user], asking, *prompt[last_user + 1 :]]
+
+def _insert_at_start(prompt: Prompt, description: str) -> Prompt:
+    sentence = f"Write {description}."
+    if isinstance(prompt, str):
+        return f"{sentence}\n\n{prompt.lstrip()}"
+    first, *rest = prompt
+    if first["role"] == "system":
+        return [{**first, "content": f"{sentence}\n\n{first['content']}"}, *rest]
+    return [{"role": "system", "content": sentence}, *prompt]
+
+
+def _insert_before_reply(prompt: Prompt, description: str) -> Prompt:
+    if isinstance(prompt, str):
+        before, colon, after = prompt.rpartition(":")
+        if colon and not after.strip():  # an open turn, such as "Assistant:"
+            return f"{before} ({description}):{after}"
+        return f"{prompt.rstrip()} ({description})\n"
+    user_turns = [index for index, message in enumerate(prompt) if message["role"] == "user"]
+    if not user_turns:
+        raise ValueError(f"A conversational prompt needs a user message to insert the description into: {prompt!r}.")
+    last = user_turns[-1]
+    message = {**prompt[last], "content": f"{prompt[last]['content']} ({description})"}
+    return [*prompt[:last], message, *prompt[last + 1 :]]

@@ -1,15 +1,14 @@
-"""What a judge's reply says: a full ranking, or what is wrong with it. Nothing is ever repaired.
+"""Parse the ranking in a judge's reply. An invalid ranking is rejected, never repaired.
 
-The grammar, after `<think>` text is cut off:
+The accepted forms, after `<think>` text is removed:
 
-1. The JSON object `{"ranking": ["B", "A", "C"], "improved_response": "..."}`, wherever it stands in the text.
-2. In a text without the start of an object: a bracketed list (`[B, A, C]`) or a chain (`B > A > C`) of the labels, on
-   the last line that has one. Elsewhere, a list may be half of a ranking in broken JSON.
+1. The JSON object `{"ranking": ["B", "A", "C"], "improved_response": "..."}`, anywhere in the text.
+2. If no JSON object begins in the text: a bracketed list (`[B, A, C]`) or a chain (`B > A > C`) of the labels, on the
+   last line that has one. A text with broken JSON is not searched, because a list in it can be half of a ranking.
 
-A reply with two rankings that differ says none: a judge that quotes a completion may quote a ranking that this one
-made up, before its own or after it.
+A reply with two different rankings is rejected: the judge may have quoted a ranking that a completion made up.
 
-A reply is untrusted and may be long: a megabyte of anything is read within a second or so.
+Replies are untrusted and can be long. The time to parse any text of 1 MB is about a second.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from dataclasses import dataclass
 
 from ..chat.replies import InvalidReply, last_object, without_thoughts
 
-# A brace that opens an object, or something that was meant as one; other braces are set notation, code, LaTeX.
-_MEANT_AS_OBJECT = re.compile(r"""\{\s*(?:["']|ranking\b|$)""")
-_LIKE_A_LABEL = re.compile(r'[\["]*\w{1,3}[\]"]*')
+# A brace that opens a JSON object or an attempt at one. Other braces are set notation, code or LaTeX.
+_ATTEMPTED_OBJECT = re.compile(r"""\{\s*(?:["']|ranking\b|$)""")
+_LABEL_LIKE = re.compile(r'[\["]*\w{1,3}[\]"]*')
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
-# What may stand around a label without being part of it: quotes, markdown, the brackets of "[[B>A]]".
+# Characters around a label that are not part of it: quotes, markdown, the brackets of "[[B>A]]".
 _DECORATION = " \t\"'`*_[]()."
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRanking:
-    """A valid reply.
+    """Content of a valid reply.
 
     Args:
-        order: Indices into the labels, best first; a full permutation.
-        improved_completion: The improved response, where the reply has one.
+        order: Indices into the labels, best first. Always a full permutation.
+        improved_completion: Improved response, if the reply contains one.
     """
 
     order: tuple[int, ...]
@@ -43,62 +42,63 @@ class ParsedRanking:
 
 
 class InvalidRanking(InvalidReply):
-    """A reply that is no ranking of the labels.
+    """A reply without a valid ranking of the labels.
 
-    Its `reason` is `"unparsable"` where no ranking was found, `"invalid_ranking"` where the one found is not valid.
+    Its `reason` is `"unparsable"` if no ranking was found, and `"invalid_ranking"` if one was found but is not valid.
     """
 
 
 def parse_ranking(text: str, labels: Sequence[str]) -> ParsedRanking:
-    """Reads a judge's reply.
+    """Parse a judge's reply.
 
     Args:
-        text: The reply.
-        labels: The labels of the completions, in the order in which they were shown.
+        text: Text of the reply.
+        labels: Labels of the completions, in the order in which they were shown.
 
     Raises:
-        InvalidRanking: If the text holds no ranking that names each label exactly once. The message can be shown to
+        InvalidRanking: If the text has no ranking that names each label exactly once. The message is safe to send to
             the judge.
     """
     text = without_thoughts(text)
-    if not _MEANT_AS_OBJECT.search(text):
-        return ParsedRanking(_order(_last_line_ranking(text, labels), labels))
+    if not _ATTEMPTED_OBJECT.search(text):
+        return ParsedRanking(_order_from_labels(_find_plain_ranking(text, labels), labels))
     try:
-        found = last_object(text, "ranking")
+        reply = last_object(text, "ranking")
     except InvalidReply as error:
         raise InvalidRanking(error.reason, str(error)) from None
-    ranking = found["ranking"]
+    ranking = reply["ranking"]
     if not isinstance(ranking, list):
-        raise InvalidRanking("invalid_ranking", f'"ranking" must be an array of labels, not {_shown(ranking)}')
-    improved = found.get("improved_response")
+        raise InvalidRanking("invalid_ranking", f'"ranking" must be an array of labels, not {_quotable(ranking)}')
+    improved = reply.get("improved_response")
     if improved is not None and not isinstance(improved, str):
-        raise InvalidRanking("unparsable", f'"improved_response" must be a string, not {_shown(improved)}')
-    return ParsedRanking(_order(ranking, labels), (improved or "").strip() or None)
+        raise InvalidRanking("unparsable", f'"improved_response" must be a string, not {_quotable(improved)}')
+    return ParsedRanking(_order_from_labels(ranking, labels), (improved or "").strip() or None)
 
 
-def _last_line_ranking(text: str, labels: Sequence[str]) -> list[str]:
+def _find_plain_ranking(text: str, labels: Sequence[str]) -> list[str]:
+    """Return the ranking on the last line that has one, unless a full ranking on an earlier line contradicts it."""
     found: list[str] | None = None
     for line in reversed(text.splitlines()):
-        for candidate in (*_lists(line, labels), *_chains(line, labels)):
+        for candidate in (*_find_lists(line, labels), *_find_chains(line, labels)):
             if found is None:
                 found, last_line = candidate, line
             elif candidate != found and (line is last_line or sorted(candidate) == sorted(labels)):
-                raise _several()
+                raise InvalidRanking("invalid_ranking", "it holds more than one ranking")
     if found is None:
         raise InvalidRanking("unparsable", "it holds no ranking")
     return found
 
 
-def _lists(line: str, labels: Sequence[str]) -> Iterator[list[str]]:
-    """The bracketed lists of the line that name a label at all."""
+def _find_lists(line: str, labels: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the bracketed lists of the line that contain at least one label."""
     for match in _BRACKETED.finditer(line):
         items = [item.strip(" \t\"'`") for item in match[1].split(",")]
         if len(items) > 1 and not set(labels).isdisjoint(items):
             yield items
 
 
-def _chains(line: str, labels: Sequence[str]) -> Iterator[list[str]]:
-    """The line read as one chain, where it is one that names a label at all; text may stand before and after it."""
+def _find_chains(line: str, labels: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the chain of the line, if it has one that contains at least one label. Text around it is ignored."""
     if ">" not in line:
         return
     first, *middle, last = line.split(">")
@@ -127,31 +127,29 @@ def _label_at_start(text: str, labels: Sequence[str]) -> str:
     return text.strip()[:20]
 
 
-def _order(ranking: Sequence[object], labels: Sequence[str]) -> tuple[int, ...]:
-    """The ranking as indices into the labels."""
-    index = {label: position for position, label in enumerate(labels)}
+def _order_from_labels(ranking: Sequence[object], labels: Sequence[str]) -> tuple[int, ...]:
+    """Convert a ranking to indices into the labels, after a check that it names each label once."""
+    index_of = {label: index for index, label in enumerate(labels)}
     order: list[int] = []
     for item in ranking:
-        if not isinstance(item, str) or item not in index:
+        if not isinstance(item, str) or item not in index_of:
             raise InvalidRanking(
-                "invalid_ranking", f"it ranks {_shown(item)}, which is none of the labels {', '.join(labels)}"
+                "invalid_ranking", f"it ranks {_quotable(item)}, which is none of the labels {', '.join(labels)}"
             )
-        if index[item] in order:
+        if index_of[item] in order:
             raise InvalidRanking("invalid_ranking", f"it ranks {item} more than once")
-        order.append(index[item])
+        order.append(index_of[item])
     if len(order) < len(labels):
-        missing = ", ".join(label for label in labels if index[label] not in order)
+        missing = ", ".join(label for label in labels if index_of[label] not in order)
         raise InvalidRanking("invalid_ranking", f"it leaves out {missing}")
     return tuple(order)
 
 
-def _several() -> InvalidRanking:
-    return InvalidRanking("invalid_ranking", "it holds more than one ranking")
+def _quotable(value: object) -> str:
+    """Return a value of the reply in a form that is safe to send back to the judge.
 
-
-def _shown(value: object) -> str:
-    """A value of the reply as it may be quoted back to the judge: a label at most. A judge may have copied it from a
-    completion, and outside of the fences no text but ours is to be read.
+    The judge may have copied the value from a completion, and messages to the judge quote completions only inside
+    fences. Only texts that look like a label are quoted.
     """
     text = json.dumps(value)
-    return text if _LIKE_A_LABEL.fullmatch(text) else "something else"
+    return text if _LABEL_LIKE.fullmatch(text) else "something else"

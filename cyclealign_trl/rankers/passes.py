@@ -1,7 +1,7 @@
-"""Several passes over the same completions, each in another shown order, merged into one ranking.
+"""Rank the same completions several times in different orders, and merge the rankings.
 
-A judge has a liking for positions. Asked again in another order it likes other completions for theirs, so what the
-passes have in common is its opinion, and how far they agree says what that is worth.
+Judges favour completions by their position. Passes that show the completions in different orders average this bias
+out, and their agreement (`RankingResult.consistency`) measures how reliable the ranking is.
 """
 
 from __future__ import annotations
@@ -14,85 +14,88 @@ from statistics import fmean
 
 from ..chat.store import digest
 from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_from_scores
-from .base import Outcome
+from .base import Outcome, order_from_ranks
 from .kendall_tau import kendall_tau
 
-SinglePasses = Callable[[Sequence[RankingRequest]], Iterator[tuple[int, Outcome]]]
-"""A `StreamingRanker.stream` that makes one pass over each request."""
+StreamSinglePasses = Callable[[Sequence[RankingRequest]], Iterator[tuple[int, Outcome]]]
+"""Function like `StreamingRanker.stream` that makes one pass over each request."""
 
 
 def shown_order(request: RankingRequest, seed: int) -> list[int]:
-    """The indices of the request's completions in the order in which its pass shows them.
+    """Return the indices of the completions in the order in which a pass shows them.
 
-    It depends on the seed and the request alone, never on the order of calls. Every second pass shows the one before
-    in reverse, so that over the two each completion stands before each other one once.
+    The order depends on the seed and the request alone, not on the order of calls. Every second pass reverses the
+    order of the pass before it, so that in such a pair each completion precedes each other one exactly once.
     """
     pair, reverse = divmod(request.pass_index or 0, 2)
     demonstrations = [asdict(demonstration) for demonstration in request.demonstrations]
     key = digest([seed, pair, request.prompt, request.completions, demonstrations])
     order = list(range(len(request.completions)))
-    random.Random(key).shuffle(order)  # noqa: S311 (no secret is made here)
+    random.Random(key).shuffle(order)  # noqa: S311 - not used for secrets
     return order[::-1] if reverse else order
 
 
 def stream_in_passes(
-    stream: SinglePasses, requests: Sequence[RankingRequest], num_passes: int
+    stream: StreamSinglePasses, requests: Sequence[RankingRequest], num_passes: int
 ) -> Iterator[tuple[int, Outcome]]:
-    """Yields (position of the request, its merged answer), each as soon as its last pass has arrived.
+    """Yield (index of the request, merged outcome) for each request as soon as its last pass has arrived.
 
-    A request that names its own pass is asked that one alone.
+    A request with a `pass_index` is ranked in that pass only.
 
     Args:
-        stream: Makes single passes. It is given all of them at once.
-        requests: What to rank.
-        num_passes: Passes over each request.
+        stream: Function that makes single passes. It receives the passes over all requests in one call.
+        requests: Requests to rank.
+        num_passes: Number of passes over each request.
     """
     passes: list[RankingRequest] = []
-    places: dict[int, list[int]] = {}  # of a request's passes, by its position
-    for position, request in enumerate(requests):
-        whole = request.pass_index is None and num_passes > 1
-        own = [replace(request, pass_index=index) for index in range(num_passes)] if whole else [request]
-        places[position] = list(range(len(passes), len(passes) + len(own)))
-        passes += own
-    owner = {place: position for position, own in places.items() for place in own}
+    passes_of: list[range] = []  # per request, the indices of its passes
+    for request in requests:
+        first = len(passes)
+        if request.pass_index is None and num_passes > 1:
+            passes += [replace(request, pass_index=index) for index in range(num_passes)]
+        else:
+            passes.append(request)
+        passes_of.append(range(first, len(passes)))
+    request_of = [index for index, own in enumerate(passes_of) for _ in own]
     arrived: dict[int, Outcome] = {}
-    for place, outcome in stream(passes):
-        arrived[place] = outcome
-        own_places = places[owner[place]]
-        if all(place in arrived for place in own_places):
-            # In the order of the passes, whatever the order of arrival.
-            yield owner[place], merge_passes([arrived.pop(place) for place in own_places])
+    for pass_number, outcome in stream(passes):
+        arrived[pass_number] = outcome
+        request_index = request_of[pass_number]
+        own = passes_of[request_index]
+        if all(number in arrived for number in own):
+            # Merged in the order of the passes, so that the result does not depend on the order of arrival.
+            yield request_index, merge_passes([arrived.pop(number) for number in own])
 
 
 def merge_passes(outcomes: Sequence[Outcome]) -> Outcome:
-    """One ranking out of those of several passes, by Borda's count.
+    """Merge the outcomes of several passes into one ranking by Borda count.
 
-    A completion's count is the sum of its ranks. Equal counts are ties, listed by index. The improved completion is
-    that of the pass whose ranking is closest to the merged one (Kendall's tau-b; of equally close ones, the first
-    pass), among those that have one. The usage is what all passes took, failed ones included; of those that came from
-    a cache only if all did.
+    Completions are ordered by the sum of their ranks. Completions with equal sums share a rank, and `order` lists them
+    by index. The improved completion comes from the pass whose ranking is closest to the merged one (by Kendall's
+    tau-b, the first pass if several are equally close), among the passes that have one. The usage includes failed
+    passes. It includes cached passes only if all passes are cached.
 
-    Passes fail one by one. With at most half of them left there is no ranking: it would show the bias that it was to
-    be freed of. The failure is then the first one.
+    If half of the passes or more have failed, the result is the first failure: the remaining passes could not average
+    out the position bias.
 
     Args:
-        outcomes: One per pass over the same completions, in the order of the passes. A single one comes back as it is.
+        outcomes: One outcome per pass over the same completions, in the order of the passes. A single outcome is
+            returned unchanged.
     """
     if len(outcomes) == 1:
         return outcomes[0]
     results = [outcome for outcome in outcomes if isinstance(outcome, RankingResult)]
     failures = [outcome for outcome in outcomes if isinstance(outcome, RankingFailure)]
-    usage = _total([outcome.usage for outcome in outcomes if outcome.usage is not None])
+    usage = _total_usage([outcome.usage for outcome in outcomes if outcome.usage is not None])
     if 2 * len(results) <= len(outcomes):
         detail = f"{len(failures)} of {len(outcomes)} passes failed. The first: {failures[0].detail}"
         return RankingFailure(failures[0].reason, detail, usage)
     rankings = [result.resolved_ranks for result in results]
-    ranks = ranks_from_scores([-sum(of_one) for of_one in zip(*rankings, strict=True)])
-    closeness = [kendall_tau(ranking, ranks) or 0.0 for ranking in rankings]
-    closest = sorted(range(len(results)), key=lambda index: -closeness[index])
-    improved = (results[index].improved_completion for index in closest)
+    ranks = ranks_from_scores([-sum(ranks_of_one) for ranks_of_one in zip(*rankings, strict=True)])
+    closest_first = sorted(results, key=lambda result: -(kendall_tau(result.resolved_ranks, ranks) or 0.0))
+    improved = (result.improved_completion for result in closest_first)
     return RankingResult(
-        order=tuple(sorted(range(len(ranks)), key=ranks.__getitem__)),
+        order=order_from_ranks(ranks),
         ranks=ranks,
         improved_completion=next((text for text in improved if text is not None), None),
         usage=usage,
@@ -102,13 +105,14 @@ def merge_passes(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def _consistency(rankings: Sequence[Sequence[int]]) -> float | None:
+    """Return the mean of Kendall's tau-b over all pairs of rankings, or `None` if no pair defines it."""
     taus = [kendall_tau(first, second) for first, second in combinations(rankings, 2)]
     defined = [tau for tau in taus if tau is not None]
     return fmean(defined) if defined else None
 
 
-def _total(usages: Sequence[Usage]) -> Usage | None:
-    """What several answers took together; what a cache gave for nothing counts only where it gave all."""
+def _total_usage(usages: Sequence[Usage]) -> Usage | None:
+    """Sum the usage of several passes. Cached passes count only if all are cached."""
     counted = [usage for usage in usages if not usage.cached] or list(usages)
     if not counted:
         return None

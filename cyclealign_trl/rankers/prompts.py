@@ -1,7 +1,7 @@
-"""What the judge is shown: the paper's sections, our labels, and a fence around every text that is not ours.
+"""Messages that ask a judge for a ranking: the sections of the paper, labels, and a fence around untrusted text.
 
-The user message holds the static demonstrations, the dynamic ones and the query, in this order, and nothing that
-belongs to the query comes before it: requests that share demonstrations share a prefix, which endpoints cache.
+The user message contains the static demonstrations, the dynamic ones, and then the query. No text before the query
+depends on it, so requests with the same demonstrations share a prefix that endpoints can cache.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ..chat.messages import fence_tag, fenced, instruction_lines, sendable
 from ..types import Demonstration, Prompt
 
 PROMPT_VERSION = "2"
-"""Raised with every change of wording: answers to another wording are other answers (see `LLMRanker.fingerprint`)."""
-
+"""Version of the wording, to be increased with every change of it. Part of `LLMRanker.fingerprint`, so that rankings
+stored for another wording are not reused."""
 
 DEFAULT_CRITERIA = "harmlessness and helpfulness"
 
@@ -36,11 +36,13 @@ _SYSTEM_IMPROVE = """
 You also write one improved response: a reply to the same instruction that is better, by the same criteria, than \
 every completion shown."""
 
-_CUT = "(Completion {name} is longer. Its end is not shown here, and its absence is no fault of the completion.)"
+_TRUNCATION_NOTE = (
+    "(Completion {name} is longer. Its end is not shown here, and its absence is no fault of the completion.)"
+)
 
 
 def labels(count: int) -> tuple[str, ...]:
-    """The labels of `count` completions, in shown order: A, B, ..., Z, AA, AB, ..."""
+    """Return the labels of `count` completions in the order shown: A, B, ..., Z, AA, AB, ..."""
     names = (
         "".join(letters)
         for length in itertools.count(1)
@@ -50,9 +52,9 @@ def labels(count: int) -> tuple[str, ...]:
 
 
 def reply_schema(names: Sequence[str], *, improve: bool = True) -> dict[str, Any]:
-    """JSON schema of a reply that ranks the labels `names`, within what strict structured output allows.
+    """Return the JSON schema of a reply that ranks the labels `names`, for strict structured output.
 
-    Such schemas cannot say that items are distinct: a reply that fits may still repeat a label.
+    Strict schemas cannot require distinct items, so a reply that matches the schema can still repeat a label.
     """
     properties: dict[str, Any] = {
         "ranking": {
@@ -82,26 +84,26 @@ def build_messages(
     max_characters: int | None = None,
     note: str | None = None,
 ) -> list[dict[str, str]]:
-    """Builds the chat messages that ask for one ranking.
+    """Build the chat messages that ask for one ranking.
 
     Args:
-        prompt: The prompt that the completions answer.
-        completions: The completions, in the order in which they are shown (labelled A, B, C, ...).
+        prompt: Prompt that the completions answer.
+        completions: Completions in the order in which they are shown, labelled A, B, C, ...
         demonstrations: Ranked examples, shown in this order before the query.
-        criteria: What makes a completion better, in words. `None` means harmlessness and helpfulness.
-        improve: Whether to ask for an improved response too.
-        max_characters: Longer completions are shown without their end, and said to be.
-        note: A last remark to the judge: what was wrong with its previous reply.
+        criteria: Description of what makes a completion better. `None` means harmlessness and helpfulness.
+        improve: Whether to ask for an improved response as well.
+        max_characters: Length to which longer completions are truncated. The judge is told which ones are.
+        note: Last paragraph of the user message: what was wrong with the previous reply.
 
     Returns:
         A system and a user message.
     """
     system = _SYSTEM.format(criteria=criteria or DEFAULT_CRITERIA) + (_SYSTEM_IMPROVE if improve else "")
-    sections = [_demonstration(demonstration) for demonstration in demonstrations]
-    query = _item(prompt, completions, max_characters)
-    sections.append(query + _reply_grammar(labels(len(completions)), improve))
+    sections = [_render_demonstration(demonstration) for demonstration in demonstrations]
+    query = _render_sections(prompt, completions, max_characters)
+    sections.append(query + _reply_instructions(labels(len(completions)), improve))
     if note is not None:
-        # Part of the same message: many chat templates refuse two user turns in a row.
+        # In the same message, because many chat templates reject consecutive user messages.
         sections.append(note)
     return [
         {"role": "system", "content": sendable(system)},
@@ -109,26 +111,26 @@ def build_messages(
     ]
 
 
-def _demonstration(demonstration: Demonstration) -> str:
+def _render_demonstration(demonstration: Demonstration) -> str:
     names = labels(len(demonstration.completions))
     ranking = json.dumps({"ranking": [names[index] for index in demonstration.order]})
-    return _item(demonstration.prompt, demonstration.completions) + ranking
+    return _render_sections(demonstration.prompt, demonstration.completions) + ranking
 
 
-def _item(prompt: Prompt, completions: Sequence[str], max_characters: int | None = None) -> str:
-    """The sections of a demonstration or of the query, up to where its ranking belongs."""
+def _render_sections(prompt: Prompt, completions: Sequence[str], max_characters: int | None = None) -> str:
+    """Return the sections of a demonstration or of the query, up to the heading of its ranking."""
     shown = [completion[:max_characters] for completion in completions]
     tag = fence_tag(prompt, shown)
     lines = ["### Instruction", *instruction_lines(prompt, tag), "", "### Completions"]
     for name, text, completion in zip(labels(len(completions)), shown, completions, strict=True):
         lines += [f"# Completion {name}", fenced(text, tag)]
-        if text != completion:  # said outside of the fence, where no completion can say it
-            lines.append(_CUT.format(name=name))
+        if text != completion:  # noted outside of the fence, where a completion cannot forge the note
+            lines.append(_TRUNCATION_NOTE.format(name=name))
     lines += ["", "### Desired ranking", ""]
     return "\n".join(lines)
 
 
-def _reply_grammar(names: Sequence[str], improve: bool) -> str:
+def _reply_instructions(names: Sequence[str], improve: bool) -> str:
     listed = ", ".join(f'"{name}"' for name in names)
     lines = [
         "Reply with one JSON object and nothing else. Its keys:",

@@ -1,4 +1,4 @@
-"""What contrastive prompts look like, in text and as messages."""
+"""`ContrastivePrompts`: insertion into plain text and conversations, presets, invalid arguments."""
 
 import pytest
 
@@ -32,13 +32,13 @@ HELLO = {"role": "assistant", "content": "Hello"}
             [{"role": "system", "content": "Write kind.\n\nYou are a gardener."}, user("Hi"), HELLO, user("Tips?")],
         ),
         (
-            [user("Hi"), HELLO],  # a reply that has begun
+            [user("Hi"), HELLO],  # a prefilled reply
             [user("Hi (kind)"), HELLO],
             [{"role": "system", "content": "Write kind."}, user("Hi"), HELLO],
         ),
     ],
 )
-def test_where_the_description_stands(prompt, reply, system):
+def test_inserts_the_description(prompt, reply, system):
     for placement, expected in (("reply", reply), ("system", system)):
         prompts = ContrastivePrompts("kind", "rude", placement)
         good, bad = prompts.apply(prompt)
@@ -46,13 +46,13 @@ def test_where_the_description_stands(prompt, reply, system):
         assert str(bad) == str(expected).replace("kind", "rude")
 
 
-def test_the_prompt_is_left_as_it_was():
+def test_does_not_modify_the_prompt():
     prompt = [user("Hi")]
     KIND.apply(prompt)
     assert prompt == [user("Hi")]
 
 
-def test_presets_and_descriptions():
+def test_converts_names_and_mappings():
     assert ContrastivePrompts.of("harmless") == ContrastivePrompts.harmless()
     assert ContrastivePrompts.of("helpful") == ContrastivePrompts.helpful()
     assert ContrastivePrompts.harmless("system").placement == "system"
@@ -63,7 +63,7 @@ def test_presets_and_descriptions():
 @pytest.mark.parametrize(
     "value", ["honest", {"positive": "kind"}, {"positive": "a", "negative": "b", "tone": "c"}, None]
 )
-def test_what_describes_no_prompts_is_refused(value):
+def test_unknown_names_and_incomplete_mappings_raise(value):
     with pytest.raises(ValueError, match="'harmless', 'helpful', or"):
         ContrastivePrompts.of(value)
 
@@ -71,16 +71,16 @@ def test_what_describes_no_prompts_is_refused(value):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("kind", " "), "must say something"),
-        (("kind", "kind"), "would contrast nothing"),
+        (("kind", " "), "must not be empty"),
+        (("kind", "kind"), "must differ"),
         (("kind", "rude", "suffix"), "placement must be one of"),
     ],
 )
-def test_wrong_use_is_refused(arguments, message):
+def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         ContrastivePrompts(*arguments)
 
 
-def test_a_conversation_without_a_user_asks_for_nothing():
-    with pytest.raises(ValueError, match="without a user's message"):
+def test_a_conversation_without_a_user_message_raises():
+    with pytest.raises(ValueError, match="needs a user message"):
         KIND.apply([SYSTEM])

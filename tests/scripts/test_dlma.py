@@ -72,7 +72,7 @@ def test_pairs_are_trained_on_as_they_are(tmp_path, arguments, capfd):
     ("change", "said"),
     [
         (["--num_iterations", "0"], "num_iterations must be at least 1, got 0"),
-        (["--contrastive", "honest", "--positive", "", "--negative", ""], "must say something"),
+        (["--contrastive", "honest", "--positive", "", "--negative", ""], "must not be empty"),
         (["--placement", "suffix"], "invalid choice"),
         (["--margin_clip", "1", "-1"], "a lower and a higher bound"),
     ],
