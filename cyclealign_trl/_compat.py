@@ -1,26 +1,27 @@
-"""The only importer of TRL and transformers names outside their public API; `tests/test_compat.py` watches them.
+"""Names of TRL and transformers outside their public API, with the reason for each.
 
-From transformers:
+Only this module imports such names. `tests/test_compat.py` fails if an upgrade moves or changes one of them.
 
-- `PREFIX_CHECKPOINT_DIR`: our part of a checkpoint goes into the folder that the Trainer is about to fill.
-- `EvalLoopOutput`: what `Trainer.evaluation_loop`, which we extend, returns.
-- `uploading_without`: makes the Trainer's uploads leave files out, at the one function where it gets its client from.
-  They have no argument for it.
+transformers:
 
-From TRL:
+- `PREFIX_CHECKPOINT_DIR`: name of a checkpoint folder, to write our state there before the Trainer fills it.
+- `EvalLoopOutput`: return type of `Trainer.evaluation_loop`, which we override.
+- `trainer.hf_api`: client of all uploads, which have no argument for ignored files. `uploading_without` replaces it.
 
-- `create_model_from_path`: `model="org/name"` follows the rules of TRL's own trainers for dtype and device map.
-- `get_config_model_id`: the name that a model was loaded by.
-- `add_fused_lm_head`: log-probabilities without the (rows, length, vocabulary) logits. The head runs tile by tile,
-  forward and backward, with logit scaling and soft-capping as each architecture has them.
-- `selective_log_softmax`: the same from logits, where the head cannot be fused.
-- `print_prompt_completions_sample`: prompts and completions as a table; needs `rich`.
-- `remove_hooks`, `add_hooks`: what ZeRO-3 does in every forward of training would disturb sampling.
-- `VLLMGeneration`: the engine, beside the training or as a server, and how each way of splitting weights fills it.
-  Imported when first used, because it imports vLLM.
-- `disable_dropout_in_model`: policy and reference of DPO are compared without noise.
-- `prepare_deepspeed`, `prepare_fsdp`: a reference that is split as the policy is, or stays whole, and never trains.
-- `is_vllm_available`: says so, and warns of versions that TRL does not know.
+TRL:
+
+- `create_model_from_path`: load a policy by name with the dtype and device map rules of TRL's trainers.
+- `get_config_model_id`: name that a model was loaded by.
+- `add_fused_lm_head`: log-probabilities without `(rows, length, vocabulary)` logits, with each architecture's logit
+  scaling and soft-capping.
+- `selective_log_softmax`: log-probabilities from logits, if the head cannot be fused.
+- `print_prompt_completions_sample`: print prompts and completions as a table (needs `rich`).
+- `add_hooks`, `remove_hooks`: disable ZeRO-3's hooks on forward passes while sampling.
+- `VLLMGeneration`: vLLM engine and weight synchronisation for every way of sharding. Imported on first use, because it
+  imports vLLM.
+- `is_vllm_available`: check for vLLM, with a warning about versions that TRL does not support.
+- `disable_dropout_in_model`: compare policy and reference without dropout.
+- `prepare_deepspeed`, `prepare_fsdp`: shard the reference model like the policy.
 """
 
 from __future__ import annotations
@@ -75,15 +76,15 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def uploading_without(patterns: Sequence[str]) -> Iterator[None]:
-    """Whatever folder the Trainer uploads meanwhile, or starts to, goes without the files of these patterns."""
+    """Exclude files that match the patterns from all uploads that the Trainer starts inside the block."""
 
-    class Api(HfApi):
+    class FilteringApi(HfApi):
         def upload_folder(self, *, ignore_patterns: Sequence[str] = (), **kwargs: Any) -> Any:  # type: ignore[override]
             return super().upload_folder(ignore_patterns=[*ignore_patterns, *patterns], **kwargs)
 
     hf_api = trainer.hf_api
-    given = hf_api()
-    api = Api(library_name=given.library_name, library_version=given.library_version)
+    original = hf_api()
+    api = FilteringApi(library_name=original.library_name, library_version=original.library_version)
     trainer.hf_api = lambda: api
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent."""
+"""Write files atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warnings that are logged once."""
+"""Log warnings once."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import logging
 
 
 class OnceLogger:
-    """Log each kind of warning once per object that holds this.
+    """Log each kind of warning once per instance of this class.
 
-    `logging` has no such filter, and `transformers`' `warning_once` remembers whole messages: one with other numbers
-    in it would be logged again.
+    `warning_once` of transformers compares whole messages, so it would repeat a warning whose numbers have changed.
 
     Args:
-        logger: The logger of the module that warns.
+        logger: Logger of the module that warns.
     """
 
     def __init__(self, logger: logging.Logger) -> None:

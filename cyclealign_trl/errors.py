@@ -1,43 +1,43 @@
-"""The errors that the package raises, all of them below one root:
+"""Exceptions that the package raises.
 
 ```
 CycleAlignError
-├── BudgetExhaustedError   the ranker's budget is used up; a checkpoint was saved
-├── CheckpointError        a checkpoint cannot be resumed from
-├── PromptError            an upstream cannot answer a prompt as it is: it is too long, or says what is not taken
-├── RankerError            the ranker cannot answer at all: a wrong key, an unknown model, a refused request
-├── TooManyFailuresError   more rankings failed than `max_ranking_failures` allows; a checkpoint was saved
-└── UpstreamError          an upstream cannot answer at all
+├── BudgetExhaustedError   the ranker's budget is exhausted; the run saved a checkpoint first
+├── CheckpointError        a run cannot resume from a checkpoint
+├── PromptError            an upstream cannot answer this prompt: it is too long, or uses an unsupported option
+├── RankerError            the ranker cannot answer any request: wrong key, unknown model, refused parameters
+├── TooManyFailuresError   more rankings failed than `max_ranking_failures` allows; the run saved a checkpoint first
+└── UpstreamError          an upstream cannot answer any prompt
 ```
 
-Wrong arguments raise `ValueError` or `TypeError` where they are given, as in TRL. A single ranking that fails raises
-nothing: it is a `RankingFailure`.
+Invalid arguments raise `ValueError` or `TypeError`, as in TRL. A single ranking that fails raises no exception: the
+ranker returns a `RankingFailure`.
 """
 
 
 class CycleAlignError(Exception):
-    """Root of the package's own errors."""
+    """Base class of the package's exceptions."""
 
 
 class BudgetExhaustedError(CycleAlignError):
-    """The ranker may spend no more."""
+    """The ranker's budget is exhausted."""
 
 
 class CheckpointError(CycleAlignError, ValueError):
-    """A checkpoint cannot be resumed from: it is torn, or of a run with other settings."""
+    """A run cannot resume from a checkpoint, because it is incomplete or belongs to a run with other settings."""
 
 
 class PromptError(CycleAlignError, ValueError):
-    """An upstream cannot answer a prompt as it is."""
+    """An upstream cannot answer this prompt."""
 
 
 class RankerError(CycleAlignError):
-    """The ranker cannot answer, and asking again will not help."""
+    """The ranker cannot answer any request, and a retry would not help."""
 
 
 class TooManyFailuresError(CycleAlignError):
-    """The share of failed rankings passed `max_ranking_failures`."""
+    """The share of failed rankings exceeds `max_ranking_failures`."""
 
 
 class UpstreamError(CycleAlignError):
-    """An upstream, whose answers an aligner was to correct, did not answer."""
+    """An upstream cannot answer."""

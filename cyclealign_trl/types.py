@@ -1,7 +1,7 @@
-"""What a ranking is made of. No torch, no I/O: everything here can be built, compared and sent anywhere.
+"""Data types for rankings: requests, results, failures and demonstrations. This module needs neither torch nor I/O.
 
-Words used throughout the package: `order` lists the indices of completions, best first; a completion's `rank` is its
-position in that order (0 = best).
+Throughout the package, an `order` lists indices of completions, best first. The `rank` of a completion is its position
+in the order (0 = best).
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from typing import Any, Protocol, runtime_checkable
 Prompt = str | list[dict[str, str]]
 """A TRL prompt: plain text (standard format) or a list of `{"role", "content"}` messages (conversational format)."""
 
+ABSENT = -1
+"""Rank of a completion that is absent: padding of a row, or a completion of a failed ranking."""
+
 
 def as_completion(prompt: Prompt, text: str) -> str | list[dict[str, str]]:
-    """A text as a TRL completion of the prompt, in the prompt's format."""
+    """Return a text as a TRL completion in the format of its prompt."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def with_completion(prompt: list[dict[str, str]], text: str) -> list[dict[str, str]]:
     """Return the messages of a conversational prompt and a completion of it.
 
-    A prompt that ends in an assistant's message is a prefilled reply, which the completion continues.
+    If the prompt ends in an assistant's message (a prefill), the completion continues this message.
     """
     *turns, last = prompt
     if last["role"] == "assistant":
@@ -32,12 +35,12 @@ def with_completion(prompt: list[dict[str, str]], text: str) -> list[dict[str, s
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """A text that is the same for equal prompts only."""
+    """Return a text that identifies a prompt, for use as a dictionary key."""
     return json.dumps(prompt, sort_keys=True)
 
 
 def ranks_from_scores(scores: Sequence[float]) -> tuple[int, ...]:
-    """Ranks by falling score, 0 = best; equal scores share a rank.
+    """Return the rank of each score, 0 = highest. Equal scores share a rank.
 
     Example:
         >>> ranks_from_scores([0.5, 2.0, 0.5, -1.0])
@@ -47,25 +50,25 @@ def ranks_from_scores(scores: Sequence[float]) -> tuple[int, ...]:
     return tuple(rank_of[score] for score in scores)
 
 
-def _check_permutation(order: tuple[int, ...], num_completions: int, what: str) -> None:
+def _check_order(order: tuple[int, ...], num_completions: int, owner: str) -> None:
     if sorted(order) != list(range(num_completions)):
         raise ValueError(
-            f"The order of a {what} must name each of its {num_completions} completions once, as indices from 0 to "
+            f"The order of a {owner} must name each of its {num_completions} completions once, as indices from 0 to "
             f"{num_completions - 1}, best first; got {list(order)}."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A ranked example that is shown to the ranker in context.
+    """A ranked example to show to the ranker in context.
 
     Args:
-        prompt: The prompt that the completions answer.
-        completions: The completions, in the order in which they are shown.
+        prompt: The prompt of the completions.
+        completions: At least two completions, in the order in which they are shown.
         order: Indices into `completions`, best first.
 
     Raises:
-        ValueError: If `order` is no permutation of the completions, or there are fewer than two completions.
+        ValueError: If `order` is not a permutation of the completions, or there are fewer than two completions.
     """
 
     prompt: Prompt
@@ -73,29 +76,26 @@ class Demonstration:
     order: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        # Lists (from JSON or YAML) are as good as tuples to write down, but not to hash or share.
+        # JSON and YAML give lists, which cannot be hashed.
         object.__setattr__(self, "completions", tuple(self.completions))
         object.__setattr__(self, "order", tuple(self.order))
         if len(self.completions) < 2:
-            raise ValueError(
-                f"A demonstration shows an order, which takes at least 2 completions; got {len(self.completions)}."
-            )
-        _check_permutation(self.order, len(self.completions), "demonstration")
+            raise ValueError(f"A demonstration needs at least 2 completions; got {len(self.completions)}.")
+        _check_order(self.order, len(self.completions), "demonstration")
 
 
 @dataclass(frozen=True, slots=True)
 class RankingRequest:
-    """What a ranker is asked: put `completions` in order of merit as answers to `prompt`.
+    """A request to rank completions of a prompt.
 
     Args:
         prompt: The prompt, as text or messages.
-        completions: At least one distinct text to rank.
-        demonstrations: Ranked examples, to be shown before the query in this order.
-        metadata: The prompt's other dataset columns.
-        num_static: How many of the demonstrations, from the first on, are static; the others are dynamic, oldest
-            first. A ranker that runs out of room leaves out the oldest dynamic one first.
-        pass_index: Which one of several passes over the completions to make, from 0. `None` asks for as many as the
-            ranker makes, merged.
+        completions: The distinct texts to rank, at least one.
+        demonstrations: Ranked examples to show before the query, in this order.
+        metadata: The other dataset columns of the prompt.
+        num_static: Number of static demonstrations, which come first. The others are dynamic, oldest first. If the
+            request exceeds the ranker's context window, the ranker omits the oldest dynamic demonstrations first.
+        pass_index: Index of a single pass to make, from 0. `None` makes all passes of the ranker and merges them.
     """
 
     prompt: Prompt
@@ -108,15 +108,15 @@ class RankingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one answer of a ranker took.
+    """Tokens, cost and calls of one answer of a ranker.
 
     Args:
         prompt_tokens: Tokens sent, over all attempts.
         completion_tokens: Tokens received, over all attempts.
-        cached_tokens: Tokens of those sent that the endpoint had read before, and charges less for.
-        cost: Price in US dollars, as far as it is known.
-        attempts: Calls that were made, retries included.
-        cached: Whether the answer was read back from a cache, at no expense now.
+        cached_tokens: Tokens among `prompt_tokens` that the endpoint read from its prompt cache, at a lower price.
+        cost: Cost in US dollars, or `None` if unknown.
+        attempts: Number of calls, including retries.
+        cached: Whether the answer comes from our own cache, at no cost.
     """
 
     prompt_tokens: int = 0
@@ -127,7 +127,7 @@ class Usage:
     cached: bool = False
 
     def __add__(self, other: Usage) -> Usage:
-        """What both took together; the cost is that of what is priced."""
+        """Return the sum of both usages. A cost of `None` counts as 0, unless both are `None`."""
         costs = [usage.cost for usage in (self, other) if usage.cost is not None]
         return Usage(
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
@@ -141,11 +141,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """What a request was shown without, to fit into the ranker's context window.
+    """Parts of a request that the ranker did not see, because they exceeded its context window.
 
     Args:
-        demonstrations: How many were left out.
-        completions: How many lost their end.
+        demonstrations: Number of omitted demonstrations.
+        completions: Number of truncated completions.
     """
 
     demonstrations: int = 0
@@ -157,17 +157,17 @@ class RankingResult:
     """A valid ranking.
 
     Args:
-        order: A permutation of the completions' indices, best first.
-        ranks: Per completion its rank, 0 = best, equal where the ranker sees a tie. `None` means that `order` has
-            no ties.
-        improved_completion: A better completion than those ranked, where the ranker offers one.
-        usage: What the answer took, where it is known.
-        consistency: How far several passes over the same completions agree: Kendall's tau-b, the mean over pairs of
-            passes, from -1 to 1. `None` where there was one pass.
-        trimmed: What the ranker was not shown, for want of room. `None` where it was shown everything.
+        order: Indices of all completions, best first.
+        ranks: Rank of each completion, 0 = best, equal for ties. `None` means that there are no ties and the ranks
+            follow from `order`.
+        improved_completion: A completion that the ranker wrote to be better than the ranked ones, if any.
+        usage: Tokens, cost and calls of the answer, if known.
+        consistency: Agreement of several passes over the same completions: mean of Kendall's tau-b over pairs of
+            passes, from -1 to 1. `None` for a single pass.
+        trimmed: Parts of the request that the ranker did not see. `None` means that it saw everything.
 
     Raises:
-        ValueError: If `order` is no permutation of its own indices, or `ranks` has another length.
+        ValueError: If `order` is not a permutation of its indices, or `ranks` has a different length.
     """
 
     order: tuple[int, ...]
@@ -178,13 +178,13 @@ class RankingResult:
     trimmed: Trimmed | None = None
 
     def __post_init__(self) -> None:
-        _check_permutation(self.order, len(self.order), "ranking")
+        _check_order(self.order, len(self.order), "ranking")
         if self.ranks is not None and len(self.ranks) != len(self.order):
             raise ValueError(f"A ranking of {len(self.order)} completions came with {len(self.ranks)} ranks.")
 
     @property
     def resolved_ranks(self) -> tuple[int, ...]:
-        """Per completion its rank, 0 = best: `ranks`, or what `order` says where there are no ties."""
+        """Rank of each completion, 0 = best, from `ranks` or else from `order`."""
         if self.ranks is not None:
             return self.ranks
         ranks = [0] * len(self.order)
@@ -195,12 +195,12 @@ class RankingResult:
 
 @dataclass(frozen=True, slots=True)
 class RankingFailure:
-    """No ranking, and why: data, never a made-up order.
+    """A failed ranking, and the reason.
 
     Args:
-        reason: The kind of failure, one word to count by (`"timeout"`, `"unparsable"`, ...).
-        detail: What a person needs to look into it.
-        usage: What the failed attempts took all the same, where it is known.
+        reason: Kind of failure, one word to count by (`"timeout"`, `"unparsable"`, ...).
+        detail: Details for debugging.
+        usage: Tokens, cost and calls of the failed attempts, if known.
     """
 
     reason: str
@@ -208,14 +208,10 @@ class RankingFailure:
     usage: Usage | None = None
 
 
-ABSENT = -1
-"""The rank of a completion that is not there: padding, or a ranking that failed."""
-
-
 @runtime_checkable
 class Corrector(Protocol):
-    """Anything that corrects answers, such as an `Aligner`."""
+    """Protocol of a model that corrects answers, such as an `Aligner`."""
 
     def correct(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
-        """A better answer for each of N answers to N prompts, or the answer itself where it is good enough."""
+        """Return a correction of each of N answers to N prompts. A good answer can be returned unchanged."""
         ...

@@ -1,4 +1,4 @@
-"""A stand-in for the Hub on loopback: what its Python clients need to create, fill and read repositories over HTTP."""
+"""Fake Hub on loopback, with the endpoints that `huggingface_hub` needs to create, write and read repositories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 USER = "tester"
-REGULAR_SIZE = 1_000  # a longer file, or one that is no text, goes through large file storage
+REGULAR_SIZE = 1_000  # longer files and binary files are uploaded through Git LFS
 CREATED = "2024-01-01T00:00:00.000Z"
 
 
@@ -24,13 +24,13 @@ class Repository:
 
 
 class StandInHub:
-    """Repositories by "models/user/name" and "datasets/user/name". Writing takes the token, reading nothing."""
+    """Repositories, named "models/user/name" or "datasets/user/name". Only writes need the token."""
 
     def __init__(self, token):
         self.token = token
         self.repositories = {}
         self.large_files = {}
-        self.unknown = []  # requests that nothing here answers
+        self.unknown = []  # requests without a route
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.server.daemon_threads = True
@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
                 with self.hub.lock:
                     return answer(self, body, **match.groupdict())
         self.hub.unknown.append(f"{self.command} {self.path}")
-        return self._send(404, {"error": f"Nothing here answers {self.command} {self.path}"})
+        return self._send(404, {"error": f"No route for {self.command} {self.path}"})
 
     def _send(self, status, content=b"", **headers):
         if not isinstance(content, bytes):

@@ -1,4 +1,4 @@
-"""A contract with TRL and transformers: if an upgrade moves or changes what `_compat` takes, this says so."""
+"""Contract tests for the private names of TRL and transformers in `_compat`, which upgrades may move or change."""
 
 import inspect
 import subprocess
@@ -14,12 +14,12 @@ def parameters(function):
     return set(inspect.signature(function).parameters)
 
 
-def test_every_name_is_there():
+def test_every_name_exists():
     for name in _compat.__all__:
         assert hasattr(_compat, name)
 
 
-def test_signatures():
+def test_functions_accept_our_arguments():
     assert {"prompts", "completions", "rewards", "advantages", "step", "extra"} <= parameters(
         _compat.print_prompt_completions_sample
     )
@@ -30,7 +30,7 @@ def test_signatures():
     assert "model" in parameters(_compat.remove_hooks) & parameters(_compat.add_hooks)
 
 
-def test_the_signature_of_vllm_generation():
+def test_vllm_generation_accepts_our_arguments():
     engine = _compat.VLLMGeneration
     settings = {"mode", "server_base_url", "tensor_parallel_size", "gpu_memory_utilization", "max_model_length"}
     sampling = {"temperature", "top_p", "top_k", "min_p", "max_completion_length", "logprobs", "generation_kwargs"}
@@ -39,7 +39,7 @@ def test_the_signature_of_vllm_generation():
     assert parameters(engine.sync_weights) == {"self"}
 
 
-def test_the_seams_of_the_trainers_that_an_aligners_overrides():
+def test_trainers_have_the_methods_that_the_aligner_trainer_overrides():
     from transformers import Trainer
     from trl import SFTTrainer
 
@@ -56,7 +56,7 @@ def test_the_seams_of_the_trainers_that_an_aligners_overrides():
     ]  # fmt: skip
 
 
-def test_vllm_is_not_imported_before_it_is_used():
+def test_importing_the_trainer_does_not_import_vllm():
     code = (
         "import sys, cyclealign_trl.cycle.cyclealign_trainer; print('trl.generation.vllm_generation' in sys.modules)"
     )
@@ -74,27 +74,26 @@ def test_the_fused_head_returns_log_probabilities_of_labels():
     torch.testing.assert_close(output.log_probs, torch.tensor([[expected.item(), 0.0]]), rtol=1e-5, atol=1e-5)
 
 
-def test_the_trainer_uploads_through_the_function_that_is_exchanged(monkeypatch):
+def test_uploading_without_excludes_files_from_every_upload_of_the_trainer(monkeypatch):
     from huggingface_hub import HfApi
     from transformers import Trainer, trainer
 
-    for method, uploads in ((Trainer.push_to_hub, 1), (Trainer._push_from_checkpoint, 2)):
-        source = inspect.getsource(method)
-        assert source.count("hf_api().upload_folder(") == uploads
-    asked = []
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kwargs: asked.append(kwargs))
-    given = trainer.hf_api
+    for method, num_uploads in ((Trainer.push_to_hub, 1), (Trainer._push_from_checkpoint, 2)):
+        assert inspect.getsource(method).count("hf_api().upload_folder(") == num_uploads
+    uploads = []
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kwargs: uploads.append(kwargs))
+    original = trainer.hf_api
     with _compat.uploading_without(["*.sqlite"]):
         trainer.hf_api().upload_folder(repo_id="a", ignore_patterns=["_*"])
         trainer.hf_api().upload_folder(repo_id="b")
-    assert trainer.hf_api is given
-    assert asked == [
+    assert trainer.hf_api is original
+    assert uploads == [
         {"repo_id": "a", "ignore_patterns": ["_*", "*.sqlite"]},
         {"repo_id": "b", "ignore_patterns": ["*.sqlite"]},
     ]
 
 
-def test_the_names_of_a_checkpoint_are_the_trainers(tmp_path):
+def test_the_trainer_state_file_has_the_trainers_name():
     from transformers.trainer import TRAINER_STATE_NAME
 
     from cyclealign_trl.training.checkpoints import TRAINER_STATE

@@ -1,4 +1,4 @@
-"""What only an accelerator shows."""
+"""Tests that need an accelerator."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.cycle.stubs import make_trainer, prompts
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def test_a_run_in_bfloat16(tmp_path):
+def test_cyclealign_trains_in_bfloat16(tmp_path):
     trainer = make_trainer(tmp_path, dataset=prompts(4), use_cpu=False)
     assert trainer.args.bf16
     assert trainer.accelerator.device.type == "cuda"
@@ -41,7 +41,7 @@ def test_qlora_trains_the_adapter(tmp_path, activation_checkpointing):
     assert (tmp_path / "adapter_model.safetensors").is_file()
 
 
-def test_scores_are_those_of_the_cpu():
+def test_scores_match_the_cpu():
     prompt_ids, completion_ids = [[40, 41, 42], [50]], [[43, 44, 1], [51, 1]]
     sums = []
     for device in ("cpu", "cuda"):
@@ -53,7 +53,7 @@ def test_scores_are_those_of_the_cpu():
 
 
 @pytest.mark.parametrize("precompute", [False, True])
-def test_dlma_from_pairs_to_a_policy(tmp_path, precompute):
+def test_dlma_generates_pairs_and_trains_on_them(tmp_path, precompute):
     from cyclealign_trl import DLMAConfig, DLMATrainer, generate_contrastive_pairs
     from tests.dlma.test_contrastive_pairs import KIND, TEXTS
 
@@ -68,11 +68,11 @@ def test_dlma_from_pairs_to_a_policy(tmp_path, precompute):
     assert trainer.args.bf16
     trainer.train()
     first = trainer.state.log_history[0]
-    assert abs(first["rewards/margins"]) < 1e-3  # policy and reference are one, also under autocast
+    assert abs(first["rewards/margins"]) < 1e-3  # policy and reference start equal, also under autocast
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
 
 
-def test_a_model_ranks_on_its_own_device(tmp_path):
+def test_a_self_reward_ranker_runs_on_the_accelerator(tmp_path):
     from cyclealign_trl import SelfRewardRanker
     from tests.dlma.test_contrastive_pairs import KIND
 
