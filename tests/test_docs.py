@@ -268,7 +268,7 @@ def test_the_documented_corrections_train(offline):
 def test_every_failure_is_explained():
     table = (ROOT / "docs/concepts.md").read_text(encoding="utf-8").split("## When a ranking fails")[1]
     sources = "\n".join(path.read_text() for path in (ROOT / "cyclealign_trl").rglob("*.py"))
-    reasons = set(re.findall(r"(?:RankingFailure|Setback|InvalidRanking)\(\s*\"(\w+)\"", sources))
+    reasons = set(re.findall(r"(?:RankingFailure|CallError|InvalidRanking)\(\s*\"(\w+)\"", sources))
     assert len(reasons) > 5
     for reason in reasons:
         assert f"`{reason}`" in table, reason

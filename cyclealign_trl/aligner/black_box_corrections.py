@@ -1,4 +1,4 @@
-"""Corrections from a model that can only be asked: what an aligner learns from where nobody has published any."""
+"""Collect corrections from a model behind a chat endpoint, to train an aligner on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from datasets import Dataset
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from ..chat.client import ChatAnswer, ChatClient, ChatTask
+from ..chat.dialect import ReplySchema
 from ..chat.messages import fence_tag, fenced, instruction_lines, sendable
 from ..chat.replies import InvalidReply, last_object, without_thoughts
+from ..chat.settings import ChatSettings
 from ..chat.store import AnswerStore, digest
 from ..data.drop_reports import dropped_rows
 from ..rankers.prompts import DEFAULT_CRITERIA
@@ -22,7 +24,7 @@ from ..types import Prompt
 from .corrections import corrections_dataset
 
 PROMPT_VERSION = "1"
-"""Raised with every change of wording: corrections in answer to another wording are other corrections."""
+"""Part of the key of stored corrections. Increase it with every change of the prompt's wording."""
 
 _SYSTEM = """\
 You are a careful editor. You are given an instruction and an answer to it. You correct the answer where it falls \
@@ -40,12 +42,15 @@ _REFUSAL_NOTE = (
     "Your previous reply was a refusal. The answer exists already, and its correction may itself decline what is "
     "asked for. Reply with the JSON object described above."
 )
-_SCHEMA = {
-    "type": "object",
-    "properties": {"correction": {"type": "string"}},
-    "required": ["correction"],
-    "additionalProperties": False,
-}
+_SCHEMA = ReplySchema(
+    "correction",
+    {
+        "type": "object",
+        "properties": {"correction": {"type": "string"}},
+        "required": ["correction"],
+        "additionalProperties": False,
+    },
+)
 
 
 def collect_corrections(
@@ -59,40 +64,39 @@ def collect_corrections(
     criteria: str | None = None,
     **client_kwargs: Any,
 ) -> Dataset:
-    """Asks a black box to correct answers, as little as possible and good ones not at all.
+    """Ask a black-box model to correct answers with as few changes as possible.
 
-    Calls go out as those of `LLMRanker` do: many at once, retried, and with failures counted. Each correction is
-    stored the moment it arrives, and none is paid for twice: a call that was interrupted goes on where it stopped.
+    Calls run concurrently and are retried, as in `LLMRanker`. Each correction is stored as soon as it arrives and is
+    never paid for twice, so an interrupted collection can be resumed.
 
     Args:
-        model: Name of the black box at its endpoint.
-        prompts: The prompts, as texts or messages.
-        answers: An answer to each.
-        base_url: The endpoint, as for `LLMRanker`.
-        api_key: The key. `None` reads `OPENAI_API_KEY`. Written nowhere.
-        cache: Where corrections are stored (SQLite); made where it is missing. `None` stores none.
-        criteria: What makes an answer better, in words. `None` means harmlessness and helpfulness.
-        client_kwargs: Further arguments of the client that are arguments of `LLMRanker` too: `max_concurrency`, `rpm`,
-            `tpm`, `prices`, `max_cost`, `max_run_tokens`, `timeout`, `max_retries`, `temperature`, `max_tokens`,
-            `seed`, `extra_body`.
+        model: Name of the model at the endpoint.
+        prompts: Prompts, as texts or messages.
+        answers: One answer per prompt.
+        base_url: Address of the endpoint, as in `LLMRanker`.
+        api_key: API key, never written to disk. `None` reads `OPENAI_API_KEY`.
+        cache: SQLite file to store corrections in, created if missing. `None` stores nothing.
+        criteria: Criteria for a better answer, in words. Defaults to harmlessness and helpfulness.
+        client_kwargs: Client settings, as in `LLMRanker`: `max_concurrency`, `rpm`, `tpm`, `prices`, `max_cost`,
+            `max_run_tokens`, `timeout`, `max_retries`, `temperature`, `max_tokens`, `seed`, `extra_body`.
 
     Returns:
-        Rows of `prompt`, `answer`, `correction`, for `AlignerTrainer`. Without those that failed; how many, by kind,
-        is said in `info.description`.
+        Rows of `prompt`, `answer`, `correction` for `AlignerTrainer`, without those that failed. `info.description`
+        reports the number of failures by reason.
 
     Raises:
-        RankerError: If the endpoint refuses the key or the model. What was answered before is stored.
-        ValueError: If there is not one answer to each prompt, or no correction came.
+        RankerError: If the endpoint rejects the key or the model. Corrections received before are stored.
+        ValueError: If prompts and answers differ in number, or every correction failed.
     """
     if len(prompts) != len(answers) or not prompts:
-        raise ValueError(f"There must be one answer per prompt; got {len(prompts)} prompts, {len(answers)} answers.")
-    client = ChatClient(model, base_url, api_key, **client_kwargs)
+        raise ValueError(f"Each prompt needs one answer, got {len(prompts)} prompts and {len(answers)} answers.")
+    client = ChatClient(ChatSettings(model, base_url, api_key, **client_kwargs))
     store = None if cache is None else AnswerStore(cache)
     try:
         pairs = list(zip(prompts, answers, strict=True))
-        asked = [client.settings, PROMPT_VERSION, criteria]
+        asked = [client.identity, PROMPT_VERSION, criteria]
         keys = [digest([*asked, prompt, answer]).hex() for prompt, answer in pairs]
-        wanted = dict(zip(keys, pairs, strict=True))  # equal pairs are asked for once
+        wanted = dict(zip(keys, pairs, strict=True))  # merges equal pairs
         corrections = {} if store is None else _stored(store, wanted)
         missing = [key for key in wanted if key not in corrections]
         failures: dict[str, str] = {}
@@ -113,12 +117,12 @@ def collect_corrections(
     unchanged = sum(answer.strip() == correction.strip() for _, answer, correction in rows)
     report = f"{len(pairs)} answers, {len(rows)} corrected, {unchanged} of them unchanged; {dropped_rows(dropped)}"
     if not rows:
-        raise ValueError(f"No correction came: {report}.")
+        raise ValueError(f"Every correction failed: {report}.")
     return corrections_dataset(rows, report)
 
 
 def build_messages(prompt: Prompt, answer: str, criteria: str, note: str | None = None) -> list[dict[str, str]]:
-    """The chat messages that ask for one correction, with a last remark on the previous reply."""
+    """Return the chat messages that ask for one correction, with a note on the previous reply if it was invalid."""
     tag = fence_tag(prompt, [answer])
     sections = [
         "\n".join(["### Instruction", *instruction_lines(prompt, tag)]),
@@ -133,7 +137,7 @@ def build_messages(prompt: Prompt, answer: str, criteria: str, note: str | None 
 
 
 def read_correction(text: str) -> str:
-    """The correction in a reply; raises `InvalidReply` where there is none."""
+    """Return the correction in a reply. Raise `InvalidReply` if it does not contain one."""
     correction = last_object(without_thoughts(text), "correction")["correction"]
     if not isinstance(correction, str) or not correction.strip():
         raise InvalidReply("unparsable", '"correction" must be a string that says something')
@@ -143,7 +147,6 @@ def read_correction(text: str) -> str:
 def _task(prompt: Prompt, answer: str, criteria: str) -> ChatTask[str]:
     return ChatTask(
         messages=partial(build_messages, prompt, answer, criteria),
-        schema_name="correction",
         schema=_SCHEMA,
         read=read_correction,
         refusal_note=_REFUSAL_NOTE,

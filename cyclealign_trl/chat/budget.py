@@ -1,4 +1,4 @@
-"""What may be spent: prices, caps on dollars and tokens, and each process's part of them."""
+"""Spending: prices, caps on dollars and tokens, and each process's share of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..types import Usage
 from .ledger import Ledger
 
 BUDGET_EXHAUSTED = "budget_exhausted"
-"""Why a request was not made: another one might have cost more than is left."""
+"""Reason of the failure of a request that was not made because it could exceed a cap."""
 
 _MILLION = 1_000_000
 
@@ -23,12 +23,12 @@ class Prices:
     """US dollars per million tokens.
 
     Args:
-        input: For tokens sent.
-        output: For tokens received.
-        cached_input: For tokens sent that the endpoint had read before. `None` means as for others.
+        input: Price of tokens sent.
+        output: Price of tokens received.
+        cached_input: Price of tokens sent that the endpoint reads from its cache. `None` means the price of `input`.
 
     Raises:
-        ValueError: If a price is negative or no number.
+        ValueError: If a price is negative or not finite.
     """
 
     input: float
@@ -39,10 +39,10 @@ class Prices:
         for name in ("input", "output", "cached_input"):
             price = getattr(self, name)
             if price is not None and not 0 <= price < math.inf:
-                raise ValueError(f"A price is in US dollars per million tokens, 0 or more; got {name}={price}.")
+                raise ValueError(f"Prices must be at least 0 US dollars per million tokens, got {name}={price}.")
 
     def cost(self, usage: Usage) -> float:
-        """What so many tokens cost, in US dollars."""
+        """Return the price of the tokens in US dollars."""
         cached = min(usage.cached_tokens, usage.prompt_tokens)
         cached_price = self.input if self.cached_input is None else self.cached_input
         dollars = (usage.prompt_tokens - cached) * self.input + cached * cached_price
@@ -50,28 +50,28 @@ class Prices:
 
 
 class Amount(NamedTuple):
-    """Dollars and tokens. Without prices, dollars are those that the endpoint stated."""
+    """Dollars and tokens. Without prices, the dollars are those that the endpoint reported."""
 
     cost: float = 0.0
     tokens: float = 0
 
 
 class Budget:
-    """Counts what is spent, reserves what may be, and says when the next call could pass a cap.
+    """Account of what a run has spent, with caps on dollars and tokens.
 
-    A call is reserved at the most that it may take and settled at what it took, so that a cap is passed by no more
-    than the reserved calls were underestimated. Any number of threads may use it.
+    Each call is reserved at the most that it can use, and settled at what it used. A cap is therefore exceeded only
+    by as much as calls in flight use more than was reserved for them. All methods are safe to call from any thread.
 
-    Of several processes, each has its part: an equal one at first, then whatever `share_out` says.
+    Several processes share the caps: in equal parts at first, then as `share_out` divides what is left.
 
     Args:
-        max_cost: US dollars that may be spent, over all processes. `None` means no cap.
-        max_tokens: Tokens that may be sent and received, over all processes. `None` means no cap.
-        prices: What tokens cost. `None` means that only the endpoint can say.
-        num_processes: Processes that share the caps.
+        max_cost: Maximum to spend in US dollars, over all processes. `None` means no cap.
+        max_tokens: Maximum number of tokens to send and receive, over all processes. `None` means no cap.
+        prices: Prices of tokens. `None` counts only the costs that the endpoint reports.
+        num_processes: Number of processes that share the caps.
 
     Raises:
-        ValueError: If a cap is not above 0, or `max_cost` is given and `prices` are not.
+        ValueError: If a cap is not positive, or if `max_cost` is given without `prices`.
     """
 
     def __init__(
@@ -83,25 +83,25 @@ class Budget:
     ) -> None:
         for name, cap in (("max_cost", max_cost), ("max_run_tokens", max_tokens)):
             if cap is not None and not 0 < cap < math.inf:
-                raise ValueError(f"`{name}` must be above 0, or None for no cap; got {cap}.")
+                raise ValueError(f"`{name}` must be positive and finite, or None for no cap, got {cap}.")
         if max_cost is not None and prices is None:
             raise ValueError(
-                f"`max_cost`={max_cost} needs the prices that the endpoint charges: pass `prices` in US dollars per "
-                'million tokens, such as {"input": 0.25, "cached_input": 0.025, "output": 2.0}.'
+                f"`max_cost`={max_cost} needs the prices of the endpoint. Pass `prices` in US dollars per million "
+                'tokens, such as {"input": 0.25, "cached_input": 0.025, "output": 2.0}.'
             )
         self.prices = prices
         self._caps = Amount(max_cost or math.inf, max_tokens or math.inf)
-        self._part = Amount(self._caps.cost / num_processes, self._caps.tokens / num_processes)
+        self._share = Amount(self._caps.cost / num_processes, self._caps.tokens / num_processes)
         self._spent = Amount()
         self._reserved = Amount()
-        self._open = 0  # calls that something is reserved for
-        self._elsewhere = Amount()  # spent or reserved by other processes, when they were last heard of
+        self._num_reserved = 0  # calls in flight
+        self._other_processes = Amount()  # spent or reserved, at the time of the last `share_out`
         self._ledger: Ledger | None = None
-        self._unwritten = Usage(attempts=0)  # spent before there was a ledger
+        self._unwritten = Usage(attempts=0)  # spent before `keep_ledger`
         self._lock = threading.Lock()
 
     def __str__(self) -> str:
-        spent = _sum([self.committed, self._elsewhere])
+        spent = _sum([self.committed, self._other_processes])
         dollars = f"${spent.cost:,.4g}" + ("" if math.isinf(self._caps.cost) else f" of max_cost={self._caps.cost:g}")
         cap = "" if math.isinf(self._caps.tokens) else f" of max_run_tokens={self._caps.tokens:,.0f}"
         tokens = f"{spent.tokens:,.0f}{cap} tokens"
@@ -109,44 +109,49 @@ class Budget:
 
     @property
     def committed(self) -> Amount:
-        """What this process has spent, and reserved for calls in flight."""
+        """Amount that this process has spent, or reserved for calls in flight."""
         with self._lock:
             return _sum([self._spent, self._reserved])
 
     def priced(self, usage: Usage) -> Usage:
-        """The usage with its cost: as stated, else by the prices, else unknown."""
+        """Return the usage with its cost: as reported, else computed from the prices, else unknown."""
         if usage.cost is not None or self.prices is None:
             return usage
         return replace(usage, cost=self.prices.cost(usage))
 
     def describe(self, usage: Usage) -> str:
-        """A usage in words: dollars, where they are known, and tokens."""
+        """Return a text with the tokens of a usage, and with its dollars if they are known."""
         amount = self._amount(usage)
         tokens = f"{amount.tokens:,.0f} tokens"
         return tokens if self.priced(usage).cost is None else f"${amount.cost:,.4g} and {tokens}"
 
     def reserve(self, expected: Usage) -> bool | None:
-        """Reserves the most that a call may take.
+        """Reserve the most that a call can use.
 
         Returns:
-            Whether it is reserved. `None` means that it would fit if calls in flight took less than is reserved for
-            them: ask again when one is settled.
+            `True` if the call is reserved, and `False` if it exceeds a cap. `None` if it fits only in case that calls
+            in flight use less than their reservations: try again when one of them is settled.
         """
         amount = self._amount(expected)
         with self._lock:
-            if _fits(_sum([self._spent, self._reserved, amount]), self._part):
+            if _fits(_sum([self._spent, self._reserved, amount]), self._share):
                 self._reserved = _sum([self._reserved, amount])
-                self._open += 1
+                self._num_reserved += 1
                 return True
-            return None if self._open and _fits(_sum([self._spent, amount]), self._part) else False
+            return None if self._num_reserved and _fits(_sum([self._spent, amount]), self._share) else False
 
     def settle(self, expected: Usage, taken: Usage) -> None:
-        """Puts what a call took in the place of what was reserved for it."""
+        """Replace the reservation of a call by what it took.
+
+        Args:
+            expected: The usage that was reserved.
+            taken: The usage of the call.
+        """
         taken = self.priced(taken)
         reserved, amount = self._amount(expected), self._amount(taken)
         with self._lock:
-            self._open -= 1
-            self._reserved = _difference(self._reserved, reserved) if self._open else Amount()
+            self._num_reserved -= 1
+            self._reserved = _difference(self._reserved, reserved) if self._num_reserved else Amount()
             self._spent = _sum([self._spent, amount])
             if self._ledger is None:
                 self._unwritten = self._unwritten + taken
@@ -154,30 +159,31 @@ class Budget:
                 self._ledger.write(taken)
 
     def share_out(self, committed: Iterable[Amount]) -> None:
-        """Gives this process an equal part of what is left.
+        """Divide what is left of the caps equally among the processes.
 
         Args:
-            committed: What each process has spent and reserved, this one included.
+            committed: The amount that each process has committed, including this one.
         """
         amounts = list(committed)
         total = _sum(amounts)
         with self._lock:
             own = _sum([self._spent, self._reserved])
-            self._elsewhere = _difference(total, own)
-            self._part = Amount(
+            self._other_processes = _difference(total, own)
+            self._share = Amount(
                 *(
-                    mine + max(0.0, cap - all_of_it) / len(amounts)
-                    for mine, cap, all_of_it in zip(own, self._caps, total, strict=True)
+                    own_amount + max(0.0, cap - total_amount) / len(amounts)
+                    for own_amount, cap, total_amount in zip(own, self._caps, total, strict=True)
                 )
             )
 
     def keep_ledger(self, folder: str | PathLike[str], process_index: int = 0, num_processes: int = 1) -> None:
-        """Starts or continues a run: what is spent is written to a folder, and counts from what stands there.
+        """Record all spending in a folder, and count what earlier parts of the run have recorded there.
 
         Args:
-            folder: The run's folder of ledgers.
-            process_index: This process.
-            num_processes: Processes of the run. Ledgers of others, from when there were more, are divided among them.
+            folder: Folder of the run's ledgers, created if missing.
+            process_index: Index of this process.
+            num_processes: Number of processes in the run. If an earlier part had more, their ledgers are divided among
+                the processes.
         """
         ledger = Ledger(folder, process_index, num_processes)
         with self._lock:
@@ -192,10 +198,10 @@ class Budget:
 
 
 def make_prices(prices: Prices | Mapping[str, float] | None) -> Prices | None:
-    """The prices that a mapping, such as one from YAML, describes.
+    """Build prices from a mapping, such as one from YAML.
 
     Raises:
-        ValueError: If it names another price than there are, or lacks one.
+        ValueError: If the mapping has an unknown key, or lacks a required one.
     """
     if prices is None or isinstance(prices, Prices):
         return prices
@@ -203,8 +209,8 @@ def make_prices(prices: Prices | Mapping[str, float] | None) -> Prices | None:
         return Prices(**prices)
     except TypeError:
         raise ValueError(
-            "`prices` are `input`, `output` and, if it differs, `cached_input`, in US dollars per million tokens; "
-            f"got {dict(prices)}."
+            "`prices` must have the keys `input`, `output` and, optionally, `cached_input`, in US dollars per million "
+            f"tokens, got {dict(prices)}."
         ) from None
 
 
@@ -213,9 +219,9 @@ def _sum(amounts: Iterable[Amount]) -> Amount:
     return Amount(math.fsum(costs), sum(tokens))
 
 
-def _difference(amount: Amount, part: Amount) -> Amount:
-    return Amount(amount.cost - part.cost, amount.tokens - part.tokens)
+def _difference(amount: Amount, other: Amount) -> Amount:
+    return Amount(amount.cost - other.cost, amount.tokens - other.tokens)
 
 
-def _fits(amount: Amount, part: Amount) -> bool:
-    return all(one <= most for one, most in zip(amount, part, strict=True))
+def _fits(amount: Amount, cap: Amount) -> bool:
+    return amount.cost <= cap.cost and amount.tokens <= cap.tokens

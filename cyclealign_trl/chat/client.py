@@ -1,28 +1,29 @@
-"""Questions to a model behind a chat endpoint: many at once, one retry layer, failures as data."""
+"""Client for a model behind a chat endpoint: concurrent calls, one retry layer, and failures as data."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import queue
 import random
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from ..errors import RankerError
 from ..types import Usage
-from .budget import Budget, Prices, make_prices
-from .dialect import Dialect
+from .budget import Budget, make_prices
+from .dialect import Dialect, ReplySchema
 from .endpoint import Endpoint
 from .limits import AdaptiveConcurrency, RateLimiter, resolve_num_processes
-from .loop import LoopThread
+from .loop import EventLoopThread
+from .messages import Messages
 from .meter import Meter
 from .replies import InvalidReply
-from .responses import Response, Setback, read_complaint, retry_after
+from .responses import CallError, Response, read_error_body, read_message, read_retry_after
+from .settings import ChatSettings
 from .store import digest
 
 logger = logging.getLogger(__name__)
@@ -32,13 +33,13 @@ T = TypeVar("T")
 _BACKOFF_BASE = 0.5  # seconds
 _BACKOFF_CAP = 8.0  # seconds
 
-_NOTHING = Usage(attempts=0)
+_NO_CALLS = Usage(attempts=0)
 _REFUSED_CONTENT = ("content_filter", "content_policy_violation")
 _FIXES = {
-    400: "It refuses the request whichever optional parameter is left out.",
+    400: "Remove or change the field that the endpoint refuses.",
     401: "Set OPENAI_API_KEY, or pass `api_key`, to a key that is valid at this endpoint.",
     403: "Use a key that may call this model, or another model.",
-    404: "Check `model`, and that `base_url` is the one above '/chat/completions' (it often ends in '/v1').",
+    404: "Check `model`, and that `base_url` is the address above '/chat/completions' (it often ends in '/v1').",
 }
 _INVALID_NOTE = "Your previous reply was not valid: {}. Reply with the JSON object described above."
 _TRUNCATED_NOTE = "Your previous reply was not finished. Be brief, and reply with the JSON object described above."
@@ -46,29 +47,34 @@ _TRUNCATED_NOTE = "Your previous reply was not finished. Be brief, and reply wit
 
 @dataclass(frozen=True, slots=True)
 class ChatTask(Generic[T]):
-    """One question, and how its reply is read.
+    """One question to the model, and how to read its reply.
+
+    With a `schema`, the reply is one JSON object. The client's sampling parameters are sent, and an unfinished
+    reply, a refusal or an invalid reply is retried with a note to the model. Without one, the reply is plain text:
+    only `fields` are sent with the messages, and a refusal or a reply that reached its token limit is an answer, too.
 
     Args:
-        messages: Builds the chat messages, which describe the JSON object to reply with. Called for every attempt,
-            with a note to the model on its previous bad reply, or with `None`.
-        schema_name: What the reply is called, in letters, digits, `_` and `-`.
-        schema: JSON schema of the reply, within what strict structured output allows.
-        read: Reads the text of a reply; raises `InvalidReply` for one that is not what was asked for.
-        refusal_note: The note on a reply that was a refusal.
-        seed_offset: Added to the client's seed, to draw again what is asked in the same words.
+        messages: Function that builds the chat messages of an attempt from the note on the previous reply, which is
+            `None` for the first one.
+        read: Function that reads the text of a reply. It raises `InvalidReply` if the reply does not have the
+            requested form.
+        schema: Schema of the reply. The messages must describe it as well.
+        refusal_note: Note that is sent to the model after a refusal.
+        seed_offset: Number added to the client's seed, to sample several replies to equal messages.
+        fields: Fields of the request body for a plain-text reply.
     """
 
-    messages: Callable[[str | None], list[dict[str, str]]]
-    schema_name: str
-    schema: Mapping[str, Any]
+    messages: Callable[[str | None], Messages]
     read: Callable[[str], T]
-    refusal_note: str
+    schema: ReplySchema | None = None
+    refusal_note: str = ""
     seed_offset: int = 0
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer(Generic[T]):
-    """What a reply was read as, and what all attempts at it took."""
+    """The value that was read from a reply, and the usage of all attempts."""
 
     value: T
     usage: Usage
@@ -76,7 +82,7 @@ class ChatAnswer(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ChatFailure:
-    """Why there is no answer, and what the attempts took all the same, if there were any; see `RankingFailure`."""
+    """The reason why there is no answer, and the usage of all attempts. See `RankingFailure` for the fields."""
 
     reason: str
     detail: str
@@ -87,130 +93,68 @@ _Arrivals = queue.SimpleQueue[tuple[int, ChatAnswer[T] | ChatFailure] | BaseExce
 
 
 class ChatClient:
-    """Asks one model at one OpenAI-compatible endpoint.
+    """Client for one model behind an OpenAI-compatible endpoint.
 
-    Calls from any number of threads share one event loop in one daemon thread, and one bound on the calls in flight.
-    A parameter that the endpoint refuses (`temperature`, `seed`, `max_tokens`, `response_format`) is dropped once,
-    remembered and logged.
+    Calls from any number of threads share one event loop in a daemon thread, and one limit on the calls in flight.
+    If the endpoint refuses one of the parameters `temperature`, `seed`, `max_tokens` and `response_format`, the client
+    logs a warning and drops or replaces it in all further requests.
 
     Args:
-        model: Name of the model at the endpoint.
-        base_url: The endpoint, as for `openai.OpenAI`. `None` reads `OPENAI_BASE_URL`, else means OpenAI.
-        api_key: The key. `None` reads `OPENAI_API_KEY`; with a `base_url`, none is needed. Written nowhere.
-        max_concurrency: Calls in flight at once, over all threads. Halved when the endpoint answers 429, recovering
-            slowly.
-        rpm: Requests per minute, over all processes. `None` means no limit but what the endpoint's headers say.
-        tpm: Tokens per minute, sent and received, over all processes; likewise.
-        num_processes: Processes that share the limits, each taking an equal part. `None` reads `WORLD_SIZE`, else
-            means 1.
-        prices: What the endpoint charges in US dollars per million tokens: `input`, `output` and, if it differs,
-            `cached_input`. `None` means unknown, unless its replies say what they cost.
-        max_cost: US dollars to spend at most, over all processes, failed calls included; what might cost more is not
-            asked. Takes `prices`. `None` means no cap.
-        max_run_tokens: Tokens to send and receive at most, likewise.
-        timeout: Seconds that one call may take, by the clock. A `Retry-After` beyond it is not waited for.
-        max_retries: Further attempts after a first one that failed in a way that may pass.
-        temperature: Sampling temperature of the model.
-        max_tokens: Tokens that a reply may take.
-        seed: Seed of the model's sampling.
-        extra_body: Further fields of the request body, for what an endpoint offers beyond the standard.
+        settings: Model, endpoint, limits and sampling parameters.
 
     Raises:
-        RankerError: If no key is given and `base_url` is not either.
-        ValueError: If an argument is out of its range.
+        RankerError: If neither an API key nor a `base_url` is given.
+        ValueError: If a setting is out of range.
     """
 
-    def __init__(
-        self,
-        model: str,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        *,
-        max_concurrency: int = 32,
-        rpm: float | None = None,
-        tpm: float | None = None,
-        num_processes: int | None = None,
-        prices: Prices | Mapping[str, float] | None = None,
-        max_cost: float | None = None,
-        max_run_tokens: int | None = None,
-        timeout: float = 60.0,
-        max_retries: int = 3,
-        temperature: float = 0.0,
-        max_tokens: int = 1024,
-        seed: int = 0,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> None:
-        if not model:
-            raise ValueError("`model` must name the model at the endpoint; got an empty text.")
-        if max_concurrency < 1:
-            raise ValueError(f"`max_concurrency` must be at least 1; got {max_concurrency}.")
-        num_processes = resolve_num_processes(num_processes)
-        if rpm is not None and not 0 < rpm < math.inf:
-            raise ValueError(f"`rpm` must be above 0 requests per minute, or None for no limit; got {rpm}.")
-        if tpm is not None and not num_processes * max_tokens <= tpm < math.inf:
-            raise ValueError(
-                f"`tpm`, tokens per minute, must let each of {num_processes} processes receive one reply of "
-                f"`max_tokens`={max_tokens} at least, or be None for no limit; got {tpm}. Raise it, or lower"
-                " `max_tokens`."
-            )
-        if not 0 < timeout < math.inf:
-            raise ValueError(f"`timeout` must be a positive number of seconds; got {timeout}.")
-        if max_retries < 0:
-            raise ValueError(f"`max_retries` must be at least 0; got {max_retries}.")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"`temperature` must be at least 0; got {temperature}.")
-        if max_tokens < 1:
-            raise ValueError(f"`max_tokens` must be at least 1; got {max_tokens}.")
-        self.model = model
-        self.budget = Budget(max_cost, max_run_tokens, make_prices(prices), num_processes)
-        self._timeout = timeout
-        self._max_retries = max_retries
-        self._temperature = temperature
-        self._max_tokens = max_tokens
-        self._seed = seed
-        self._extra_body = dict(extra_body or {})
+    def __init__(self, settings: ChatSettings) -> None:
+        num_processes = resolve_num_processes(settings.num_processes)
+        self.settings = settings
+        self.budget = Budget(settings.max_cost, settings.max_run_tokens, make_prices(settings.prices), num_processes)
+        self._extra_body = settings.extra_body or {}
         self._dialect = Dialect()
-        # Of its own: drawing from the global generator would move the random state of a training run.
+        # The global generator is part of the random state of a training run.
         self._jitter = random.Random()  # noqa: S311
-        self._max_concurrency = max_concurrency
         self._meter = Meter(
-            AdaptiveConcurrency(max_concurrency), self.budget, RateLimiter(rpm, tpm, num_processes), max_tokens
+            AdaptiveConcurrency(settings.max_concurrency),
+            self.budget,
+            RateLimiter(settings.rpm, settings.tpm, num_processes),
         )
         self._endpoint = Endpoint(
-            base_url, api_key, max_connections=max_concurrency, timeout=timeout, extra_body=self._extra_body
+            settings.base_url, settings.api_key, max_connections=settings.max_concurrency, timeout=settings.timeout
         )
-        self._loop = LoopThread(self._endpoint)
-        self._open: set[Future[None]] = set()
+        self._loop = EventLoopThread(self._endpoint)
+        self._streams: set[Future[None]] = set()
         self._finalizer = weakref.finalize(self, self._loop.close)
 
     @property
     def url(self) -> str:
-        """The endpoint's address, without secrets."""
+        """Address of the endpoint, without secrets."""
         return self._endpoint.url
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What the answers depend on, as JSON. It holds no key, and of `extra_body` only a hash."""
+    def identity(self) -> dict[str, Any]:
+        """Settings that the answers depend on, for cache keys. `extra_body` is hashed, and there is no API key."""
         return {
-            "model": self.model,
+            "model": self.settings.model,
             "base_url": self.url,
-            "temperature": self._temperature,
-            "max_tokens": self._max_tokens,
-            "seed": self._seed,
+            "temperature": self.settings.temperature,
+            "max_tokens": self.settings.max_tokens,
+            "seed": self.settings.seed,
             "extra_body": digest(self._extra_body).hex() if self._extra_body else None,
         }
 
-    def stream(self, tasks: Iterable[ChatTask[T]]) -> Iterator[tuple[int, ChatAnswer[T] | ChatFailure]]:
-        """Yields (position of the task, its answer) as the replies arrive.
+    def stream(self, tasks: Iterable[ChatTask[T]]) -> Generator[tuple[int, ChatAnswer[T] | ChatFailure], None, None]:
+        """Yield the position and the answer of each task, as the replies arrive.
 
-        Leaving the iterator early cancels the calls that are still open.
+        Closing the generator cancels the calls that are still in flight.
 
         Raises:
             RankerError: If the endpoint refuses the key, the model or every form of the request.
         """
         arrivals: _Arrivals[T] = queue.SimpleQueue()
 
-        def end(work: Future[None]) -> None:
+        def finish(work: Future[None]) -> None:
             if work.cancelled():
                 closed = RankerError("The client was closed before all of its replies had arrived.")
                 arrivals.put(closed if self._loop.closed else None)
@@ -218,70 +162,75 @@ class ChatClient:
                 error = work.exception()
                 arrivals.put(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
 
-        # What has arrived takes up room until the next is asked for: it may not have been stored yet, and be lost.
-        room = asyncio.Semaphore(self._max_concurrency)
-        work = self._loop.submit(self._answer_all(tasks, arrivals, room))
-        work.add_done_callback(end)
-        self._open.add(work)
+        # An answer keeps its slot until the next one is requested, so that few paid answers are lost if the caller
+        # fails before it has stored them.
+        slots = asyncio.Semaphore(self.settings.max_concurrency)
+        work = self._loop.submit(self._answer_all(tasks, arrivals, slots))
+        work.add_done_callback(finish)
+        self._streams.add(work)
         try:
             while (arrival := arrivals.get()) is not None:
                 if isinstance(arrival, BaseException):
                     raise arrival
                 yield arrival
-                self._loop.call_soon(room.release)
+                self._loop.call_soon(slots.release)
         finally:
-            self._open.discard(work)
+            self._streams.discard(work)
             work.cancel()
 
     def cancel(self) -> None:
-        """Cancels the calls in flight, on behalf of all threads; their streams end early."""
-        for work in list(self._open):
+        """Cancel the calls in flight of all threads. Their streams end early."""
+        for work in list(self._streams):
             work.cancel()
 
     def check_connection(self) -> None:
-        """Asks for the list of models, which costs nothing; any answer shows that somebody listens.
+        """Check that the endpoint is reachable by requesting its list of models, which is free of charge.
 
         Raises:
-            RankerError: If nothing answers at the endpoint.
+            RankerError: If there is no response.
         """
         self._loop.submit(self._endpoint.connect()).result()
 
     def close(self) -> None:
-        """Cancels the calls in flight and frees the connections. Happens by itself when the client is dropped."""
+        """Cancel the calls in flight and close the connections. Called when the client is garbage-collected."""
         self._finalizer()
 
-    async def _answer_all(self, tasks: Iterable[ChatTask[T]], arrivals: _Arrivals[T], room: asyncio.Semaphore) -> None:
+    async def _answer_all(
+        self, tasks: Iterable[ChatTask[T]], arrivals: _Arrivals[T], slots: asyncio.Semaphore
+    ) -> None:
         async def answer(position: int, task: ChatTask[T]) -> None:
-            arrivals.put((position, await self._answer(task, room)))
+            arrivals.put((position, await self._answer(task, slots)))
 
         async with asyncio.TaskGroup() as group:
             for position, task in enumerate(tasks):
-                await room.acquire()
+                await slots.acquire()
                 group.create_task(answer(position, task))
 
-    async def _answer(self, task: ChatTask[T], room: asyncio.Semaphore) -> ChatAnswer[T] | ChatFailure:
+    async def _answer(self, task: ChatTask[T], slots: asyncio.Semaphore) -> ChatAnswer[T] | ChatFailure:
+        """Ask until there is an answer, an error that no retry can fix, or no retry left."""
+        settings = self.settings
         note: str | None = None
         attempt = bad_replies = 0
         calls: list[Usage] = []
         while True:
-            answer = await self._ask(task, note, self._seed + task.seed_offset + bad_replies, calls)
-            if not isinstance(answer, Setback):
-                return ChatAnswer(answer, sum(calls, _NOTHING))
-            if answer.final or answer.retry_after > self._timeout or attempt == self._max_retries:
-                return ChatFailure(answer.reason, answer.detail, sum(calls, _NOTHING) if calls else None)
+            answer = await self._ask(task, note, settings.seed + task.seed_offset + bad_replies, calls)
+            if not isinstance(answer, CallError):
+                return ChatAnswer(answer, sum(calls, _NO_CALLS))
+            if answer.final or answer.retry_after > settings.timeout or attempt == settings.max_retries:
+                return ChatFailure(answer.reason, answer.detail, sum(calls, _NO_CALLS) if calls else None)
             if answer.note is not None:
                 bad_replies += 1
                 note = answer.note
             else:
                 backoff = min(_BACKOFF_CAP, _BACKOFF_BASE * 2**attempt)
-                room.release()
+                slots.release()
                 await asyncio.sleep(answer.retry_after + self._jitter.uniform(0, backoff))
-                await room.acquire()
+                await slots.acquire()
             attempt += 1
 
-    async def _ask(self, task: ChatTask[T], note: str | None, seed: int, calls: list[Usage]) -> T | Setback:
-        """Asks once, in the richest dialect that the endpoint takes."""
-        body = {"model": self.model, "messages": task.messages(note)}
+    async def _ask(self, task: ChatTask[T], note: str | None, seed: int, calls: list[Usage]) -> T | CallError:
+        """Make one attempt, dropping the parameters that the endpoint refuses until it accepts the request."""
+        messages = task.messages(note)
         start = self._dialect
         pending, tried = [start], set[Dialect]()
         while pending:
@@ -289,95 +238,105 @@ class ChatClient:
             if dialect in tried:
                 continue
             tried.add(dialect)
-            answer = await self._send(
-                body
-                | dialect.parameters(
-                    max_tokens=self._max_tokens,
-                    temperature=self._temperature,
-                    seed=seed,
-                    schema_name=task.schema_name,
-                    schema=task.schema,
-                ),
-                calls,
-            )
-            if isinstance(answer, Setback):
+            answer = await self._send(messages, self._fields(task, dialect, seed), calls)
+            if isinstance(answer, CallError):
                 return answer
             response = answer
             if 200 <= response.status < 300:
                 self._remember(dialect, start)
                 return self._read_reply(task, response)
-            setback = self._setback(response)
-            if setback is not None:
-                return setback
-            if response.status not in (400, 422):
+            error = self._call_error(response)
+            if error is not None:
+                return error
+            if response.status not in (400, 422) or task.schema is None:
                 break
-            # What the endpoint names is left out next, on top of what already is; without a name, each in its turn.
-            steps = dialect.steps()
-            named = [steps.pop(name) for name in read_complaint(response).names(steps)]
-            pending = [*named, *pending, *(steps.values() if named or dialect == start else ())]
-        raise self._fatal(response)
+            # If the endpoint names a parameter, it is dropped next, in addition to those dropped so far. Otherwise
+            # each parameter is dropped in turn.
+            fallbacks = dialect.fallbacks()
+            refused = read_error_body(response).refused_parameter(fallbacks)
+            first = [] if refused is None else [fallbacks.pop(refused)]
+            pending = [*first, *pending, *(fallbacks.values() if first or dialect == start else ())]
+        raise self._fatal_error(response)
+
+    def _fields(self, task: ChatTask[T], dialect: Dialect, seed: int) -> Mapping[str, Any]:
+        if task.schema is None:
+            return task.fields
+        return dialect.parameters(
+            max_tokens=self.settings.max_tokens,
+            temperature=self.settings.temperature,
+            seed=seed,
+            schema=task.schema,
+        )
 
     def _remember(self, dialect: Dialect, start: Dialect) -> None:
         if dialect in (start, self._dialect):
             return
-        was, now = asdict(self._dialect), asdict(dialect)
-        changes = ", ".join(f"{name} {was[name]} -> {now[name]}" for name in now if now[name] != was[name])
+        before, after = asdict(self._dialect), asdict(dialect)
+        changes = ", ".join(f"{name} {before[name]} -> {after[name]}" for name in after if after[name] != before[name])
         self._dialect = dialect
-        logger.warning("%s refuses a parameter for %s. Sent from now on: %s.", self.url, self.model, changes)
+        logger.warning(
+            "%s refuses a parameter for the model %s. Changed in all further requests: %s.",
+            self.url,
+            self.settings.model,
+            changes,
+        )
 
-    async def _send(self, body: dict[str, Any], calls: list[Usage]) -> Response | Setback:
-        answer, usage = await self._meter.call(body["messages"], lambda: self._endpoint.send(body))
+    async def _send(self, messages: Messages, fields: Mapping[str, Any], calls: list[Usage]) -> Response | CallError:
+        max_tokens = fields.get("max_completion_tokens") or fields.get("max_tokens") or self.settings.max_tokens
+        fields = {**fields, **self._extra_body}
+        answer, usage = await self._meter.call(
+            messages, max_tokens, lambda: self._endpoint.send(self.settings.model, messages, fields)
+        )
         if usage is not None:
             calls.append(usage)
         return answer
 
-    def _read_reply(self, task: ChatTask[T], response: Response) -> T | Setback:
-        public = self._endpoint.public
-        try:
-            choice = response.body["choices"][0]
-            refusal, content = choice["message"].get("refusal"), choice["message"].get("content") or ""
-            finish_reason = choice.get("finish_reason")
-            if not isinstance(content, str):
-                raise TypeError("the content of the message is no text")
-        except (LookupError, TypeError, AttributeError):
-            return Setback("invalid_response", public(f"No chat completion: {response.text}"))
-        if refusal or finish_reason == "content_filter":
-            return Setback("refusal", public(str(refusal or finish_reason)), note=task.refusal_note)
-        if finish_reason != "stop":
+    def _read_reply(self, task: ChatTask[T], response: Response) -> T | CallError:
+        display = self._endpoint.for_display
+        message = read_message(response.body)
+        if message is None:
+            return CallError("invalid_response", display(f"The response has no chat completion: {response.text}"))
+        content, refusal, finish_reason = message
+        if task.schema is None:
+            content = content or str(refusal or "")
+        elif refusal or finish_reason == "content_filter":
+            return CallError("refusal", display(str(refusal or finish_reason)), note=task.refusal_note)
+        elif finish_reason != "stop":
             detail = (
-                f"finish_reason {finish_reason!r} instead of 'stop', max_tokens={self._max_tokens}: ...{content[-80:]}"
+                f"finish_reason {finish_reason!r} instead of 'stop', max_tokens={self.settings.max_tokens}: "
+                f"...{content[-80:]}"
             )
-            return Setback("truncated", public(detail), note=_TRUNCATED_NOTE)
-        content = self._endpoint.without_key(content)  # it may be stored, and trained on
+            return CallError("truncated", display(detail), note=_TRUNCATED_NOTE)
+        content = self._endpoint.redact(content)  # it can be stored and trained on
         try:
             return task.read(content)
         except InvalidReply as error:
-            return Setback(error.reason, public(f"{error}: {content}"), note=_INVALID_NOTE.format(error))
+            return CallError(error.reason, display(f"{error}: {content}"), note=_INVALID_NOTE.format(error))
 
-    def _setback(self, response: Response) -> Setback | None:
-        """What a status that may pass, or that concerns this request alone, means; `None` for any other."""
-        status, complaint = response.status, read_complaint(response)
-        detail = self._endpoint.public(f"HTTP {status}: {complaint.message}")
-        if status == 402 or (status == 429 and complaint.code == "insufficient_quota"):
-            return Setback("quota_exhausted", detail, final=True)  # no waiting brings money
+    def _call_error(self, response: Response) -> CallError | None:
+        """Return the error of a status that is temporary or concerns only this request, and `None` for any other."""
+        status, body = response.status, read_error_body(response)
+        detail = self._endpoint.for_display(f"HTTP {status}: {body.message}")
+        if status == 402 or (status == 429 and body.code == "insufficient_quota"):
+            return CallError("quota_exhausted", detail, final=True)
         if status in (408, 409, 429) or status >= 500:
             reason = {408: "timeout", 429: "rate_limited"}.get(status, "server_error")
-            return Setback(reason, detail, retry_after=retry_after(response.headers))
+            return CallError(reason, detail, retry_after=read_retry_after(response.headers))
         if 300 <= status < 400:
-            # Not followed: see `Endpoint`.
             location = response.headers.get("location", "").partition("?")[0]
-            return Setback("redirect", self._endpoint.public(f"HTTP {status}: `base_url` is sent on to {location}"))
-        if status == 413 or (status in (400, 422) and complaint.is_about_length):
-            return Setback("too_long", detail, final=True)
-        if status in (400, 422) and complaint.code in _REFUSED_CONTENT:
-            return Setback("refusal", detail, final=True)
+            detail = f"HTTP {status}: the endpoint redirects to {location}, which is not followed. Check `base_url`."
+            return CallError("redirect", self._endpoint.for_display(detail))
+        if status == 413 or (status in (400, 422) and body.reports_length):
+            return CallError("too_long", detail, final=True)
+        if status in (400, 422) and body.code in _REFUSED_CONTENT:
+            return CallError("refusal", detail, final=True)
         return None
 
-    def _fatal(self, response: Response) -> RankerError:
-        fix = _FIXES.get(response.status, "Asking again would not help.")
-        answer = f"HTTP {response.status}: {read_complaint(response).message}"
+    def _fatal_error(self, response: Response) -> RankerError:
+        fix = _FIXES.get(response.status, "A retry cannot help.")
         return RankerError(
-            self._endpoint.public(
-                f"The model {self.model!r} at {self.url} cannot be asked. {fix} The answer was {answer}"
+            self._endpoint.for_display(
+                f"The endpoint {self.url} rejects requests to the model {self.settings.model!r}. {fix} "
+                f"It answered HTTP {response.status}: {read_error_body(response).message}"
             )
         )

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for an asynchronous client behind a synchronous method."""
+"""An event loop in a thread of its own, so that synchronous methods can use an asynchronous client."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class LoopThread:
-    """One event loop in one daemon thread, started by the first work; the endpoint lives and dies on it."""
+class EventLoopThread:
+    """An event loop in a daemon thread, started when the first coroutine is submitted.
+
+    Args:
+        endpoint: The endpoint whose coroutines run on the loop. It is closed together with the loop.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -28,38 +32,42 @@ class LoopThread:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more work."""
+        """Whether `close` has been called."""
         return self._closed
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Runs a coroutine on the loop. Raises `RankerError` after `close`."""
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the loop.
+
+        Raises:
+            RankerError: If the loop is closed.
+        """
         with self._lock:
             if self._closed:
-                work.close()
-                raise RankerError("The client is closed: build another one.")
+                coroutine.close()
+                raise RankerError("The client is closed. Build a new one.")
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
-                    target=_run_until_stopped, args=(self._loop,), name="cyclealign-ranker", daemon=True
+                    target=_run_until_stopped, args=(self._loop,), name="cyclealign-chat", daemon=True
                 )
                 self._thread.start()
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Calls a function on the loop, which work was submitted to before; after `close`, does nothing."""
+        """Call a function on the loop. Do nothing if the loop is closed or was never started."""
         with self._lock:
             if self._loop is not None and not self._closed:
                 self._loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
-        """Cancels what runs, closes the endpoint, ends the thread."""
+        """Cancel all tasks, close the endpoint and end the thread."""
         with self._lock:
             self._closed = True
             loop, thread = self._loop, self._thread
         if loop is None or thread is None or loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._drain(), loop)
-        # The last reference to a client may be one of its own tasks: then this is the thread that would be waited for.
+        # A task on the loop can own the last reference to the client, and a thread cannot join itself.
         if threading.current_thread() is not thread:
             thread.join()
 

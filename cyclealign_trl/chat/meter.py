@@ -1,4 +1,4 @@
-"""One call after the other: when it may be made, and what it took."""
+"""Single calls: when each can be made, and what it used."""
 
 from __future__ import annotations
 
@@ -9,85 +9,83 @@ from collections.abc import Awaitable, Callable
 from ..types import Usage
 from .budget import BUDGET_EXHAUSTED, Budget
 from .limits import AdaptiveConcurrency, Permit, RateLimiter
-from .messages import message_bytes
-from .responses import Response, Setback, read_usage
+from .messages import Messages, message_bytes
+from .responses import CallError, Response, read_usage
 
-_TOKENS_PER_BYTE = 1 / 3  # more than usual in English and Chinese alike, until the endpoint has counted once
+# Above the usual value of English and Chinese, until the endpoint has reported a first usage.
+_TOKENS_PER_BYTE = 1 / 3
 
 
 class Meter:
-    """Makes calls as soon as concurrency, budget and limits allow, and settles with all three what each took.
+    """Make calls as soon as concurrency, budget and rate limits allow, and record the usage of each with all three.
 
     Args:
-        concurrency: Bounds the calls in flight.
-        budget: What may be spent. Nobody else may reserve there.
-        rate_limiter: What may be sent per minute.
-        max_tokens: Tokens that a reply may take.
+        concurrency: Limit on the calls in flight.
+        budget: Budget that the calls are reserved in. It must not be reserved from elsewhere.
+        rate_limiter: Limits per minute.
     """
 
-    def __init__(
-        self, concurrency: AdaptiveConcurrency, budget: Budget, rate_limiter: RateLimiter, max_tokens: int
-    ) -> None:
+    def __init__(self, concurrency: AdaptiveConcurrency, budget: Budget, rate_limiter: RateLimiter) -> None:
         self.concurrency = concurrency
         self.budget = budget
         self._rate_limiter = rate_limiter
-        self._max_tokens = max_tokens
         self._tokens_per_byte: float | None = None
-        self._settled = asyncio.Event()
+        self._budget_changed = asyncio.Event()
 
     async def call(
-        self, messages: list[dict[str, str]], send: Callable[[], Awaitable[Response | Setback]]
-    ) -> tuple[Response | Setback, Usage | None]:
-        """Makes one call.
+        self, messages: Messages, max_tokens: int, send: Callable[[], Awaitable[Response | CallError]]
+    ) -> tuple[Response | CallError, Usage | None]:
+        """Make one call.
 
         Args:
-            messages: What is sent.
-            send: Sends it.
+            messages: The chat messages.
+            max_tokens: Maximum number of tokens in the reply.
+            send: Function that sends the request.
 
         Returns:
-            What came back, and what the call took; `None` if the budget did not allow for it.
+            The response or error, and the usage of the call, which is `None` if the budget did not allow it.
         """
         num_bytes = message_bytes(messages) or 1
-        expected = Usage(math.ceil(num_bytes * (self._tokens_per_byte or _TOKENS_PER_BYTE)), self._max_tokens)
-        async with self.concurrency as number:
+        expected = Usage(math.ceil(num_bytes * (self._tokens_per_byte or _TOKENS_PER_BYTE)), max_tokens)
+        async with self.concurrency as call_number:
             if not await self._reserve(expected):
-                detail = f"Spent are {self.budget}, and the next call may take {self.budget.describe(expected)}."
-                return Setback(BUDGET_EXHAUSTED, detail, final=True), None
+                detail = f"The run has spent {self.budget}; the next call could take {self.budget.describe(expected)}."
+                return CallError(BUDGET_EXHAUSTED, detail, final=True), None
             permit: Permit | None = None
-            answer: Response | Setback | None = None
+            answer: Response | CallError | None = None
             usage: Usage | None = None
             try:
                 permit = await self._rate_limiter.admit(expected.prompt_tokens + expected.completion_tokens)
                 answer = await send()
-                usage = _usage(answer)
+                usage = _read_usage(answer)
             finally:
-                # What was cut off, or never answered, may be billed all the same: it stays at what was expected.
+                # A cancelled or unanswered call can be billed all the same, so it counts as expected.
                 billed = expected if usage is None and permit is not None else usage or Usage(attempts=0)
                 self.budget.settle(expected, billed)
-                self._settled.set()
+                self._budget_changed.set()
                 if permit is not None:
                     headers = answer.headers if isinstance(answer, Response) else {}
-                    counted = usage if usage is not None and usage.prompt_tokens else None
-                    self._rate_limiter.settle(permit, asyncio.get_running_loop().time(), counted, headers)
+                    reported = usage if usage is not None and usage.prompt_tokens else None
+                    self._rate_limiter.record(permit, asyncio.get_running_loop().time(), reported, headers)
         if isinstance(answer, Response) and answer.status == 429:
-            self.concurrency.too_many(number)
+            self.concurrency.decrease(call_number)
         elif isinstance(answer, Response) and answer.status < 300:
-            self.concurrency.fine()
+            self.concurrency.increase()
         if usage is not None and usage.prompt_tokens:
-            # The most of late: limits would rather be missed from below.
+            # A decaying maximum: limits are better missed from below.
             self._tokens_per_byte = max(usage.prompt_tokens / num_bytes, 0.99 * (self._tokens_per_byte or 0.0))
         return answer, Usage() if usage is None else self.budget.priced(usage)
 
     async def _reserve(self, expected: Usage) -> bool:
-        """Waits for calls in flight where the budget depends on what they take; returns whether it suffices."""
+        """Reserve a call, waiting for calls in flight if the budget depends on what they use."""
         while (reserved := self.budget.reserve(expected)) is None:
-            self._settled.clear()
-            await self._settled.wait()
+            self._budget_changed.clear()
+            await self._budget_changed.wait()
         return reserved
 
 
-def _usage(answer: Response | Setback) -> Usage | None:
-    """What a call took: as the reply says, else nothing where the endpoint did not serve it; `None` is unknown."""
-    if isinstance(answer, Setback):
+def _read_usage(answer: Response | CallError) -> Usage | None:
+    """Return the reported usage, none for a call that was not served, and `None` if the usage is unknown."""
+    if isinstance(answer, CallError):
         return Usage() if answer.unsent else None
     return read_usage(answer.body) or (Usage() if answer.status >= 300 else None)

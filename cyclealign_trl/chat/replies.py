@@ -1,4 +1,4 @@
-"""The text of a reply, read without trusting it."""
+"""Read the text of a reply without trusting it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import json
 import re
 from typing import Any
 
-
-def printable(text: str) -> str:
-    """The text less what would drive a terminal: control characters other than line breaks and tabs."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+# Not strict: raw line breaks inside strings are common in replies, and harmless.
+_DECODER = json.JSONDecoder(strict=False)
+_OBJECT_START = re.compile(r'\{\s*"')
+# Each broken object costs a scan of the text before it, because the decoder counts lines for its error message.
+_MAX_BROKEN_OBJECTS = 500
 
 
 class InvalidReply(ValueError):  # noqa: N818 - it names a kind of reply, not a fault of the program
-    """A reply that is not what was asked for. Its message can be shown to the model.
+    """A reply that does not have the requested form.
 
-    Attributes:
-        reason: The kind of failure that it is, one word to count by.
+    Args:
+        reason: The kind of failure, as a single word to count by.
+        message: What is wrong with the reply. It is sent to the model with the next attempt.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -24,24 +26,30 @@ class InvalidReply(ValueError):  # noqa: N818 - it names a kind of reply, not a 
         self.reason = reason
 
 
-# Not strict: a raw line break inside a string is common in replies, and harmless.
-_DECODER = json.JSONDecoder(strict=False)
-
-
-_OBJECT_START = re.compile(r'\{\s*"')
-
-
-# Each break costs a scan of the text before it (the decoder counts its lines), and no honest reply has this many.
-_MAX_BROKEN_OBJECTS = 500
+def printable(text: str) -> str:
+    """Replace control characters other than line breaks and tabs, so that the text cannot drive a terminal."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
 
 
 def without_thoughts(text: str) -> str:
-    """The text behind the last `</think>` (templates often swallow the opening tag), up to an unfinished thought."""
+    """Return the text after the last `</think>`, up to an unfinished `<think>`.
+
+    The opening tag of the last thought is not required: chat templates often add it to the prompt.
+    """
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def last_object(text: str, key: str) -> dict[str, Any]:
-    """The last JSON object of a text that has a key; raises `InvalidReply` where there is none."""
+    """Return the last JSON object in a text that has a key.
+
+    Args:
+        text: The text. It can contain more than the object.
+        key: A key of the object.
+
+    Raises:
+        InvalidReply: If the text has no such object, several with different values for the key, or a broken one as
+            its last.
+    """
     found: dict[str, Any] | None = None
     broken = 0
     start = _OBJECT_START.search(text)
@@ -51,12 +59,12 @@ def last_object(text: str, key: str) -> dict[str, Any]:
         except RecursionError:
             raise InvalidReply("unparsable", "the JSON is nested too deeply") from None
         except json.JSONDecodeError as error:
-            # Whatever stands before the break belongs to the broken object: going on behind it keeps a part from
-            # passing for the whole.
+            # The text before the error belongs to the broken object. Continuing after it keeps an inner object from
+            # being read as the whole one.
             broken += 1
             end = max(error.pos, start.end())
             if f'"{key}"' in text[start.start() : end]:
-                found = None  # it was to replace the one before it
+                found = None  # the broken object was meant to replace the previous one
         else:
             if key in value:
                 if found is not None and found[key] != value[key]:

@@ -1,4 +1,4 @@
-"""What comes back over the wire from an OpenAI-compatible endpoint, read without trusting it."""
+"""Parse responses of OpenAI-compatible endpoints without trusting their content."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..types import Usage
 
 _TOO_LONG = ("context_length_exceeded", "context length", "context window", "maximum context", "prompt is too long")
-# What a message says in place of a parameter's name.
-_MENTIONS = {"response_format": r"response_format|json_schema|json_object|structured output"}
+# Words that error messages use in place of a parameter's name.
+_SYNONYMS = {"response_format": r"response_format|json_schema|json_object|structured output"}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Response(NamedTuple):
-    """What came over the wire, whatever its status; `body` is its JSON, `None` where it is none."""
+    """An HTTP response of any status. `body` is its JSON, or `None` if it is not JSON."""
 
     status: int
     headers: Mapping[str, str]
@@ -29,8 +29,16 @@ class Response(NamedTuple):
     body: Any
 
 
+class ReplyMessage(NamedTuple):
+    """The message of a chat completion, and why it ended."""
+
+    content: str
+    refusal: object
+    finish_reason: object
+
+
 class RateLimit(NamedTuple):
-    """What a response's headers say of one limit: what is left of it, and the seconds until all of it is."""
+    """One limit in a response's headers: its size, what remains of it, and the seconds until it is reset."""
 
     limit: float | None
     remaining: float
@@ -38,12 +46,17 @@ class RateLimit(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Setback:
-    """Why a call brought no answer, and what may help.
+class CallError:
+    """The reason why a call brought no usable reply, and how to retry it.
 
-    A setback with a `note` is a bad reply: asking the same again would bring the same, so the model is told. One
-    without is a bad call, repeated as it was, after a pause; a `final` one is not repeated. One that is `unsent` never
-    reached the endpoint, and so costs nothing.
+    Args:
+        reason: The kind of failure, as a single word to count by.
+        detail: Text for people.
+        note: Note for the model about its bad reply, sent with the retry: at temperature 0, the same request would
+            bring the same reply. `None` for a call that failed, which is retried unchanged after a pause.
+        retry_after: Seconds that the endpoint asks to wait before the retry.
+        final: Whether a retry cannot help.
+        unsent: Whether the request never reached the endpoint, and so costs nothing.
     """
 
     reason: str
@@ -55,52 +68,77 @@ class Setback:
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
-    """The error body of an endpoint, as far as it is in the shape that OpenAI's has."""
+class ErrorBody:
+    """The body of an error response, as far as it follows OpenAI's format."""
 
     message: str
     code: str = ""
     param: str = ""
 
     @property
-    def is_about_length(self) -> bool:
-        """Whether the request was too long for the model."""
+    def reports_length(self) -> bool:
+        """Whether the request is too long for the model."""
         text = f"{self.code} {self.message}".lower()
         return any(sign in text for sign in _TOO_LONG)
 
-    def names(self, parameters: Mapping[str, object]) -> list[str]:
-        """The one of the parameters that is complained of, if any: the `param`, else the first that is mentioned."""
-        if self.param in parameters:
-            return [self.param]
+    def refused_parameter(self, names: Iterable[str]) -> str | None:
+        """Return the parameter that the error names in `param`, else the first one that its message mentions."""
+        names = list(names)
+        if self.param in names:
+            return self.param
         text = f"{self.code} {self.message}"
-        mentioned = [name for name in parameters if re.search(_MENTIONS.get(name, rf"\b{name}\b"), text)]
-        return mentioned[:1]
+        return next((name for name in names if re.search(_SYNONYMS.get(name, rf"\b{name}\b"), text)), None)
 
 
 def read_json(text: str) -> Any:
-    """The value that the text is; `None` where it is no JSON."""
+    """Parse a text as JSON. Return `None` if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def read_complaint(response: Response) -> Complaint:
-    """The complaint in an error response, whatever its body is."""
+def read_error_body(response: Response) -> ErrorBody:
+    """Read the error in a response, whatever the form of its body."""
     body = response.body
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
-        return Complaint(response.text if error is None else str(error))
+        return ErrorBody(response.text if error is None else str(error))
     message = error.get("message")
-    return Complaint(
+    return ErrorBody(
         message if isinstance(message, str) else json.dumps(error),
         str(error.get("code") or ""),
         str(error.get("param") or ""),
     )
 
 
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the endpoint asks to wait; 0 where it does not, or not in a form that is known."""
+def read_message(body: Any) -> ReplyMessage | None:
+    """Read the message of the first choice. Return `None` if the body is not a chat completion with a text."""
+    try:
+        choice = body["choices"][0]
+        refusal, content = choice["message"].get("refusal"), choice["message"].get("content") or ""
+        finish_reason = choice.get("finish_reason")
+    except (LookupError, TypeError, AttributeError):
+        return None
+    return ReplyMessage(content, refusal, finish_reason) if isinstance(content, str) else None
+
+
+def read_usage(body: object) -> Usage | None:
+    """Read what a call used, including its price if the endpoint reports one. Return `None` if nothing is reported."""
+    usage = _field(body, "usage")
+    prompt_tokens, completion_tokens = (_amount(_field(usage, f"{kind}_tokens")) for kind in ("prompt", "completion"))
+    if not isinstance(usage, dict) or (prompt_tokens is None and completion_tokens is None):
+        return None
+    return Usage(
+        prompt_tokens=int(prompt_tokens or 0),
+        completion_tokens=int(completion_tokens or 0),
+        cached_tokens=int(_amount(_field(usage.get("prompt_tokens_details"), "cached_tokens")) or 0),
+        cost=_amount(usage.get("cost")),  # OpenRouter reports it
+    )
+
+
+def read_retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds that the endpoint asks to wait, or 0 if it gives none in a known format."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit
@@ -115,7 +153,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def read_rate_limit(headers: Mapping[str, str], resource: str) -> RateLimit | None:
-    """What the `x-ratelimit-*` headers say of a resource (`"requests"`, `"tokens"`); `None` where they do not."""
+    """Read the `x-ratelimit-*` headers of a resource, `"requests"` or `"tokens"`. Return `None` if there are none."""
     remaining = _number(headers.get(f"x-ratelimit-remaining-{resource}"))
     resets_in = read_duration(headers.get(f"x-ratelimit-reset-{resource}"))
     if remaining is None or resets_in is None:
@@ -124,7 +162,7 @@ def read_rate_limit(headers: Mapping[str, str], resource: str) -> RateLimit | No
 
 
 def read_duration(text: str | None) -> float | None:
-    """Seconds of a duration such as `6m0s`, `120ms` or `7.5`; `None` where it is none."""
+    """Parse a duration such as `6m0s`, `120ms` or `7.5` into seconds. Return `None` if the text is not a duration."""
     parts = _DURATION.findall(text or "")
     if not parts or "".join(map("".join, parts)) != text:
         return None
@@ -137,20 +175,6 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return number if 0 <= number < math.inf else None
-
-
-def read_usage(body: object) -> Usage | None:
-    """What the endpoint says that one call took; `None` where it does not. Some (OpenRouter) say the price, too."""
-    told = _field(body, "usage")
-    prompt_tokens, completion_tokens = (_amount(_field(told, f"{kind}_tokens")) for kind in ("prompt", "completion"))
-    if not isinstance(told, dict) or (prompt_tokens is None and completion_tokens is None):
-        return None
-    return Usage(
-        prompt_tokens=int(prompt_tokens or 0),
-        completion_tokens=int(completion_tokens or 0),
-        cached_tokens=int(_amount(_field(told.get("prompt_tokens_details"), "cached_tokens")) or 0),
-        cost=_amount(told.get("cost")),
-    )
 
 
 def _field(value: object, name: str) -> object:

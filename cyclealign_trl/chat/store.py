@@ -1,4 +1,4 @@
-"""Answers that were paid for, in SQLite: texts under keys, each kept from the moment it arrives."""
+"""Persistent store of paid answers: texts by key in SQLite, each committed as it arrives."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pathlib import Path
 
 from ..errors import RankerError
 
-_APPLICATION_ID = 0x43414C4E  # "CALN": tells our databases from anybody else's
+_APPLICATION_ID = 0x43414C4E  # "CALN", marks our databases
 _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT = 30.0  # seconds
 
 
 def digest(value: object) -> bytes:
-    """A hash that is the same on every machine and in every process, unlike `hash`."""
+    """Hash a JSON-like value. Unlike `hash`, the result is the same in every process and on every machine."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).digest()
 
 
 class AnswerStore:
-    """Texts under keys, in a database of its own and in view of others. Any number of threads may use it.
+    """Texts by key, in one database that is written and others that are only read. Safe to use from any thread.
 
     Args:
-        path: The database; made where it is missing.
-        also_read: Databases to look into as well, such as those of the other processes of a run. Nothing is added to
-            them, and files that do not exist are passed over.
+        path: Path of the database, created if missing.
+        also_read: Paths of databases to read as well, such as those of the other processes of a run. Missing files
+            are skipped.
 
     Raises:
-        RankerError: If a file is no database of this class, or is damaged.
+        RankerError: If a file is not a database of this class, or is damaged.
     """
 
     def __init__(self, path: str | PathLike[str], also_read: Sequence[str | PathLike[str]] = ()) -> None:
@@ -48,33 +48,33 @@ class AnswerStore:
             raise
 
     def find(self, key: str) -> Iterator[str]:
-        """Yields what the databases hold under the key, the own one first."""
+        """Yield the texts stored under a key, the one of the own database first."""
         for database in self._databases:
             value = database.get(key)
             if value is not None:
                 yield value
 
     def put(self, key: str, value: str) -> None:
-        """Stores a text, in place of what was under the key before."""
+        """Store a text under a key, replacing the previous one."""
         self._own.put(key, value)
 
     def close(self) -> None:
-        """Closes the databases."""
+        """Close the databases."""
         for database in self._databases:
             database.close()
 
 
 class _Database:
-    """One file of keys and values, safe to share between threads.
+    """One SQLite file of keys and values, safe to share between threads.
 
-    It keeps SQLite's rollback journal: the write-ahead log needs shared memory, which network disks do not give.
+    It uses SQLite's rollback journal, because a write-ahead log needs shared memory, which network disks lack.
     """
 
     def __init__(self, path: Path, *, query_only: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()
-        # A file left by a process that was killed may first have to be rolled back, which SQLite refuses to do for
-        # `mode=ro`: `query_only` forbids everything but that.
+        # The file of a killed process may need a rollback first, which SQLite refuses with `mode=ro`. `query_only`
+        # forbids all other writes.
         mode = "rw" if query_only else "rwc"
         with self._errors():
             self._connection = sqlite3.connect(
@@ -107,18 +107,18 @@ class _Database:
             self._connection.close()
 
     def _prepare(self, query_only: bool) -> bool:
-        """Checks that the file is ours, or makes it ours if it is new. Returns whether it is new and to stay so."""
+        """Check that the file is ours, or initialise it if it is new. Return whether it is new and stays empty."""
         if query_only:
             self._connection.execute("PRAGMA query_only = ON")
         else:
-            # Two processes may both find the file new: one of them waits here, and then finds it made.
+            # If two processes open a new file at once, the second one waits here until the first has created it.
             self._connection.execute("BEGIN IMMEDIATE")
         new = self._pragma("schema_version") == 0
         if not new and (self._pragma("application_id"), self._pragma("user_version")) != (
             _APPLICATION_ID,
             _SCHEMA_VERSION,
         ):
-            raise sqlite3.DatabaseError("it was written by another program, or by another version of this one")
+            raise sqlite3.DatabaseError("it was written by another program or by another version of this one")
         if query_only:
             return new
         if new:
@@ -138,5 +138,5 @@ class _Database:
         except sqlite3.Error as error:
             raise RankerError(
                 f"The cache {self.path} cannot be used: {error}. If it is damaged or not ours, move it away or choose "
-                "another path; answers stored there are then paid for again."
+                "another path. The answers stored in it are then paid for again."
             ) from error

@@ -12,7 +12,9 @@ from typing import Any
 from .._warnings import OnceLogger
 from ..chat.budget import Budget, Prices
 from ..chat.client import ChatClient, ChatFailure, ChatTask
+from ..chat.dialect import ReplySchema
 from ..chat.messages import estimate_tokens, message_bytes
+from ..chat.settings import ChatSettings
 from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
 from .base import CANCELLED, Outcome
 from .context import FittedRequest, fit_request
@@ -42,37 +44,21 @@ class LLMRanker:
     its static ones, then the ends of its completions, as many as it must; the result's `trimmed` says so. What does
     not even fit then is a `RankingFailure("too_long")`, without a call.
 
+    Model, endpoint, limits and sampling are the arguments of
+    [`ChatSettings`][cyclealign_trl.chat.settings.ChatSettings], which describes them. `seed` also determines the shown
+    order of the completions. The other arguments are:
+
     Args:
-        model: Name of the model at the endpoint.
-        base_url: The endpoint, as for `openai.OpenAI`. `None` reads `OPENAI_BASE_URL`, else means OpenAI.
-        api_key: The key. `None` reads `OPENAI_API_KEY`; with a `base_url`, none is needed. Written nowhere.
-        criteria: What makes a completion better, in words. `None` means harmlessness and helpfulness.
-        max_concurrency: Calls in flight at once, over all threads. Halved when the endpoint answers 429, recovering
-            slowly.
-        rpm: Requests per minute, over all processes. `None` means no limit but what the endpoint's headers say.
-        tpm: Tokens per minute, sent and received, over all processes; likewise.
-        num_processes: Processes that share the limits, each taking an equal part. `None` reads `WORLD_SIZE`, else
-            means 1.
-        prices: What the endpoint charges in US dollars per million tokens: `input`, `output` and, if it differs,
-            `cached_input`. `None` means unknown, unless its replies say what they cost.
-        max_cost: US dollars to spend at most in a run, over all processes, failed calls included; a request that
-            might cost more becomes a `RankingFailure("budget_exhausted")`. Takes `prices`. `None` means no cap.
-        max_run_tokens: Tokens to send and receive at most in a run, likewise.
-        timeout: Seconds that one call may take, by the clock. A `Retry-After` beyond it is not waited for.
-        max_retries: Further attempts after a first one that failed in a way that may pass.
-        temperature: Sampling temperature of the judge.
-        max_tokens: Tokens that a reply may take.
-        seed: Seed of the shown order and of the judge's sampling.
-        shuffle: Whether to shuffle the shown order, against position bias.
-        improve: Whether to ask for an improved completion too.
-        num_passes: How often to ask for each ranking, against position bias and noise.
-        context_window: Tokens that the model takes, reply included; every 3 bytes of text are counted as one. `None`
-            sends everything.
-        extra_body: Further fields of the request body, for what an endpoint offers beyond the standard.
+        criteria: Description of what makes a completion better. `None` means harmlessness and helpfulness.
+        shuffle: Whether to shuffle the completions before they are shown, against position bias.
+        improve: Whether to request an improved completion as well.
+        num_passes: Number of rankings to request and merge per request, against position bias and noise.
+        context_window: Tokens that the model accepts, reply included, estimated as one token per 3 bytes of text.
+            `None` never truncates a request.
 
     Raises:
-        RankerError: If no key is given and `base_url` is not either.
-        ValueError: If an argument is out of its range.
+        RankerError: If neither an API key nor a `base_url` is given.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -112,7 +98,7 @@ class LLMRanker:
                 f"`context_window` ({context_window} tokens) holds request and reply, so it must be larger than "
                 f"`max_tokens` ({max_tokens})."
             )
-        self._client = ChatClient(
+        settings = ChatSettings(
             model,
             base_url,
             api_key,
@@ -130,13 +116,13 @@ class LLMRanker:
             seed=seed,
             extra_body=extra_body,
         )
+        self._client = ChatClient(settings)
+        self._settings = settings
         self._criteria = criteria
-        self._seed = seed
         self._shuffle = shuffle
         self._improve = improve
         self._num_passes = num_passes
         self._context_window = context_window
-        self._max_tokens = max_tokens
         self._once = OnceLogger(logger)
 
     def __repr__(self) -> str:
@@ -145,7 +131,7 @@ class LLMRanker:
     @property
     def name(self) -> str:
         """The model's name, without the endpoint."""
-        return self._client.model
+        return self._settings.model
 
     @property
     def num_passes(self) -> int:
@@ -160,20 +146,20 @@ class LLMRanker:
     @property
     def fingerprint(self) -> str:
         """JSON text that changes whenever the answers might. It holds no key, and of `extra_body` only a hash."""
-        asked = self._client.settings
+        identity = self._client.identity
         return json.dumps(
             {
-                "model": asked["model"],
-                "base_url": asked["base_url"],
+                "model": identity["model"],
+                "base_url": identity["base_url"],
                 "criteria": self._criteria,
-                "temperature": asked["temperature"],
-                "max_tokens": asked["max_tokens"],
-                "seed": self._seed,
+                "temperature": identity["temperature"],
+                "max_tokens": identity["max_tokens"],
+                "seed": identity["seed"],
                 "shuffle": self._shuffle,
                 "improve": self._improve,
                 "num_passes": self._num_passes,
                 "context_window": self._context_window,
-                "extra_body": asked["extra_body"],
+                "extra_body": identity["extra_body"],
                 "prompt_version": PROMPT_VERSION,
             }
         )
@@ -230,7 +216,7 @@ class LLMRanker:
         reply = json.dumps({"ranking": labels(len(order)), **({"improved_response": ""} if self._improve else {})})
         longest = max(len(completion.encode(errors="replace")) for completion in request.completions)
         improved_bytes = longest * (len(order) + 1) // len(order) if self._improve else 0
-        reply_tokens = min(estimate_tokens(len(reply) + improved_bytes), self._max_tokens)
+        reply_tokens = min(estimate_tokens(len(reply) + improved_bytes), self._settings.max_tokens)
         num_passes = self._num_passes if request.pass_index is None else 1
         usage = Usage(
             prompt_tokens=num_passes * estimate_tokens(message_bytes(messages)),
@@ -260,7 +246,7 @@ class LLMRanker:
         if self._context_window is None:
             return FittedRequest(request.demonstrations)
         build = partial(self._messages, request, range(len(request.completions)))
-        fitted = fit_request(request, build, self._context_window, self._max_tokens)
+        fitted = fit_request(request, build, self._context_window, self._settings.max_tokens)
         if fitted is not None and fitted.trimmed is not None:
             self._once.warning(
                 "trimmed",
@@ -277,8 +263,7 @@ class LLMRanker:
         names = labels(len(order))
         return ChatTask(
             messages=partial(self._messages, request, order, fitted.demonstrations, fitted.max_characters),
-            schema_name="ranking",
-            schema=reply_schema(names, improve=self._improve),
+            schema=ReplySchema("ranking", reply_schema(names, improve=self._improve)),
             read=partial(self._read, order, names, fitted),
             refusal_note=_REFUSAL_NOTE,
             seed_offset=request.pass_index or 0,  # few completions have fewer orders than there may be passes
@@ -286,7 +271,7 @@ class LLMRanker:
 
     def _shown_order(self, request: RankingRequest) -> list[int]:
         """The request's indices in the order in which they are shown."""
-        return shown_order(request, self._seed) if self._shuffle else list(range(len(request.completions)))
+        return shown_order(request, self._settings.seed) if self._shuffle else list(range(len(request.completions)))
 
     def _messages(
         self,

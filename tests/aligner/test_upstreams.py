@@ -1,4 +1,10 @@
-"""Whose answers are corrected: models, pipelines, endpoints, functions."""
+"""Upstreams: models, pipelines, endpoints, functions."""
+
+import json
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -6,6 +12,7 @@ from transformers import pipeline
 
 from cyclealign_trl import AlignedUpstream, Aligner, EndpointUpstream, ModelUpstream, PipelineUpstream
 from cyclealign_trl.aligner.upstreams import make_upstream
+from cyclealign_trl.chat import client
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from cyclealign_trl.errors import PromptError, UpstreamError
 from tests.conftest import make_model, make_tokenizer
@@ -14,7 +21,7 @@ CHAT = [{"role": "user", "content": "Hi"}]
 
 
 class Shouter(Aligner):
-    """Corrects by a rule."""
+    """Aligner that adds an exclamation mark."""
 
     def correct(self, prompts, answers):
         assert len(prompts) == len(answers)
@@ -34,13 +41,13 @@ def reply(body):
     return Reply(f"{body['messages'][-1]['content']} {body.get('temperature')} {body.get('max_tokens')}")
 
 
-# Each kind
+# Kinds of upstreams
 
 
 @pytest.mark.parametrize(
     "prompts", [["Hi", "What is it?"], [CHAT, [*CHAT, {"role": "assistant", "content": "a"}, *CHAT]]]
 )
-def test_a_model_answers_as_it_would_alone(prompts):
+def test_a_model_answers_a_batch_as_it_answers_each_prompt(prompts):
     model, tokenizer = make_model(), make_tokenizer()
     greedy = {"do_sample": False, "repetition_penalty": 1.0}
     upstream = ModelUpstream(model, tokenizer, generation_kwargs=greedy, device="cpu")
@@ -56,7 +63,7 @@ def test_a_model_answers_as_it_would_alone(prompts):
         assert 0 < len(answer) <= 5
 
 
-def test_a_model_takes_what_a_request_says(recwarn):
+def test_a_model_uses_the_sampling_parameters_of_a_request(recwarn):
     upstream = ModelUpstream(make_model(), make_tokenizer(), device="cpu", max_new_tokens=20)
     prompts = ["Hi"] * 6
     assert len(set(upstream(prompts, temperature=2.0))) > 1  # sampled
@@ -67,7 +74,7 @@ def test_a_model_takes_what_a_request_says(recwarn):
     assert not recwarn.list
 
 
-def test_a_seed_makes_answers_depend_on_the_prompts_alone():
+def test_a_seed_makes_answers_reproducible():
     seeded = ModelUpstream(make_model(), make_tokenizer(), device="cpu", max_new_tokens=8, seed=1)
     state = torch.get_rng_state()
     assert seeded(["Hi"] * 3) == seeded(["Hi"] * 3)
@@ -76,10 +83,10 @@ def test_a_seed_makes_answers_depend_on_the_prompts_alone():
     assert drawn(["Hi"] * 3, temperature=2.0) != drawn(["Hi"] * 3, temperature=2.0)
 
 
-def test_a_prompt_that_a_model_cannot_read_is_an_error_of_its_own():
+def test_a_prompt_that_a_model_cannot_answer_is_a_prompt_error():
     tokenizer = make_tokenizer()
     upstream = ModelUpstream(make_model(), tokenizer, device="cpu", max_new_tokens=200)
-    with pytest.raises(PromptError, match="60 tokens, and the upstream model reads at most 56"):
+    with pytest.raises(PromptError, match="60 tokens, but the upstream model accepts 56 at most"):
         upstream(["x" * 60])
     tokenizer.chat_template = "{{ raise_exception('no such role') }}"
     with pytest.raises(PromptError, match="no such role"):
@@ -89,7 +96,7 @@ def test_a_prompt_that_a_model_cannot_read_is_an_error_of_its_own():
         ModelUpstream(make_model(), tokenizer, device="cpu")([CHAT])
 
 
-def test_a_pipeline(aligner):
+def test_a_pipeline_answers_texts_and_messages(aligner):
     generator = pipeline("text-generation", model=make_model(), tokenizer=make_tokenizer(), device="cpu")
     upstream = make_upstream(generator)
     assert isinstance(upstream, PipelineUpstream)
@@ -99,12 +106,24 @@ def test_a_pipeline(aligner):
         assert AlignedUpstream(generator, aligner)(prompts, max_tokens=4, temperature=0) == [f"{a}!" for a in answers]
 
 
-def test_an_endpoint_in_order_and_with_what_a_request_says():
+def test_an_endpoint_answers_in_order_with_the_given_sampling():
     with LoopbackEndpoint(reply) as endpoint:
         upstream = EndpointUpstream("gpt", endpoint.base_url, sampling={"max_tokens": 9})
         assert upstream([f"Q{i}" for i in range(50)]) == [f"Q{i} None 9" for i in range(50)]
         assert upstream([CHAT], temperature=0.5, max_tokens=3) == ["Hi 0.5 3"]
         assert {request["model"] for request in endpoint.requests} == {"gpt"}
+
+
+def test_an_endpoint_receives_only_what_the_user_has_set():
+    chat = [{"role": "system", "content": "Be brief."}, *CHAT]
+    with LoopbackEndpoint(reply) as endpoint:
+        EndpointUpstream("gpt", endpoint.base_url)([chat])
+        sampling = {"seed": 3, "extra_body": {"top_k": 5}}
+        EndpointUpstream("gpt", endpoint.base_url, sampling=sampling)(["Hi"], top_p=0.5, max_completion_tokens=7)
+        assert endpoint.requests == [
+            {"model": "gpt", "messages": chat},
+            {"model": "gpt", "messages": CHAT, "seed": 3, "top_k": 5, "top_p": 0.5, "max_completion_tokens": 7},
+        ]
 
 
 def test_an_endpoint_without_address_or_key_raises(monkeypatch):
@@ -114,34 +133,81 @@ def test_an_endpoint_without_address_or_key_raises(monkeypatch):
         EndpointUpstream("gpt")
 
 
+CONTENT_FILTER = json.dumps({"error": {"message": "Filtered.", "code": "content_filter"}})
+
+
 @pytest.mark.parametrize(
-    ("answer", "error", "said"),
+    ("answer", "error", "message"),
     [
         (Reply("the key sk-secret is wrong", status=401), UpstreamError, r"HTTP 401: the key \[API key\] is wrong"),
+        (Reply("Unsupported value: 'top_p'.", status=400), UpstreamError, "HTTP 400: Unsupported value: 'top_p'"),
         (Reply("This model's maximum context length is 9", status=400), PromptError, "too long"),
-        (Reply("broken", status=500), UpstreamError, "HTTP 500"),
-        (Reply(body="{}"), UpstreamError, "no chat completion"),
-        (Reply(reset=True), UpstreamError, "APIConnectionError"),
-        (Reply("late", delay=3), UpstreamError, "APITimeoutError"),
+        (Reply(body=CONTENT_FILTER, status=400), PromptError, "rejected the content of the prompt"),
+        (Reply("broken", status=500), UpstreamError, r"\(server_error\): HTTP 500: broken"),
+        (Reply("slow down", status=429), UpstreamError, r"\(rate_limited\): HTTP 429: slow down"),
+        (Reply(body="{}"), UpstreamError, r"\(invalid_response\): The response has no chat completion: \{\}"),
+        (Reply(reset=True), UpstreamError, r"\(connection\): Client\w+Error: .*Connection reset"),
+        (Reply("late", delay=3), UpstreamError, r"\(timeout\): No reply within 1 s"),
     ],
 )
-def test_an_endpoint_that_fails(answer, error, said):
+def test_errors_of_an_endpoint(answer, error, message):
     with LoopbackEndpoint(lambda body: answer) as endpoint:
         upstream = EndpointUpstream("gpt", endpoint.base_url, "sk-secret", max_retries=0, timeout=1)
-        with pytest.raises(error, match=said) as raised:
+        with pytest.raises(error, match=message) as raised:
             upstream(["Hi"])
-    assert "sk-secret" not in str(raised.value)
-    assert raised.value.__cause__ is None or "sk-secret" not in str(raised.value.__cause__)
+        assert len(endpoint.requests) == 1
+    assert "sk-secret" not in "".join(traceback.format_exception(raised.value))
 
 
-def test_a_refusal_is_an_answer_too():
-    with LoopbackEndpoint(lambda body: Reply("", refusal="I cannot help with that.")) as endpoint:
-        assert EndpointUpstream("gpt", endpoint.base_url)(["Hi"]) == ["I cannot help with that."]
+def test_an_endpoint_is_called_again_after_temporary_errors(monkeypatch):
+    monkeypatch.setattr(client, "_BACKOFF_BASE", 0.01)
+    replies = iter([Reply(status=500), Reply(status=429), Reply(reset=True), Reply(body="{}"), Reply("Hello.")])
+    with LoopbackEndpoint(lambda body: next(replies)) as endpoint:
+        assert EndpointUpstream("gpt", endpoint.base_url, max_retries=4)(["Hi"]) == ["Hello."]
+        assert endpoint.requests == [{"model": "gpt", "messages": CHAT}] * 5
 
 
-def test_functions_with_and_without_settings(aligner):
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (Reply("", refusal="I cannot help with that."), "I cannot help with that."),
+        (Reply("It depends on", finish_reason="length"), "It depends on"),
+        (Reply("Well", finish_reason="content_filter"), "Well"),
+        (Reply("Well", finish_reason=None), "Well"),
+        (Reply(""), ""),
+        (Reply("Your key is sk-secret-0123456789."), "Your key is [API key]."),
+    ],
+    ids=["refusal", "token limit", "filtered", "no finish reason", "empty", "echoed key"],
+)
+def test_every_chat_completion_of_an_endpoint_is_an_answer(answer, text):
+    with LoopbackEndpoint(lambda body: answer) as endpoint:
+        assert EndpointUpstream("gpt", endpoint.base_url, "sk-secret-0123456789")(["Hi"]) == [text]
+        assert len(endpoint.requests) == 1
+
+
+def test_threads_share_the_concurrency_of_an_endpoint():
+    lock, in_flight, most = threading.Lock(), 0, 0
+
+    def respond(body):
+        nonlocal in_flight, most
+        with lock:
+            in_flight += 1
+            most = max(most, in_flight)
+        time.sleep(0.02)
+        with lock:
+            in_flight -= 1
+        return reply(body)
+
+    with LoopbackEndpoint(respond) as endpoint, ThreadPoolExecutor(12) as threads:
+        upstream = EndpointUpstream("gpt", endpoint.base_url, max_concurrency=4)
+        answers = list(threads.map(lambda i: upstream([f"Q{i}", f"R{i}"]), range(12)))
+    assert answers == [[f"Q{i} None None", f"R{i} None None"] for i in range(12)]
+    assert most == 4
+
+
+def test_functions_with_and_without_sampling_parameters(aligner):
     assert AlignedUpstream(echo, aligner)(["a", CHAT]) == ["a!", "Hi!"]
-    with pytest.raises(PromptError, match="does not take temperature"):
+    with pytest.raises(PromptError, match="does not support temperature"):
         AlignedUpstream(echo, aligner)(["a"], temperature=1.0)
     named = make_upstream(lambda prompts, temperature: [f"{temperature}"] * len(prompts))
     assert named(["a"], temperature=1.0) == ["1.0"]
@@ -151,21 +217,21 @@ def test_functions_with_and_without_settings(aligner):
         make_upstream(lambda prompts: ["a"])(["a", "b"])
 
 
-def test_whatever_else_raises():
+def test_make_upstream_rejects_other_types():
     for wrong in ("gpt-5-mini", 3):
         with pytest.raises(TypeError, match="EndpointUpstream"):
             make_upstream(wrong)
 
 
-# Stacked
+# Stacks
 
 
-def test_a_model_and_its_aligner(aligner):
+def test_an_aligner_on_a_model(aligner):
     model, tokenizer = make_model(), make_tokenizer()
     aligned = AlignedUpstream(model, aligner, tokenizer)
     plain = ModelUpstream(model, tokenizer)
     assert aligned(["Hi"], temperature=0, max_tokens=4) == [f"{plain(['Hi'], temperature=0, max_tokens=4)[0]}!"]
 
 
-def test_stacks_can_be_stacked(aligner):
+def test_two_aligners_on_one_upstream(aligner):
     assert AlignedUpstream(AlignedUpstream(echo, aligner), aligner)(["a", "b"]) == ["a!!", "b!!"]

@@ -55,8 +55,8 @@ def test_prices_that_are_none_raise(prices):
     ("options", "message"),
     [
         ({"max_cost": 5.0}, "`max_cost`=5.0 needs the prices"),
-        ({"max_cost": 0.0, "prices": PRICES}, "max_cost.*above 0.*got 0.0"),
-        ({"max_run_tokens": -1}, "max_run_tokens.*above 0.*got -1"),
+        ({"max_cost": 0.0, "prices": PRICES}, "max_cost.*positive.*got 0.0"),
+        ({"max_run_tokens": -1}, "max_run_tokens.*positive.*got -1"),
     ],
 )
 def test_caps_that_cannot_be_kept_raise(options, message):

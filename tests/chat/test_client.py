@@ -5,7 +5,9 @@ import json
 import pytest
 
 from cyclealign_trl.chat.client import ChatAnswer, ChatClient, ChatFailure, ChatTask
+from cyclealign_trl.chat.dialect import ReplySchema
 from cyclealign_trl.chat.replies import InvalidReply
+from cyclealign_trl.chat.settings import ChatSettings
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 
 SCHEMA = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
@@ -22,7 +24,7 @@ def task(question):
             raise InvalidReply("wrong_word", f"{reply!r} is not 'yes'")
         return len(reply)
 
-    return ChatTask(messages, "a_word", SCHEMA, read, refusal_note="Say yes.")
+    return ChatTask(messages, read, ReplySchema("a_word", SCHEMA), refusal_note="Say yes.")
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def ask():
 
     def start(respond, *questions):
         endpoint = LoopbackEndpoint(respond).start()
-        client = ChatClient("a-model", endpoint.base_url, max_retries=1)
+        client = ChatClient(ChatSettings("a-model", endpoint.base_url, max_retries=1))
         opened.extend([client, endpoint])
         answers = dict(client.stream([task(question) for question in questions]))
         return [answers[position] for position in range(len(questions))], endpoint.requests

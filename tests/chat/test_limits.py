@@ -32,7 +32,7 @@ def simulate(limiter, num_calls, latency, transit, tokens=1, expected=1, seed=0)
             # Whatever comes first: an answer, or the time to ask again.
             if under_way and under_way[0][0] <= now + permit:
                 now, _, ended = heapq.heappop(under_way)
-                limiter.settle(ended, now, Usage(tokens), {})
+                limiter.record(ended, now, Usage(tokens), {})
             else:
                 now += permit
         arrived = now + chance.uniform(0, transit)
@@ -76,7 +76,7 @@ def test_a_call_beyond_the_limit_goes_alone():
     permit = limiter.try_admit(5000, 0.0)
     assert isinstance(permit, Permit)
     assert limiter.try_admit(1, 1.0) > 0
-    limiter.settle(permit, 2.0, Usage(400, 500), {})
+    limiter.record(permit, 2.0, Usage(400, 500), {})
     assert isinstance(limiter.try_admit(100, 2.0), Permit)
     assert limiter.try_admit(1, 2.0) > 0
 
@@ -101,7 +101,7 @@ def told(resource, remaining, reset, limit=100):
 @pytest.mark.parametrize("resource", ["requests", "tokens"])
 def test_what_is_used_up_is_waited_for(resource):
     limiter = RateLimiter(None, None, 1)
-    limiter.settle(limiter.try_admit(10, 0.0), 1.0, None, told(resource, 0, "6m0s"))
+    limiter.record(limiter.try_admit(10, 0.0), 1.0, None, told(resource, 0, "6m0s"))
     assert limiter.try_admit(10, 1.0) == 360.0
     assert limiter.try_admit(10, 360.0) == 1.0
     assert isinstance(limiter.try_admit(10, 361.0), Permit)
@@ -110,28 +110,28 @@ def test_what_is_used_up_is_waited_for(resource):
 def test_calls_that_the_headers_do_not_know_of_count():
     limiter = RateLimiter(None, None, 1)
     first, *_ = [limiter.try_admit(1, 0.0) for _ in range(4)]
-    limiter.settle(first, 1.0, None, told("requests", 5, "30s"))  # of which three are under way
+    limiter.record(first, 1.0, None, told("requests", 5, "30s"))  # of which three are under way
     assert [isinstance(limiter.try_admit(1, 1.0), Permit) for _ in range(3)] == [True, True, False]
 
 
 def test_an_older_answer_says_nothing_new():
     limiter = RateLimiter(None, None, 1)
     older, newer = limiter.try_admit(1, 0.0), limiter.try_admit(1, 0.0)
-    limiter.settle(newer, 1.0, None, told("requests", 50, "1s"))
-    limiter.settle(older, 1.0, None, told("requests", 0, "30s"))
+    limiter.record(newer, 1.0, None, told("requests", 50, "1s"))
+    limiter.record(older, 1.0, None, told("requests", 0, "30s"))
     assert isinstance(limiter.try_admit(1, 1.0), Permit)
 
 
 def test_after_a_reset_the_limit_is_there_again_and_no_more():
     limiter = RateLimiter(None, None, 1)
-    limiter.settle(limiter.try_admit(1, 0.0), 0.0, None, told("requests", 0, "1s", limit=3))
+    limiter.record(limiter.try_admit(1, 0.0), 0.0, None, told("requests", 0, "1s", limit=3))
     assert [isinstance(limiter.try_admit(1, 1.0), Permit) for _ in range(4)] == [True, True, True, False]
     assert isinstance(limiter.try_admit(1, 2.0), Permit)
 
 
 def test_a_reset_tomorrow_is_not_waited_for():
     limiter = RateLimiter(None, None, 1)
-    limiter.settle(limiter.try_admit(1, 0.0), 0.0, None, told("requests", 0, "23h59m"))
+    limiter.record(limiter.try_admit(1, 0.0), 0.0, None, told("requests", 0, "23h59m"))
     assert isinstance(limiter.try_admit(1, 0.0), Permit)
 
 
@@ -165,18 +165,18 @@ def test_many_429s_of_one_round_trip_halve_the_concurrency_once_and_it_recovers_
         concurrency = AdaptiveConcurrency(100)
         bounds = []
         for _ in range(3):
-            numbers = [await concurrency.__aenter__() for _ in range(concurrency.bound)]
+            numbers = [await concurrency.__aenter__() for _ in range(concurrency.limit)]
             for number in numbers:
-                concurrency.too_many(number)
+                concurrency.decrease(number)
                 await concurrency.__aexit__()
-            bounds.append(concurrency.bound)
+            bounds.append(concurrency.limit)
         for _ in range(10):  # round trips
-            for _ in range(concurrency.bound):
-                concurrency.fine()
-            bounds.append(concurrency.bound)
+            for _ in range(concurrency.limit):
+                concurrency.increase()
+            bounds.append(concurrency.limit)
         for _ in range(10_000):
-            concurrency.fine()
-        return [*bounds, concurrency.bound]
+            concurrency.increase()
+        return [*bounds, concurrency.limit]
 
     bounds = asyncio.run(run())
     assert bounds[:3] == [50, 25, 12]
@@ -200,7 +200,7 @@ def test_the_bound_holds_while_it_changes_and_cancelled_calls_leave_no_trace():
                 finally:
                     in_flight -= 1
             if index == 20:
-                concurrency.too_many(number)
+                concurrency.decrease(number)
 
         calls = [asyncio.create_task(call(index)) for index in range(60)]
         await asyncio.sleep(0)
@@ -212,7 +212,7 @@ def test_the_bound_holds_while_it_changes_and_cancelled_calls_leave_no_trace():
     most, concurrency = asyncio.run(run())
     assert len(most) >= 56
     assert max(most) == 8
-    assert max(most[-20:]) == 4 == concurrency.bound
+    assert max(most[-20:]) == 4 == concurrency.limit
     assert concurrency._in_flight == 0
 
 
@@ -229,7 +229,7 @@ def test_a_429_halves_the_calls_in_flight():
     with LoopbackEndpoint(respond) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url, max_concurrency=8)
         outcomes = ranker.rank([RankingRequest(f"Question {index}?", ("a", "b")) for index in range(16)])
-        bound = ranker._client._meter.concurrency.bound
+        bound = ranker._client._meter.concurrency.limit
         ranker.close()
     assert [type(outcome).__name__ for outcome in outcomes] == ["RankingResult"] * 16
     assert 4 <= bound < 8

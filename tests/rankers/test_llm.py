@@ -365,7 +365,7 @@ def test_the_back_off_leaves_the_global_random_state_alone(serve):
         (403, "may call this model"),
         (404, "base_url"),
         (400, "refuses"),
-        (418, "Asking again"),
+        (418, "A retry cannot help"),
     ],
 )
 def test_fatal_statuses_raise_without_the_key(serve, status, fix, caplog):
@@ -743,7 +743,7 @@ def test_a_dropped_ranker_frees_its_thread():
     with LoopbackEndpoint(judge) as endpoint:
         assert LLMRanker("a-model", endpoint.base_url).rank([REQUEST])[0].order == RIGHT
         deadline = time.monotonic() + 5
-        while any(thread.name == "cyclealign-ranker" for thread in threading.enumerate()):
+        while any(thread.name == "cyclealign-chat" for thread in threading.enumerate()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
             gc.collect()  # the last task may have been the last to let go, in a cycle

@@ -316,5 +316,5 @@ def test_a_refused_key_is_one_line(tmp_path, monkeypatch, caplog):
     data = write(tmp_path / "ranked.jsonl", rows(4))
     with LoopbackEndpoint(by_length, api_key="another") as endpoint, pytest.raises(SystemExit) as stop:
         judge(data, tmp_path / "out", endpoint)
-    assert "cannot be asked. Set OPENAI_API_KEY" in stop.value.code
+    assert "rejects requests to the model 'judge'. Set OPENAI_API_KEY" in stop.value.code
     assert "very-secret" not in caplog.text + stop.value.code

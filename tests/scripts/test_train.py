@@ -223,7 +223,7 @@ def test_an_error_of_the_ranker_during_training_is_one_line(tmp_path, run_yaml):
     ):
         main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)),
               "--ranker_model", "judge", "--ranker_base_url", endpoint.base_url])  # fmt: skip
-    assert "cannot be asked. Set OPENAI_API_KEY" in stop.value.code
+    assert "rejects requests to the model 'judge'. Set OPENAI_API_KEY" in stop.value.code
 
 
 # Rankers
