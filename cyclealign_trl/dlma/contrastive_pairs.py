@@ -1,4 +1,4 @@
-"""DLMA's data (arXiv 2402.11907): a model's own replies under contrastive prompts, with its own opinion of them."""
+"""Generate the training data of DLMA (arXiv 2402.11907): pairs that a model samples and scores by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -49,53 +48,55 @@ def generate_contrastive_pairs(
     device: str | torch.device | None = None,
     model_init_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Has a model reply to each prompt as well and as badly as it can, and say how much better the one is.
+    """Sample a good and a bad completion of each prompt from a model, and score the pair with the same model.
 
-    Each prompt gets one reply under the positive prompt, `chosen`, and one under the negative, `rejected`, and their
-    self-reward under the same two prompts (see `add_self_rewards`). Nothing is swapped where it is negative: the loss
-    sees to that. Left out, and counted in `info.description`: prompts that are too long with what they ask for, and
-    pairs with an empty reply, with equal replies, or without a finite self-reward.
+    `chosen` is sampled under the positive contrastive prompt and `rejected` under the negative one. Both prompts also
+    give the pair's self-reward (see `add_self_rewards`). A pair with a negative self-reward is not swapped, because
+    the DLMA loss takes the sign into account.
 
-    Where several processes run, each replies to a share of the prompts, and all return the whole.
+    Some prompts are dropped, and counted by reason in `info.description`: those whose contrastive prompts exceed
+    `max_prompt_length`, and those with an empty completion, equal completions, or a self-reward that is not finite.
+
+    With several processes, each one handles a share of the prompts, and all of them return all pairs.
 
     Args:
         model: A causal language model, or its name.
-        prompts: The prompts, or a data set with a column `prompt`: text or messages.
-        contrastive: What a good and a bad reply are: `"harmless"`, `"helpful"`, or `ContrastivePrompts` of your own.
-        tokenizer: The model's tokenizer. `None` loads the one of the model's name.
-        output_dir: Folder for finished batches. A call that was interrupted goes on there, and ends with the same
-            pairs. Needed where several processes run.
-        batch_size: Prompts at once.
-        max_prompt_length: Longest contrastive prompt in tokens; `None` for no limit.
-        max_completion_length: Longest reply in tokens.
+        prompts: The prompts, as text or messages, or a dataset with a column `prompt`.
+        contrastive: `"harmless"`, `"helpful"`, or your own `ContrastivePrompts`.
+        tokenizer: The model's tokenizer. `None` loads it by the model's name.
+        output_dir: Folder for finished batches, required with several processes. An interrupted call continues from
+            there, with the same pairs as an uninterrupted one.
+        batch_size: Prompts per batch.
+        max_prompt_length: Longest contrastive prompt in tokens. `None` means no limit.
+        max_completion_length: Longest completion in tokens.
         temperature: Sampling temperature.
         generation_kwargs: Further fields of `GenerationConfig`.
         chat_template_kwargs: Keyword arguments for the chat template of conversational prompts.
-        seed: Seed of the sampling; the global random state is left as it was.
-        device: Where the model runs. `None` means this process's accelerator, or the CPU where there is none.
-        model_init_kwargs: Keyword arguments for loading the model by name.
+        seed: Random seed for sampling. The global random state does not change.
+        device: Device of the model. `None` means this process's accelerator, or the CPU without one.
+        model_init_kwargs: Keyword arguments to load the model by name.
 
     Returns:
-        TRL's preference format: `prompt`, `chosen`, `rejected`; with `self_reward`, and the log-likelihoods that it
-        is made of, `chosen_logps` and `rejected_logps`, each under the positive and under the negative prompt.
+        Pairs in TRL's preference format (`prompt`, `chosen`, `rejected`) with `self_reward`, `chosen_logps` and
+        `rejected_logps`. The last two are log-probabilities under the positive and under the negative prompt.
 
     Raises:
-        ValueError: If there are no prompts, no pair is left, or `output_dir` holds pairs of other prompts, of another
-            model or with other settings.
+        ValueError: If there are no prompts, every pair is dropped, `output_dir` is missing with several processes, or
+            `output_dir` contains pairs from a different model, different prompts or different settings.
     """
     prompts = list(prompts["prompt"]) if isinstance(prompts, Dataset) else list(prompts)
     if not prompts:
-        raise ValueError("There are no prompts to reply to.")
+        raise ValueError("There are no prompts. Pass at least one.")
     rank, num_processes = _processes()
     if num_processes > 1 and output_dir is None:
-        raise ValueError(f"{num_processes} processes take an output_dir, in which they find each other's pairs.")
-    self_reward = SelfReward.load(
+        raise ValueError(f"output_dir is required to share pairs among {num_processes} processes.")
+    self_reward = SelfReward(
         model,
         tokenizer,
         contrastive,
         batch_size=batch_size,
         max_prompt_length=max_prompt_length,
-        max_completion_length=max_completion_length + 1,  # the end-of-sequence token of one that ran out of room
+        max_completion_length=max_completion_length + 1,  # scoring appends an end-of-sequence token
         chat_template_kwargs=chat_template_kwargs,
         device=device,
         model_init_kwargs=model_init_kwargs,
@@ -116,7 +117,7 @@ def generate_contrastive_pairs(
     folder = None if output_dir is None else _open_folder(Path(output_dir), settings)
 
     own = range(rank, len(batches), num_processes)
-    done: dict[int, list[dict[str, Any]]] = {}
+    pairs: dict[int, list[dict[str, Any]]] = {}
     for index in tqdm(own, desc="Generating contrastive pairs", disable=rank > 0 or len(own) < 2, leave=False):
         path = None if folder is None else folder / f"batch-{index:06d}.json"
         if path is not None and path.exists():
@@ -128,14 +129,14 @@ def generate_contrastive_pairs(
             pad_token_id=self_reward.renderer.tokenizer.pad_token_id,
         )
         with seeded(seed + index, self_reward.model.device):
-            done[index] = _pairs(self_reward, batches[index], config)
+            pairs[index] = _sample_pairs(self_reward, batches[index], config)
         if path is not None:
-            _write(path, done[index])
+            _write_json(path, pairs[index])
     if num_processes > 1:
         torch.distributed.barrier()
     if folder is not None:
-        done = {i: json.loads((folder / f"batch-{i:06d}.json").read_text("utf-8")) for i in range(len(batches))}
-    return _as_dataset([pair for index in range(len(batches)) for pair in done[index]])
+        pairs = {i: json.loads((folder / f"batch-{i:06d}.json").read_text("utf-8")) for i in range(len(batches))}
+    return _as_dataset([row for index in range(len(batches)) for row in pairs[index]])
 
 
 def add_self_rewards(
@@ -151,30 +152,33 @@ def add_self_rewards(
     device: str | torch.device | None = None,
     model_init_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Adds to preference pairs what a model itself thinks of them.
+    """Add self-rewards to preference pairs: scores by a model that sees each prompt in two contrastive versions.
 
-    The self-reward of a pair is `[log p(chosen | good) - log p(chosen | bad)] - [log p(rejected | good) -
-    log p(rejected | bad)]`, sums over tokens, with the prompt asking for a good and for a bad reply.
+    The self-reward of a pair is `[log p(chosen | positive) - log p(chosen | negative)] - [log p(rejected | positive) -
+    log p(rejected | negative)]`, where each log-probability is a sum over tokens and the positive or negative prompt
+    asks for a good or a bad completion.
 
     Args:
-        dataset: TRL's preference data, with `prompt` or with the prompt as what both begin with.
+        dataset: Pairs in TRL's preference format. Without a column `prompt`, the prompt is the common beginning of
+            `chosen` and `rejected`.
         model: A causal language model, or its name.
-        contrastive: What a good and a bad reply are: `"harmless"`, `"helpful"`, or `ContrastivePrompts` of your own.
-        tokenizer: The model's tokenizer. `None` loads the one of the model's name.
-        batch_size: Texts in one forward pass.
-        max_prompt_length: Longest contrastive prompt in tokens; `None` for no limit.
-        max_completion_length: Longest completion in tokens. A longer one is scored up to there.
+        contrastive: `"harmless"`, `"helpful"`, or your own `ContrastivePrompts`.
+        tokenizer: The model's tokenizer. `None` loads it by the model's name.
+        batch_size: Texts per forward pass.
+        max_prompt_length: Longest contrastive prompt in tokens. `None` means no limit.
+        max_completion_length: Longest completion in tokens. Longer ones are truncated before they are scored.
         chat_template_kwargs: Keyword arguments for the chat template of conversational prompts.
-        device: Where the model runs. `None` means this process's accelerator, or the CPU where there is none.
-        model_init_kwargs: Keyword arguments for loading the model by name.
+        device: Device of the model. `None` means this process's accelerator, or the CPU without one.
+        model_init_kwargs: Keyword arguments to load the model by name.
 
     Returns:
-        The pairs with `self_reward`, `chosen_logps` and `rejected_logps`, as `generate_contrastive_pairs` makes them.
+        The pairs with `self_reward`, `chosen_logps` and `rejected_logps`, as from `generate_contrastive_pairs`, which
+        drops pairs for the same reasons.
 
     Raises:
-        ValueError: If no pair is left; the same pairs are left out.
+        ValueError: If every pair is dropped.
     """
-    self_reward = SelfReward.load(
+    self_reward = SelfReward(
         model,
         tokenizer,
         contrastive,
@@ -190,89 +194,92 @@ def add_self_rewards(
     for start in tqdm(range(0, len(rows), batch_size), desc="Scoring pairs", leave=False):
         batch = rows[start : start + batch_size]
         fitting = [row for row in batch if self_reward.fits(row["prompt"])]
-        replies = [[completion_text(row["chosen"]), completion_text(row["rejected"])] for row in fitting]
-        pairs += _score(self_reward, [row["prompt"] for row in fitting], replies)
+        completions = [(completion_text(row["chosen"]), completion_text(row["rejected"])) for row in fitting]
+        pairs += _score_pairs(self_reward, [row["prompt"] for row in fitting], completions)
         pairs += [_TOO_LONG] * (len(batch) - len(fitting))
     return _as_dataset(pairs)
 
 
-def _pairs(self_reward: SelfReward, prompts: Sequence[Prompt], config: GenerationConfig) -> list[dict[str, Any]]:
-    """Samples a batch's replies, and scores them."""
+def _sample_pairs(
+    self_reward: SelfReward, prompts: Sequence[Prompt], config: GenerationConfig
+) -> list[dict[str, Any]]:
+    """Sample and score the pairs of one batch of prompts."""
     fitting = [prompt for prompt in prompts if self_reward.fits(prompt)]
-    replies: list[list[str]] = []
+    completions: list[list[str]] = []
     if fitting:
         model, renderer = self_reward.model, self_reward.renderer
-        asking = [renderer.prompt(text)[0] for prompt in fitting for text in self_reward.contrastive.apply(prompt)]
-        # Each process at its own pace: under ZeRO-3, too, where generating would else wait for all of them.
-        generated = generate(model, asking, config, model.device, synced_gpus=False)
-        completion_ids = group_by_prompt(generated, 2, renderer.eos_token_ids)
-        replies = [renderer.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in completion_ids]
-    return _score(self_reward, fitting, replies) + [_TOO_LONG] * (len(prompts) - len(fitting))
+        prompt_ids = [renderer.prompt(text)[0] for prompt in fitting for text in self_reward.contrastive.apply(prompt)]
+        # Under ZeRO-3, `generate` would wait for the other processes, which handle other numbers of batches.
+        sampled = generate(model, prompt_ids, config, model.device, synced_gpus=False)
+        groups = group_by_prompt(sampled, 2, renderer.eos_token_ids)
+        completions = [renderer.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in groups]
+    return _score_pairs(self_reward, fitting, completions) + [_TOO_LONG] * (len(prompts) - len(fitting))
 
 
-def _score(
-    self_reward: SelfReward, prompts: Sequence[Prompt], replies: Sequence[Sequence[str]]
+def _score_pairs(
+    self_reward: SelfReward, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """The pairs that can be trained on with their self-rewards, and of the others, why not."""
-    reasons = [_unusable(*pair) for pair in replies]
-    kept = [(prompt, pair) for prompt, pair, reason in zip(prompts, replies, reasons, strict=True) if not reason]
+    """Return a row per pair: the pair with its self-reward, or the reason to drop it."""
+    reasons = [_drop_reason(*pair) for pair in completions]
+    kept = [(prompt, pair) for prompt, pair, reason in zip(prompts, completions, reasons, strict=True) if not reason]
     logps = self_reward.logps(
-        [prompt for prompt, pair in kept for _ in pair], [reply for _, pair in kept for reply in pair]
+        [prompt for prompt, pair in kept for _ in pair], [text for _, pair in kept for text in pair]
     )
-    pairs: list[dict[str, Any]] = [{"dropped": reason} for reason in reasons if reason]
-    for (prompt, (chosen, rejected)), (for_chosen, for_rejected) in zip(
+    rows: list[dict[str, Any]] = [{"dropped": reason} for reason in reasons if reason]
+    for (prompt, (chosen, rejected)), (chosen_logps, rejected_logps) in zip(
         kept, logps.view(-1, 2, 2).tolist(), strict=True
     ):
-        score = (for_chosen[0] - for_chosen[1]) - (for_rejected[0] - for_rejected[1])
-        pair = {
+        score = (chosen_logps[0] - chosen_logps[1]) - (rejected_logps[0] - rejected_logps[1])
+        row = {
             "prompt": prompt,
             "chosen": as_completion(prompt, chosen),
             "rejected": as_completion(prompt, rejected),
             "self_reward": score,
-            "chosen_logps": for_chosen,
-            "rejected_logps": for_rejected,
+            "chosen_logps": chosen_logps,
+            "rejected_logps": rejected_logps,
         }
-        pairs.append(pair if math.isfinite(score) else {"dropped": "not_finite"})
-    return pairs
+        rows.append(row if math.isfinite(score) else {"dropped": "not_finite"})
+    return rows
 
 
-def _unusable(chosen: str, rejected: str) -> str | None:
+def _drop_reason(chosen: str, rejected: str) -> str | None:
     if not (chosen.strip() and rejected.strip()):
         return "empty_reply"
     return "equal_replies" if chosen == rejected else None
 
 
-def _as_dataset(pairs: Sequence[Mapping[str, Any]]) -> Dataset:
-    kept = [pair for pair in pairs if "dropped" not in pair]
-    dropped = Counter(str(pair["dropped"]) for pair in pairs if "dropped" in pair)
-    report = f"{len(pairs)} prompts, {len(kept)} kept; {dropped_rows(dropped)}"
+def _as_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    kept = [row for row in rows if "dropped" not in row]
+    reasons = [str(row["dropped"]) for row in rows if "dropped" in row]
+    report = f"{len(rows)} prompts, {len(kept)} kept; {dropped_rows(reasons)}"
     if not kept:
-        raise ValueError(f"No pair is left of {report}.")
+        raise ValueError(f"Every pair was dropped: {report}.")
     return Dataset.from_list(kept, info=DatasetInfo(description=report))
 
 
 def _processes() -> tuple[int, int]:
-    """This process's index, and how many there are."""
+    """Return the index of this process and the number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
 def _open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    """Create the folder with its settings, or check that an existing one has the same settings."""
     path = folder / _SETTINGS
-    given = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps(settings))
     if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        changed = ", ".join(name for name in given if there.get(name) != given[name])
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        changed = ", ".join(name for name in settings if stored.get(name) != settings[name])
         if changed:
             raise ValueError(
-                f"{folder} holds pairs that were made with another {changed}. Choose another output_dir, or remove it."
+                f"{folder} contains pairs that were generated with another {changed}. Choose another output_dir, or "
+                "remove the folder."
             )
-    _write(path, given)
+    _write_json(path, settings)
     return folder
 
 
-def _write(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value), encoding="utf-8")

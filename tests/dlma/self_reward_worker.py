@@ -1,4 +1,4 @@
-"""What each process of `test_self_reward_distributed.py` runs: pairs, DLMA on them, the cycle without a black box."""
+"""Process of `test_self_reward_distributed.py`: pairs, DLMA on them, and CycleAlign with a self-reward ranker."""
 
 import os
 import sys
@@ -15,26 +15,26 @@ from tests.rankers.test_servers import save_parrot
 
 
 def train(folder, num_processes, precompute=False, **changes):
-    """Runs all of it in steps of 4 prompts, by as many processes as there are."""
-    # Before the training arguments, or ZeRO-3 would split it.
-    own = folder / f"aligner-{os.environ.get('RANK', '0')}"
-    save_parrot(own, "sorry")  # whatever it is to correct
-    aligner = Aligner.from_pretrained(own, template="{question} {answer}>", max_new_tokens=4)
+    """Generate pairs and run both trainers in steps of 4 prompts, over all processes."""
+    # Training arguments must come later, because ZeRO-3 would shard the aligner.
+    aligner_folder = folder / f"aligner-{os.environ.get('RANK', '0')}"
+    save_parrot(aligner_folder, "sorry")  # corrects every answer to "sorry"
+    aligner = Aligner.from_pretrained(aligner_folder, template="{question} {answer}>", max_new_tokens=4)
     shared = {"per_device_train_batch_size": 4 // num_processes, "per_device_eval_batch_size": 4, **changes}
     names = DLMAConfig.__dataclass_fields__
     settings = config(folder / "dlma", **{**shared, "num_train_epochs": 2}).to_dict()
-    first = DLMAConfig(  # starts the group of processes
+    dlma_args = DLMAConfig(  # initialises the process group
         **{name: value for name, value in settings.items() if name in names and name != "loss_type"},
         precompute_ref_log_probs=precompute,
     )
-    assert first.world_size == num_processes
+    assert dlma_args.world_size == num_processes
     pairs = generate_contrastive_pairs(
         make_model(), TEXTS + TEXTS[:2], KIND, make_tokenizer(), output_dir=folder / "pairs", batch_size=2,
         max_completion_length=12,
     )  # fmt: skip
-    rows = pairs.select(range(4))  # a last step that is smaller would be filled up by two processes
+    rows = pairs.select(range(4))  # two processes would pad a smaller last step
     dlma = DLMATrainer(
-        make_model(), args=first, train_dataset=rows, eval_dataset=rows, processing_class=make_tokenizer()
+        make_model(), args=dlma_args, train_dataset=rows, eval_dataset=rows, processing_class=make_tokenizer()
     )
     cycle = make_trainer(
         folder / "cycle",

@@ -1,5 +1,5 @@
-"""Two processes make the pairs, train by DLMA, and run the cycle with a model as its own judge and an aligner as the
-corrector, as one does.
+"""Two processes match one in contrastive pairs, DLMA, and CycleAlign with a self-reward ranker and an aligner as
+corrector.
 """
 
 import json
@@ -14,7 +14,7 @@ from tests.dlma.self_reward_worker import train
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def single_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     return folder, train(folder, 1)
 
@@ -29,9 +29,9 @@ def alone(tmp_path_factory):
     ],
     ids=["ddp", "zero2", "zero2-precomputed", "zero3"],
 )
-def test_two_processes_do_what_one_does(tmp_path, alone, config, precompute):
+def test_two_processes_match_one(tmp_path, single_process, config, precompute):
     launch("-m", "tests.dlma.self_reward_worker", str(tmp_path), "2", config, precompute)
-    folder, (pairs, *trainers) = alone
+    folder, (pairs, *trainers) = single_process
     for index in range(2):
         rows = [json.loads(line) for line in (tmp_path / f"pairs-{index}.jsonl").read_text().splitlines()]
         assert [row["chosen"] for row in rows] == pairs["chosen"][:]
