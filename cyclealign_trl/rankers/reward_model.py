@@ -1,4 +1,4 @@
-"""A ranker made of a reward model: any sequence classifier with one output, in this process."""
+"""Ranker over a reward model that runs in this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..errors import RankerError
 from ..models.batches import longest_first, pad
 from ..models.loading import check_positions, load_model, load_tokenizer, max_positions, place_model
 from ..types import Prompt, RankingFailure, RankingRequest, with_completion
-from .base import Outcome, rank_by_scores
+from .base import Outcome, check_positive, rank_by_scores
 
 logger = logging.getLogger(__name__)
 
@@ -34,37 +34,37 @@ OPEN_ASSISTANT_CHAT_TEMPLATE = (
     "{{ message['content'] }}<|endoftext|>"
     "{% endfor %}"
 )
-"""How the Open-Assistant reward models (`OpenAssistant/oasst-rm-2-pythia-6.9b-epoch-1`, ...) read a conversation."""
+"""Chat template of the Open-Assistant reward models (`OpenAssistant/oasst-rm-2-pythia-6.9b-epoch-1`, ...)."""
 
 
 class RewardModelRanker:
-    """Ranks completions by the score of a reward model: any sequence classifier with one output.
+    """Rank completions by the scores of a reward model, a sequence classifier with one output.
 
-    Completions of a conversational prompt are shown to it as the chat template writes the whole conversation, those
-    of a plain text prompt as prompt and completion in one text. A text that is too long loses its beginning. It sees
-    neither demonstrations nor metadata.
+    For a conversational prompt, the model scores the conversation with the completion, formatted by the chat template.
+    For a plain-text prompt, it scores the concatenation of prompt and completion. A text that is too long is truncated
+    on the left. Demonstrations and metadata are ignored.
 
-    A higher score is better. Completions of equal score share a rank (0, 1, 1, 2), and `order` lists them by index.
-    A request with a score that is not finite is a `RankingFailure("no_score")`; one whose messages the chat template
-    refuses, a `RankingFailure("invalid_prompt")`. Calls of `rank` from several threads take turns.
+    A higher score is better. Completions with equal scores share a rank (0, 1, 1, 2), and `order` lists them by index.
+    A request becomes `RankingFailure("no_score")` if a score is not finite, and `RankingFailure("invalid_prompt")` if
+    the chat template rejects its messages. Calls of `rank` from several threads run one after another.
 
-    It has no `fingerprint`, so its answers are not cached: scoring costs nothing, and a name does not say whether the
-    weights behind it have changed.
+    The ranker has no `fingerprint`, so its rankings are not cached: ranking again is free, and the weights behind a
+    name can change.
 
     Args:
-        model: Name or path of the model, or a loaded model. A loaded one becomes the ranker's own: it is moved to
-            `device`, put into evaluation mode and, where it lacks one, given the tokenizer's padding token.
-        tokenizer: The model's tokenizer. `None` loads the one of the model's name.
-        chat_template: Jinja template for conversations. `None` means the tokenizer's own.
-        batch_size: Texts scored at once.
-        max_length: Tokens of a text that the model reads. `None` means as many as model and tokenizer allow.
-        device: Where the model runs. `None` means this process's accelerator, or the CPU where there is none. A model
-            loaded with a `device_map` stays where that put it.
+        model: Name or path of the model, or a loaded model. A loaded model is modified: it is moved to `device`, set
+            to evaluation mode and, if it has no padding token, given the one of the tokenizer.
+        tokenizer: Tokenizer of the model. `None` loads it by the model's name.
+        chat_template: Jinja template for conversations. `None` uses the template of the tokenizer.
+        batch_size: Number of texts in one forward pass.
+        max_length: Longest text in tokens. `None` means the limit of model and tokenizer.
+        device: Device of the model. `None` means this process's accelerator, or the CPU without one. A model loaded
+            with a `device_map` is not moved.
         model_init_kwargs: Keyword arguments for loading the model by name (`dtype`, `revision`, ...).
 
     Raises:
-        ValueError: If the model has another number of outputs than one, or an argument is out of its range or
-            contradicts another.
+        ValueError: If the model does not have exactly one output, if an argument is out of range, or if arguments
+            contradict each other.
 
     Example:
         ```python
@@ -83,21 +83,18 @@ class RewardModelRanker:
         device: str | torch.device | None = None,
         model_init_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1 text; got {batch_size}.")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"`max_length` must be at least 1 token, or None for the model's own; got {max_length}.")
+        check_positive(batch_size=batch_size, max_length=max_length)
         init_kwargs = dict(model_init_kwargs or {})
         name = model if isinstance(model, str) else model.name_or_path
         model = load_model(AutoModelForSequenceClassification, model, init_kwargs)
         self._name = name or type(model).__name__
-        self._model = _ready(model, self._name, device)
+        self._model = _prepare_model(model, self._name, device)
         self._tokenizer = load_tokenizer(tokenizer, name, init_kwargs)
         self._tokenizer.truncation_side = "left"
         if chat_template is not None:
             self._tokenizer.chat_template = chat_template
-        self._max_length = _max_length(max_length, model, self._tokenizer)
-        self._pad_token_id = _pad_token_id(model, self._tokenizer)
+        self._max_length = _resolve_max_length(max_length, model, self._tokenizer)
+        self._pad_token_id = _sync_pad_token(model, self._tokenizer)
         self._batch_size = batch_size
         self._once = OnceLogger(logger)
         self._lock = threading.Lock()
@@ -105,8 +102,10 @@ class RewardModelRanker:
             self._batch_size = 1
             self._once.warning(
                 "padding",
-                f"Neither {self._name} nor its tokenizer has a padding token, so texts are scored one at a time "
-                f"instead of {batch_size}. Set `tokenizer.pad_token` to a token that no text ends in.",
+                "Neither %s nor its tokenizer has a padding token, so texts are scored one at a time instead of %d. "
+                "Set `tokenizer.pad_token` to a token that no text ends with.",
+                self._name,
+                batch_size,
             )
 
     def __repr__(self) -> str:
@@ -114,14 +113,14 @@ class RewardModelRanker:
 
     @property
     def name(self) -> str:
-        """The model's name."""
+        """Name of the model."""
         return self._name
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
-        """Ranks each request; see `Ranker.rank`.
+        """Rank the completions of each request. See `Ranker.rank`.
 
         Raises:
-            RankerError: If a prompt is conversational and there is no chat template.
+            RankerError: If a prompt is conversational and the tokenizer has no chat template.
         """
         with self._lock:
             encoded = [self._encode(request) for request in requests]
@@ -133,12 +132,12 @@ class RewardModelRanker:
         ]
 
     def _encode(self, request: RankingRequest) -> list[list[int]] | RankingFailure:
-        """Token ids of the text of each completion."""
+        """Return the token ids of the text to score for each completion."""
         try:
             texts = [self._render(request.prompt, completion) for completion in request.completions]
         except TemplateError as error:
-            return RankingFailure("invalid_prompt", f"the chat template refuses the messages: {error}")
-        # A chat template writes its own special tokens.
+            return RankingFailure("invalid_prompt", f"the chat template rejects the messages: {error}")
+        # A chat template adds the special tokens itself.
         return [self._tokenize(text, add_special_tokens=isinstance(request.prompt, str)) for text in texts]
 
     def _render(self, prompt: Prompt, completion: str) -> str:
@@ -146,35 +145,38 @@ class RewardModelRanker:
             if self._tokenizer.chat_template is not None:
                 self._once.warning(
                     "plain",
-                    f"{self._name} has a chat template, so it was trained on conversations, but is asked about plain "
-                    "text, which it judges worse. Use conversational prompts: lists of role and content.",
+                    "%s has a chat template, so it was trained on conversations and scores plain-text prompts less "
+                    "reliably. Use conversational prompts: lists of messages with role and content.",
+                    self._name,
                 )
             return prompt + completion
         if self._tokenizer.chat_template is None:
             raise RankerError(
                 f"The prompts are conversational, but the tokenizer of {self._name} has no chat template. Pass the "
-                "one that the model was trained with as `chat_template`, or use plain text prompts."
+                "one that the model was trained with as `chat_template`, or use plain-text prompts."
             )
         return str(self._tokenizer.apply_chat_template(with_completion(prompt, completion), tokenize=False))
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
-        # Not verbose: the tokenizer would warn of a length that is dealt with here.
+        # Not verbose: the tokenizer would warn about texts that are truncated below.
         ids = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         if len(ids) > self._max_length:
             self._once.warning(
                 "too_long",
-                f"A text has {len(ids)} tokens, but {self._name} reads {self._max_length}: of this one, and of others "
-                "like it, the beginning is left out. Use shorter prompts or completions, or a larger `max_length` if "
-                "the model can read more.",
+                "A text has %d tokens, but %s is limited to %d. Texts that are too long lose their beginning. Use "
+                "shorter prompts or completions, or increase `max_length` if the model supports it.",
+                len(ids),
+                self._name,
+                self._max_length,
             )
-            # Once more rather than a slice: special tokens in front, which some models pool, have to stay.
+            # Tokenised again, because a slice would drop special tokens at the start, which some models pool.
             ids = self._tokenizer(
                 text, add_special_tokens=add_special_tokens, truncation=True, max_length=self._max_length
             )["input_ids"]
         return list(ids)
 
     def _scores(self, texts: Sequence[Sequence[int]]) -> list[float]:
-        """The score of each text, given as token ids."""
+        """Score texts, given as token ids."""
         scores = [math.nan] * len(texts)
         for batch in longest_first([len(text) for text in texts], self._batch_size):
             for index, score in zip(batch, self._forward([texts[index] for index in batch]), strict=True):
@@ -183,9 +185,9 @@ class RewardModelRanker:
 
     def _forward(self, batch: Sequence[Sequence[int]]) -> list[float]:
         device = self._model.device
-        # Without a pad token, every batch has one row, and any id will do.
+        # Without a padding token every batch has one row, so the id is not used.
         input_ids, attention_mask = pad(batch, self._pad_token_id or 0, device)  # both (B, L)
-        # Worker threads do not inherit the current device, which some kernels launch on.
+        # Some kernels launch on the current CUDA device, which worker threads do not inherit.
         current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with current, torch.inference_mode():
             output = self._model(input_ids=input_ids, attention_mask=attention_mask)
@@ -193,30 +195,30 @@ class RewardModelRanker:
         return scores
 
 
-def _ready(model: PreTrainedModel, name: str, device: str | torch.device | None) -> PreTrainedModel:
-    """The model on its device, ready to score."""
+def _prepare_model(model: PreTrainedModel, name: str, device: str | torch.device | None) -> PreTrainedModel:
+    """Check the model, move it to its device and set it to evaluation mode."""
     if model.config.num_labels != 1:
         raise ValueError(
-            f"A reward model has 1 output, but {name} has num_labels={model.config.num_labels} (2 is what a model "
-            "gets that never had such outputs). Use a model that was trained as a reward model, with num_labels=1."
+            f"A reward model has 1 output, but {name} has num_labels={model.config.num_labels}. Use a model that was "
+            "trained as a reward model, with num_labels=1. (The default for a model without a trained head is 2.)"
         )
     place_model(model, name, device)
-    # No text is ever continued, so keys and values would be kept for nothing.
+    # Texts are scored in a single forward pass, so a cache of keys and values would only take memory.
     model.config.get_text_config().use_cache = False
     return model.eval()
 
 
-def _max_length(given: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    if given is None:
-        limit = int(tokenizer.model_max_length)  # 1e30 where the tokenizer has no limit
+def _resolve_max_length(max_length: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    if max_length is None:
+        limit = int(tokenizer.model_max_length)  # 1e30 if the tokenizer has no limit
         positions = max_positions(model)
         return limit if positions is None else min(limit, positions)
-    check_positions(model, max_length=given)
-    return given
+    check_positions(model, max_length=max_length)
+    return max_length
 
 
-def _pad_token_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that pads, which the model has to know too: it finds the end of a text by it."""
+def _sync_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of the padding token, after setting it in the model, which finds the end of a text by it."""
     config = model.config.get_text_config()
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id

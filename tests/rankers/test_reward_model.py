@@ -1,4 +1,4 @@
-"""Any sequence classifier with one output as a ranker."""
+"""`RewardModelRanker` with a tiny classifier: scores, batches, chat templates, truncation, loading, threads."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ def make_reward_model(**changes):
 
 
 def make_plain_tokenizer(**changes):
-    """Without a chat template: what plain text prompts go with."""
+    """Build a tokenizer without a chat template, for plain-text prompts."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     for name, value in changes.items():
@@ -42,14 +42,15 @@ def with_special_tokens(tokenizer):
     return tokenizer
 
 
-def alone(model, text):
+def score_alone(model, text):
+    """Score a text in a batch of its own."""
     ids = make_tokenizer()(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         return model(input_ids=ids).logits.item()
 
 
-def watch(model):
-    """What the model reads from now on, and the score that it gives to each text."""
+def record_scores(model):
+    """Return a dictionary that collects each text that the model reads, and its score."""
     tokenizer, seen = make_tokenizer(), {}
 
     def record(_, args, inputs, output):
@@ -62,28 +63,28 @@ def watch(model):
 
 
 def by_score(request, scores):
-    """The indices of the completions of a plain text prompt, best first."""
+    """Return the indices of the completions of a plain-text prompt, best first."""
     return tuple(
         sorted(range(len(request.completions)), key=lambda i: -scores[request.prompt + request.completions[i]])
     )
 
 
-def messages_of(caplog):
+def warnings_in(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_higher_score_is_better(caplog):
+def test_ranks_higher_scores_first(caplog):
     model = make_reward_model()
     expected = by_score(
-        REQUEST, {REQUEST.prompt + text: alone(model, REQUEST.prompt + text) for text in REQUEST.completions}
+        REQUEST, {REQUEST.prompt + text: score_alone(model, REQUEST.prompt + text) for text in REQUEST.completions}
     )
     [result] = RewardModelRanker(model, make_plain_tokenizer()).rank([REQUEST])
     assert result.order == expected
     assert [result.ranks[index] for index in result.order] == [0, 1, 2, 3]
-    assert messages_of(caplog) == []
+    assert warnings_in(caplog) == []
 
 
-def test_equal_scores_share_a_rank_and_the_order_lists_them_by_index():
+def test_equal_scores_share_a_rank_and_are_ordered_by_index():
     model = make_reward_model()
     model.score.weight.data.zero_()
     assert RewardModelRanker(model, make_plain_tokenizer()).rank([REQUEST]) == [
@@ -92,7 +93,7 @@ def test_equal_scores_share_a_rank_and_the_order_lists_them_by_index():
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_no_finite_score_is_a_failure_of_its_request_alone(score):
+def test_a_score_that_is_not_finite_fails_only_its_request(score):
     model = make_reward_model()
     mark = make_tokenizer().convert_tokens_to_ids("!")
 
@@ -107,29 +108,29 @@ def test_no_finite_score_is_a_failure_of_its_request_alone(score):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
-@pytest.mark.parametrize("padding", ["model", "tokenizer", "of another id"])
-def test_the_score_of_a_text_is_the_same_in_any_batch(batch_size, padding, caplog):
+@pytest.mark.parametrize("padding", ["model", "tokenizer", "model with another id"])
+def test_scores_do_not_depend_on_the_batch(batch_size, padding, caplog):
     model = make_reward_model(pad_token_id=0 if padding == "model" else None)
     reference = make_reward_model()
-    if padding == "of another id":  # the model goes by its own, whatever the tokenizer has
+    if padding == "model with another id":  # the model's own padding token takes precedence
         model.config.pad_token_id = reference.config.pad_token_id = 2
-    seen = watch(model)
+    seen = record_scores(model)
     other = RankingRequest("Who? ", ("You", "A friend of a friend of mine", "I", "We"))
     ranker = RewardModelRanker(model, make_plain_tokenizer(), batch_size=batch_size)
-    there = ranker.rank([REQUEST, other])
+    forward = ranker.rank([REQUEST, other])
     first = dict(seen)
-    back = ranker.rank([other, REQUEST])
+    backward = ranker.rank([other, REQUEST])
     assert set(seen) == {request.prompt + text for request in (REQUEST, other) for text in request.completions}
     for text, score in seen.items():
-        assert score == pytest.approx(alone(reference, text), abs=1e-4)
+        assert score == pytest.approx(score_alone(reference, text), abs=1e-4)
         assert score == pytest.approx(first[text], abs=1e-4)
-    assert there == back[::-1]
-    assert [outcome.order for outcome in there] == [by_score(request, seen) for request in (REQUEST, other)]
+    assert forward == backward[::-1]
+    assert [outcome.order for outcome in forward] == [by_score(request, seen) for request in (REQUEST, other)]
     assert model.config.pad_token_id == reference.config.pad_token_id
-    assert messages_of(caplog) == []
+    assert warnings_in(caplog) == []
 
 
-def test_texts_of_like_length_share_a_batch():
+def test_batches_texts_of_similar_length():
     model, shapes = make_reward_model(), []
     model.register_forward_pre_hook(lambda _, args, inputs: shapes.append(inputs["input_ids"].shape), with_kwargs=True)
     request = RankingRequest("Q", tuple("a" * length for length in (1, 50, 2, 49, 3, 48, 4)))
@@ -139,59 +140,59 @@ def test_texts_of_like_length_share_a_batch():
     assert len(shapes) == 3
 
 
-def test_without_any_padding_token_texts_are_scored_one_at_a_time(caplog):
+def test_scores_one_text_at_a_time_without_a_padding_token(caplog):
     model, tokenizer = make_reward_model(pad_token_id=None), make_plain_tokenizer(pad_token=None)
-    seen = watch(model)
+    seen = record_scores(model)
     ranker = RewardModelRanker(model, tokenizer)
     assert ranker.rank([REQUEST])[0].order == by_score(REQUEST, seen)
     for text, score in seen.items():
-        assert score == pytest.approx(alone(make_reward_model(), text), abs=1e-5)
-    [message] = messages_of(caplog)
+        assert score == pytest.approx(score_alone(make_reward_model(), text), abs=1e-5)
+    [message] = warnings_in(caplog)
     assert "one at a time instead of 16" in message
     assert "tokenizer.pad_token" in message
     caplog.clear()
     RewardModelRanker(model, tokenizer, batch_size=1)
-    assert messages_of(caplog) == []
+    assert warnings_in(caplog) == []
 
 
-def test_a_conversation_is_shown_as_the_chat_template_writes_it(caplog):
+def test_formats_conversations_with_the_chat_template(caplog):
     model = make_reward_model()
-    seen = watch(model)
+    seen = record_scores(model)
     RewardModelRanker(model, with_special_tokens(make_tokenizer())).rank([CHAT])
     assert set(seen) == {f"<user>Hi</s>\n<assistant>{text}</s>\n" for text in CHAT.completions}
-    assert messages_of(caplog) == []
+    assert warnings_in(caplog) == []
 
 
-def test_a_completion_continues_a_prefilled_reply():
+def test_a_completion_continues_a_prefilled_assistant_message():
     model = make_reward_model()
-    seen = watch(model)
+    seen = record_scores(model)
     prompt = [USER, {"role": "assistant", "content": "Well, "}]
     RewardModelRanker(model, make_tokenizer()).rank([RankingRequest(prompt, ("yes", "no"))])
     assert set(seen) == {f"<user>Hi</s>\n<assistant>Well, {text}</s>\n" for text in ("yes", "no")}
     assert prompt[-1]["content"] == "Well, "
 
 
-def test_plain_text_is_shown_with_special_tokens():
+def test_adds_special_tokens_to_plain_text():
     model = make_reward_model()
-    seen = watch(model)
+    seen = record_scores(model)
     RewardModelRanker(model, with_special_tokens(make_plain_tokenizer())).rank([REQUEST])
     assert set(seen) == {f"</s>Why? {text}<unk>" for text in REQUEST.completions}
 
 
-def test_plain_text_for_a_model_of_conversations_is_said_once(caplog):
+def test_warns_once_about_plain_text_for_a_chat_model(caplog):
     ranker = RewardModelRanker(make_reward_model(), make_tokenizer())
     for _ in range(2):
         assert isinstance(ranker.rank([REQUEST])[0], RankingResult)
-    [message] = messages_of(caplog)
+    [message] = warnings_in(caplog)
     assert "Use conversational prompts" in message
 
 
-def test_a_conversation_without_a_chat_template_raises():
+def test_a_conversation_raises_without_a_chat_template():
     with pytest.raises(RankerError, match="Pass the one that the model was trained with as `chat_template`"):
         RewardModelRanker(make_reward_model(), make_plain_tokenizer()).rank([CHAT])
 
 
-def test_messages_that_the_template_refuses_are_a_failure_of_their_request_alone():
+def test_messages_that_the_template_rejects_fail_only_their_request():
     ranker = RewardModelRanker(make_reward_model(), make_tokenizer(), chat_template=OPEN_ASSISTANT_CHAT_TEMPLATE)
     refused = RankingRequest([{"role": "system", "content": "Be nice."}, USER], ("Yes", "No"))
     before, failure, after = ranker.rank([CHAT, refused, CHAT])
@@ -201,9 +202,9 @@ def test_messages_that_the_template_refuses_are_a_failure_of_their_request_alone
     assert "user and assistant turns, no system" in failure.detail
 
 
-def test_the_open_assistant_layout(golden):
+def test_the_open_assistant_template_matches_the_reference(golden):
     model = make_reward_model()
-    seen = watch(model)
+    seen = record_scores(model)
     roles = {"Human": "user", "Assistant": "assistant"}
     ranker = RewardModelRanker(model, make_plain_tokenizer(), chat_template=OPEN_ASSISTANT_CHAT_TEMPLATE)
     kept = [case["expected"] for case in golden["hh_rlhf"]["filter"] if case["expected"]["status"] == "kept"]
@@ -214,52 +215,54 @@ def test_the_open_assistant_layout(golden):
     assert seen
 
 
-def test_a_long_text_loses_its_beginning_and_that_is_said_once(caplog):
+def test_truncates_long_texts_on_the_left_and_warns_once(caplog):
     model = make_reward_model()
-    seen = watch(model)
+    seen = record_scores(model)
     ranker = RewardModelRanker(model, with_special_tokens(make_plain_tokenizer()), max_length=12)
     for _ in range(2):
         ranker.rank([RankingRequest("0123456789", ("a", "bb"))])
     assert set(seen) == {"</s>123456789a<unk>", "</s>23456789bb<unk>"}
-    [message] = messages_of(caplog)
+    [message] = warnings_in(caplog)
     assert "13 tokens" in message
-    assert "reads 12" in message
-    assert "the beginning is left out" in message
+    assert "limited to 12" in message
+    assert "lose their beginning" in message
 
 
-def test_a_long_conversation_keeps_its_end(caplog):
+def test_truncates_long_conversations_on_the_left(caplog):
     model = make_reward_model()
-    seen = watch(model)
+    seen = record_scores(model)
     RewardModelRanker(model, make_tokenizer(), max_length=20).rank([CHAT])
     assert set(seen) == {">Hi</s>\n<assistant>Yo</s>\n", "ello, how are you?</s>\n"}
-    assert len(messages_of(caplog)) == 1
+    assert len(warnings_in(caplog)) == 1
 
 
 @pytest.mark.parametrize(
-    ("positions", "tokenizer_limit", "given", "expected"),
+    ("positions", "tokenizer_limit", "max_length", "expected"),
     [(64, 10**30, None, 64), (64, 40, None, 40), (64, 99, None, 64), (64, 40, 50, 50), (64, 40, 64, 64)],
 )
-def test_as_many_tokens_are_read_as_model_and_tokenizer_allow(positions, tokenizer_limit, given, expected, caplog):
+def test_max_length_defaults_to_the_limits_of_model_and_tokenizer(
+    positions, tokenizer_limit, max_length, expected, caplog
+):
     model = make_reward_model(max_position_embeddings=positions)
-    seen = watch(model)
-    ranker = RewardModelRanker(model, make_plain_tokenizer(model_max_length=tokenizer_limit), max_length=given)
+    seen = record_scores(model)
+    ranker = RewardModelRanker(model, make_plain_tokenizer(model_max_length=tokenizer_limit), max_length=max_length)
     ranker.rank([RankingRequest("a", ("b" * (expected - 1),))])
-    assert messages_of(caplog) == []
+    assert warnings_in(caplog) == []
     ranker.rank([RankingRequest("a", ("c" * expected,))])
-    assert len(messages_of(caplog)) == 1
+    assert len(warnings_in(caplog)) == 1
     assert set(seen) == {"a" + "b" * (expected - 1), "c" * expected}
 
 
-def test_a_model_without_limits_reads_everything(caplog):
+def test_a_model_without_a_limit_is_not_truncated(caplog):
     config = BloomConfig(vocab_size=99, hidden_size=32, n_layer=1, n_head=2, num_labels=1, pad_token_id=0)
     model = BloomForSequenceClassification(config)
-    seen = watch(model)
+    seen = record_scores(model)
     RewardModelRanker(model, make_plain_tokenizer()).rank([RankingRequest("a", ("b" * 4000,))])
     assert set(seen) == {"a" + "b" * 4000}
-    assert messages_of(caplog) == []
+    assert warnings_in(caplog) == []
 
 
-def test_a_loaded_model_is_made_ready_and_the_tokenizer_left_as_it_was():
+def test_prepares_a_loaded_model_and_does_not_modify_the_tokenizer():
     model, tokenizer = make_reward_model(attention_dropout=0.9).train(), make_tokenizer()
     outputs = []
     model.register_forward_hook(lambda _, args, output: outputs.append(output))
@@ -273,35 +276,35 @@ def test_a_loaded_model_is_made_ready_and_the_tokenizer_left_as_it_was():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_is_loaded_by_name(tmp_path, dtype):
+def test_loads_a_model_by_name(tmp_path, dtype):
     model = make_reward_model()
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     ranker = RewardModelRanker(str(tmp_path), model_init_kwargs={"dtype": dtype})
     [parameter] = {parameter.dtype for parameter in ranker._model.parameters()}
     assert parameter == getattr(torch, dtype)
-    seen = watch(ranker._model)
+    seen = record_scores(ranker._model)
     ranker.rank([CHAT])
     assert len(seen) == 2
     for text, score in seen.items():
-        assert score == pytest.approx(alone(model, text), abs=1e-5 if dtype == "float32" else 0.1)
+        assert score == pytest.approx(score_alone(model, text), abs=1e-5 if dtype == "float32" else 0.1)
     assert repr(ranker) == f"RewardModelRanker(model={str(tmp_path)!r}, device='{ranker._model.device}')"
 
 
-def test_the_tokenizer_is_of_the_same_revision_as_the_model(tmp_path, monkeypatch):
+def test_loads_the_tokenizer_with_the_revision_of_the_model(tmp_path, monkeypatch):
     make_reward_model().save_pretrained(tmp_path)
-    asked = []
+    loaded = []
 
     def load(name, **kwargs):
-        asked.append((name, kwargs))
+        loaded.append((name, kwargs))
         return make_tokenizer()
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
     RewardModelRanker(str(tmp_path), model_init_kwargs={"revision": "abc", "dtype": "bfloat16"})
-    assert asked == [(str(tmp_path), {"trust_remote_code": False, "revision": "abc"})]
+    assert loaded == [(str(tmp_path), {"trust_remote_code": False, "revision": "abc"})]
 
 
-def test_the_tokenizer_of_a_loaded_model_is_that_of_its_name(tmp_path):
+def test_loads_the_tokenizer_of_a_loaded_model_by_its_name(tmp_path):
     make_reward_model().save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     model = LlamaForSequenceClassification.from_pretrained(tmp_path)
@@ -310,7 +313,7 @@ def test_the_tokenizer_of_a_loaded_model_is_that_of_its_name(tmp_path):
         RewardModelRanker(make_reward_model())
 
 
-def test_calls_from_several_threads_take_turns_and_are_answered_right():
+def test_calls_from_several_threads_run_one_at_a_time():
     model, inside = make_reward_model(), []
 
     def enter(*_):
@@ -338,22 +341,22 @@ def test_calls_from_several_threads_take_turns_and_are_answered_right():
     assert outcomes == {number: [expected[number]] * 3 for number in range(16)}
 
 
-def test_a_model_placed_by_a_device_map_stays_there(monkeypatch):
+def test_does_not_move_a_model_with_a_device_map(monkeypatch):
     model = make_reward_model()
     model.hf_device_map = {"": "cpu"}
     monkeypatch.setattr(model, "to", lambda *_: pytest.fail("moved"))
     RewardModelRanker(model, make_tokenizer())
-    with pytest.raises(ValueError, match="Leave out `device`"):
+    with pytest.raises(ValueError, match=r"device='cpu' was given, but a `device_map` has placed"):
         RewardModelRanker(model, make_tokenizer(), device="cpu")
 
 
-def test_wrong_arguments_raise(tmp_path):
+def test_invalid_arguments_raise(tmp_path):
     model, tokenizer = make_reward_model(), make_tokenizer()
     with pytest.raises(ValueError, match="num_labels=2"):
         RewardModelRanker(make_reward_model(num_labels=2), tokenizer)
-    with pytest.raises(ValueError, match="got 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         RewardModelRanker(model, tokenizer, batch_size=0)
-    with pytest.raises(ValueError, match="got 0"):
+    with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
         RewardModelRanker(model, tokenizer, max_length=0)
     with pytest.raises(ValueError, match="257 tokens, but LlamaForSequenceClassification has 256 positions"):
         RewardModelRanker(model, tokenizer, max_length=257)
@@ -361,14 +364,14 @@ def test_wrong_arguments_raise(tmp_path):
         RewardModelRanker(model, tokenizer, model_init_kwargs={"dtype": "bfloat16"})
 
 
-def test_weights_split_by_zero_3_raise():
+def test_weights_sharded_by_zero_3_raise():
     model = make_reward_model()
     model.score.weight.ds_id = 0  # how DeepSpeed marks a partitioned parameter
     with pytest.raises(ValueError, match="before the training arguments"):
         RewardModelRanker(model, make_tokenizer())
 
 
-def test_it_promises_no_fingerprint():
+def test_has_a_name_but_no_fingerprint():
     ranker = RewardModelRanker(make_reward_model(), make_tokenizer(), device="cpu")
     assert not hasattr(ranker, "fingerprint")
     assert repr(ranker) == "RewardModelRanker(model='LlamaForSequenceClassification', device='cpu')"

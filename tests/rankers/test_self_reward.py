@@ -1,4 +1,4 @@
-"""A model as its own judge: scores, threads, the policy in training, wrong use."""
+"""`SelfRewardRanker`: scores, batches, threads, the policy in training, invalid arguments."""
 
 import threading
 
@@ -18,36 +18,36 @@ def make_ranker(model=None, **changes):
     return SelfRewardRanker(model or make_model(), make_tokenizer(), **{"contrastive": KIND, **changes})
 
 
-def test_completions_are_ranked_by_their_contrast():
+def test_ranks_by_the_difference_of_log_probabilities():
     scores = []
     for completion in REQUEST.completions:
-        good, bad = (plain_logp(asking, completion) for asking in KIND.apply(PROMPT))
+        good, bad = (plain_logp(contrastive_prompt, completion) for contrastive_prompt in KIND.apply(PROMPT))
         scores.append(good - bad)
     ranker = make_ranker(batch_size=3)
     assert isinstance(ranker, Ranker)
     (result,) = ranker.rank([REQUEST])
     assert list(result.order) == sorted(range(4), key=lambda index: (-round(scores[index], 4), index))
     assert result.ranks[1] == result.ranks[3]
-    turned = ContrastivePrompts(KIND.negative, KIND.positive)
-    (other,) = make_ranker(contrastive=turned).rank([REQUEST])
+    swapped = ContrastivePrompts(KIND.negative, KIND.positive)
+    (other,) = make_ranker(contrastive=swapped).rank([REQUEST])
     assert [2 - rank for rank in other.ranks] == list(result.ranks)
 
 
-def test_batches_and_company_change_nothing():
+def test_rankings_do_not_depend_on_the_batch():
     conversation = RankingRequest([{"role": "user", "content": "Hi"}], ("a b", "c", "a longer reply"))
     alone = [make_ranker(batch_size=1).rank([request])[0] for request in (REQUEST, conversation)]
     assert make_ranker(batch_size=16).rank([REQUEST, conversation]) == alone
     assert make_ranker().rank([]) == []
 
 
-def test_a_prompt_that_is_too_long_fails_and_the_others_do_not():
+def test_a_prompt_that_is_too_long_fails_only_its_request():
     long = RankingRequest("x" * 200 + "\n\nAssistant:", ("a", "b"))
     first, second, third = make_ranker(max_prompt_length=60).rank([REQUEST, long, REQUEST])
-    assert second == RankingFailure("too_long", "with what it asks for, the prompt has more than 60 tokens")
+    assert second == RankingFailure("too_long", "a contrastive prompt has more than max_prompt_length=60 tokens")
     assert first == third == make_ranker().rank([REQUEST])[0]
 
 
-def test_threads_take_turns():
+def test_calls_from_several_threads_give_the_same_rankings():
     ranker = make_ranker()
     (expected,) = ranker.rank([REQUEST])
     results = []
@@ -59,7 +59,7 @@ def test_threads_take_turns():
     assert results == [expected] * 24
 
 
-def test_the_cycle_runs_with_the_policy_as_its_own_judge(tmp_path):
+def test_the_cycle_can_use_the_policy_as_its_ranker(tmp_path):
     policy = make_model()
     trainer = make_trainer(tmp_path / "live", make_ranker(policy), model=policy, stub_generation=True)
     trainer.train()
@@ -67,14 +67,14 @@ def test_the_cycle_runs_with_the_policy_as_its_own_judge(tmp_path):
     frozen.train()
     history = [[log["ranking_loss"] for log in run.state.log_history if "loss" in log] for run in (trainer, frozen)]
     assert len(history[0]) == 8
-    assert history[0][0] == pytest.approx(history[1][0])  # the same weights, until the first step
+    assert history[0][0] == pytest.approx(history[1][0])  # equal weights before the first step
     assert history[0] != history[1]
-    # It ranks with the weights of the moment, after training as well.
+    # The ranker uses the current weights, also after training.
     assert trainer.ranker.rank([REQUEST]) == make_ranker(policy).rank([REQUEST])
 
 
 @pytest.mark.parametrize("where", ["module", "attention"])
-def test_a_model_that_trains_with_dropout_is_refused(where):
+def test_a_model_that_trains_with_dropout_raises(where):
     model = make_model(attention_dropout=0.1 if where == "attention" else 0.0)
     if where == "module":
         model.model.layers[0].mlp = torch.nn.Sequential(model.model.layers[0].mlp, torch.nn.Dropout(0.1))
@@ -85,7 +85,7 @@ def test_a_model_that_trains_with_dropout_is_refused(where):
         ranker.rank([REQUEST])
 
 
-def test_a_model_by_name_and_contrast_by_name(tmp_path):
+def test_loads_a_model_by_name_and_prompts_by_name_or_mapping(tmp_path):
     make_model().save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     ranker = SelfRewardRanker(str(tmp_path), contrastive={"positive": "a kind reply", "negative": "a rude reply"})
@@ -96,6 +96,6 @@ def test_a_model_by_name_and_contrast_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_prompt_length", "max_completion_length"])
-def test_wrong_use_is_refused(name):
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1; got 0"):
+def test_invalid_arguments_raise(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         make_ranker(**{name: 0})
