@@ -1,4 +1,4 @@
-"""`Aligner`: a model that corrects answers, whoever gave them."""
+"""`Aligner`: a trained aligner that corrects answers."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from .aligner_template import AlignerTemplate, make_template
 
 logger = logging.getLogger(__name__)
 
-# The paper's, but for the penalty: its frequency penalty (1.2) takes from a token's logit each time that the token has
-# been written. transformers has none; closest is its repetition penalty over what was written alone. Over the prompt
-# too, as `generate` applies it, it would punish the very words of the answer that are to be kept.
-SAMPLING: Mapping[str, Any] = {
+# The paper's values, except for the penalty. The paper uses a frequency penalty of 1.2, which transformers lacks. The
+# closest is a repetition penalty on the correction alone. Applied to the prompt too, as `generate` does, it would
+# penalise the very words of the answer that the correction should keep.
+ALIGNER_SAMPLING: Mapping[str, Any] = {
     "do_sample": True, "temperature": 0.3, "top_p": 0.95, "top_k": 10, "repetition_penalty": 1.2
 }  # fmt: skip
 
 
 class Aligner:
-    """Corrects answers (arXiv 2402.02416), in the template that it was trained with.
+    """Correct answers with a trained aligner (arXiv 2402.02416).
 
-    Equal questions and answers in equal batches get equal corrections: each call samples from `seed` on, and leaves
-    the global random state alone. Calls from several threads take turns.
+    Each call samples from `seed` and leaves the global random state unchanged, so equal batches get equal corrections.
+    Calls from several threads take turns.
 
     Args:
-        model: The model, moved to where it is to run.
+        model: The model, on the device it should run on.
         tokenizer: Its tokenizer.
-        template: The template that it was trained with, by name (`"labels"`, `"instruction"`, `"conversation"`), text
-            or object.
-        batch_size: Answers corrected at once.
-        max_new_tokens: Longest correction. `None`: half of the model's positions, at most 2048. The rest is for
-            question and answer.
-        generation_kwargs: Changes of how corrections are sampled, as fields of `GenerationConfig`:
-            `{"do_sample": False}`, say. By default temperature 0.3, top-p 0.95, top-k 10, and a repetition penalty of
-            1.2 over the correction alone.
-        seed: Seed of the sampling.
+        template: Template that the model was trained with: a name (`"labels"`, `"instruction"`, `"conversation"`), a
+            text or an `AlignerTemplate`.
+        batch_size: Number of answers to correct at once.
+        max_new_tokens: Maximum length of a correction. Defaults to half of the model's positions, but no more than
+            2048. Question and answer share the other positions.
+        generation_kwargs: Fields of `GenerationConfig` that override the default sampling, such as
+            `{"do_sample": False}`. The defaults are temperature 0.3, top-p 0.95, top-k 10 and a repetition penalty of
+            1.2 on the correction alone.
+        seed: Seed for sampling.
 
     Example:
         ```python
@@ -68,8 +68,9 @@ class Aligner:
     ) -> None:
         self.template = make_template(template)
         self.generator = BatchedGenerator(model, tokenizer, batch_size, max_new_tokens)
-        changes = dict(generation_kwargs or {})
-        self.sampling = {**(SAMPLING if changes.get("do_sample", True) else {}), **changes}
+        overrides = dict(generation_kwargs or {})
+        # Greedy decoding takes none of the sampling defaults, and no penalty either.
+        self.sampling = {**(ALIGNER_SAMPLING if overrides.get("do_sample", True) else {}), **overrides}
         self.seed = seed
         self._once = OnceLogger(logger)
 
@@ -83,17 +84,18 @@ class Aligner:
         model_init_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Aligner:
-        """Loads what `AlignerTrainer` or `save_pretrained` wrote, a PEFT adapter included, or any other aligner.
+        """Load an aligner, either a full model or a PEFT adapter.
 
         Args:
-            name_or_path: A folder, or a name on the Hub.
-            template: The template, for a model that has none beside it. It is stronger than one that is there.
-            device: Where to run. `None`: this process's accelerator, else the CPU; or as a `device_map` says.
+            name_or_path: Folder, or name on the Hub.
+            template: Template to use in place of the one that was saved with the model. Required if there is none.
+            device: Device to run on. Defaults to the accelerator of this process if there is one, else the CPU. Leave
+                it unset if `model_init_kwargs` have a `device_map`.
             model_init_kwargs: Keyword arguments for loading the model (`dtype`, `revision`, ...).
             kwargs: Further arguments of `Aligner`.
 
         Raises:
-            ValueError: If no template is beside the model, and none was given.
+            ValueError: If the model has no saved template and `template` is not given.
         """
         name = str(name_or_path)
         if template is None:
@@ -102,53 +104,53 @@ class Aligner:
             template = AlignerTemplate.load(name, **source)
         if template is None:
             raise ValueError(
-                f"Beside {name} lies no template, so how it was trained to read question and answer is not known. Say "
-                "so with `template`: a name, or a text with {question} and {answer}."
+                f"{name} has no saved aligner template. Pass the one that it was trained with as `template`: a name, "
+                "or a text with {question} and {answer}."
             )
         model, tokenizer = load_causal_lm(name, init_kwargs=model_init_kwargs)
         place_model(model, name, device)
         return cls(model, tokenizer, template, **kwargs)
 
     def correct(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
-        """Corrects the answers to prompts.
+        """Correct one answer to each prompt.
 
-        An answer stays as it is where the correction was empty or not finished within `max_new_tokens`, or where the
-        answer itself is too long to be read; the first time, a warning says so. A question that is too long loses its
-        beginning, an answer nothing. White space around an answer is kept.
+        An answer is returned unchanged if its correction is empty or unfinished after `max_new_tokens`, or if the
+        answer is too long for the model; a warning is logged the first time. A question that is too long loses its
+        beginning. White space around an answer is kept.
 
         Args:
-            prompts: The prompts, as texts or messages.
-            answers: An answer to each.
+            prompts: Prompts, as texts or messages.
+            answers: One answer per prompt.
 
         Returns:
             The corrected answers.
         """
         if len(prompts) != len(answers):
-            raise ValueError(f"There are {len(prompts)} prompts but {len(answers)} answers.")
+            raise ValueError(f"Each prompt needs one answer, got {len(prompts)} prompts and {len(answers)} answers.")
         generator = self.generator
         encoded = [
             self.template.encode(generator.tokenizer, prompt, answer.strip(), generator.max_prompt_length)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        written = generator.generate([ids for ids in encoded if ids is not None], self.sampling, self.seed)
-        finished = [self._finished(ids) for ids in written]
-        if too_long := len(encoded) - len(written):
-            room = generator.max_prompt_length
-            self._warn_uncorrected("too long", f"{too_long} answers do not fit into {room} tokens", "Lower")
-        if unfinished := finished.count(None):
-            room = generator.max_new_tokens
+        generated = generator.generate([ids for ids in encoded if ids is not None], self.sampling, self.seed)
+        decoded = [self._decode(ids) for ids in generated]
+        if too_long := len(encoded) - len(generated):
+            limit = generator.max_prompt_length
+            self._warn_uncorrected("too long", f"{too_long} answers do not fit into {limit} tokens", "Lower")
+        if unfinished := decoded.count(None):
+            limit = generator.max_new_tokens
             self._warn_uncorrected(
-                "unfinished", f"{unfinished} corrections were not finished in {room} tokens", "Raise"
+                "unfinished", f"{unfinished} corrections were not finished in {limit} tokens", "Raise"
             )
-        rest = iter(finished)
-        texts = [None if ids is None else next(rest) for ids in encoded]
+        remaining = iter(decoded)
+        corrections = [None if ids is None else next(remaining) for ids in encoded]
         return [
-            answer if text is None else _with_space_of(answer, text)
-            for answer, text in zip(answers, texts, strict=True)
+            answer if correction is None else _with_whitespace_of(answer, correction)
+            for answer, correction in zip(answers, corrections, strict=True)
         ]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes model or adapter, tokenizer and template."""
+        """Save the model or adapter, the tokenizer and the template."""
         self.generator.model.save_pretrained(folder)
         self.generator.tokenizer.save_pretrained(folder)
         self.template.save(folder)
@@ -156,41 +158,44 @@ class Aligner:
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, commit_message: str | None = None
     ) -> str:
-        """Publishes model or adapter, tokenizer and template in one commit; returns the repository's address.
+        """Publish the model or adapter, the tokenizer and the template in one commit.
 
-        `AlignerTrainer.push_to_hub` writes a card, too.
+        This leaves the model card alone. `AlignerTrainer.push_to_hub` writes one.
 
         Args:
-            repo_id: Where to; made where it is missing.
+            repo_id: Repository to publish to, created if missing.
             private: Whether a new repository is private.
-            token: A token that may write; by default the one of `hf auth login`.
-            commit_message: The commit's message.
+            token: Token with write access. Defaults to the one of `hf auth login`.
+            commit_message: Message of the commit.
+
+        Returns:
+            The address of the repository.
         """
         api = HfApi(token=token)
         repository = api.create_repo(repo_id, private=private, exist_ok=True)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            # PEFT writes a card of its own, which must not take the place of a better one.
+            # PEFT writes a card of its own, which would replace a better one in the repository.
             Path(folder, "README.md").unlink(missing_ok=True)
             api.upload_folder(
                 repo_id=repository.repo_id, folder_path=folder, commit_message=commit_message or "Upload aligner"
             )
         return str(repository)
 
-    def _finished(self, ids: list[int]) -> str | None:
-        """The text of a correction that came to its end and says something."""
+    def _decode(self, ids: list[int]) -> str | None:
+        """Return the text of a correction, or `None` if it is unfinished or empty."""
         if not ids or ids[-1] not in self.generator.eos_token_ids:
             return None
         return self.generator.tokenizer.decode(ids, skip_special_tokens=True).strip() or None
 
-    def _warn_uncorrected(self, kind: str, what: str, verb: str) -> None:
+    def _warn_uncorrected(self, kind: str, reason: str, verb: str) -> None:
         self._once.warning(
-            kind, "%s: these answers stay as they are. %s max_new_tokens if there are many.", what, verb
+            kind, "%s, so these answers stay unchanged. %s max_new_tokens if there are many.", reason, verb
         )
 
 
-def _with_space_of(answer: str, correction: str) -> str:
-    """The correction with the white space around the answer: a completion of plain text often starts with one."""
+def _with_whitespace_of(answer: str, correction: str) -> str:
+    """Return the correction with the white space around the answer, such as a leading space."""
     stripped = answer.strip()
     before, _, after = answer.partition(stripped) if stripped else ("", "", "")
     return f"{before}{correction}{after}"

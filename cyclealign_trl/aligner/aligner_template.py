@@ -1,4 +1,4 @@
-"""How a question and an answer become the text that an aligner corrects: one template for training and inference."""
+"""Templates that turn a question and an answer into the prompt of an aligner, in training and in inference."""
 
 from __future__ import annotations
 
@@ -15,15 +15,29 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 
 from ..types import Prompt
 
+# The ideas of the three published variants, in our own words. A trained aligner keeps its template in a file of its
+# own, so a change here only affects aligners that are trained later.
+TEMPLATES: Mapping[str, str] = {
+    "labels": "## Question\n{question}\n\n## Answer\n{answer}\n\n## Correction\n",
+    "instruction": (
+        "Edit this answer to a question so that it helps more and harms nobody, and change nothing that is good. "
+        "{question} | {answer} | Edited answer:"
+    ),
+    "conversation": (
+        "A conversation between a user and an editor. USER: Edit this answer to a question so that it helps more and "
+        "harms nobody, and change nothing that is good. Question: {question} Answer: {answer} ASSISTANT:"
+    ),
+}
+DEFAULT_TEMPLATE = "labels"
 TEMPLATE_FILE = "aligner_template.json"
 _PLACEHOLDERS = ("{question}", "{answer}")
 
 
 @dataclass(frozen=True, slots=True)
 class AlignerTemplate:
-    """A text with `{question}` and `{answer}`, each once; the correction follows it directly.
+    """Text with `{question}` and `{answer}`, each exactly once. The correction follows it directly.
 
-    Whatever stands in a question or an answer stays as it is: braces in them mean nothing.
+    Questions and answers are inserted literally: braces in them have no meaning.
 
     Args:
         text: The text.
@@ -42,33 +56,36 @@ class AlignerTemplate:
         for placeholder in _PLACEHOLDERS:
             if (found := self.text.count(placeholder)) != 1:
                 raise ValueError(
-                    f"An aligner's template has {placeholder} exactly once; {self.text!r} has it {found} times. Its "
-                    f"name is one of {', '.join(map(repr, TEMPLATES))}, or it is a text of your own."
+                    f"An aligner template must contain {placeholder} exactly once, but {self.text!r} contains it "
+                    f"{found} times. Pass one of {', '.join(map(repr, TEMPLATES))}, or a text of your own."
                 )
 
     def render(self, question: str, answer: str) -> str:
-        """The text for one question and one answer."""
+        """Return the template with the question and the answer inserted."""
         values = dict(zip(_PLACEHOLDERS, (question, answer), strict=True))
-        # Once over the template, never over what was put in.
+        # One pass over the template, so that a placeholder inside the question or the answer stays as it is.
         return re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], self.text)
 
     def encode(
         self, tokenizer: Any, prompt: Prompt, answer: str, max_length: int | None = None
     ) -> list[int] | None:  # the tokenizer is a transformers.PreTrainedTokenizerBase
-        """Token ids of the text. What is too long loses the beginning of its question, and nothing of its answer.
+        """Return the token ids of the rendered template.
+
+        If they are more than `max_length`, the question loses its beginning. The answer is never truncated.
 
         Args:
-            tokenizer: The aligner's tokenizer.
-            prompt: The prompt that was answered.
+            tokenizer: Tokenizer of the aligner.
+            prompt: Prompt that was answered.
             answer: The answer.
-            max_length: In tokens; `None` for no limit.
+            max_length: Maximum number of tokens, or `None` for no limit.
 
         Returns:
-            The ids, or `None` where the text is too long even without a question.
+            The ids, or `None` if the text is too long even without a question.
         """
         question = render_question(prompt)
         question_ids = _tokenize(tokenizer, question)
         ids, start = _tokenize(tokenizer, self.render(question, answer), special=True), 0
+        # Truncating can change how the rest is tokenised, so check again until the text fits.
         while max_length is not None and len(ids) > max_length:
             if start >= len(question_ids):
                 return None
@@ -77,20 +94,23 @@ class AlignerTemplate:
         return ids
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the template beside a model."""
+        """Write the template to `aligner_template.json` in the folder of a model."""
         text = json.dumps({"text": self.text}, ensure_ascii=False, indent=2)
         Path(folder, TEMPLATE_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], **source: Any) -> AlignerTemplate | None:
-        """Reads the template that lies beside a model, in a folder or on the Hub; `None` where none does.
+        """Load the template that was saved with a model, from a folder or the Hub.
 
         Args:
-            name_or_path: The model.
-            source: Arguments of `hf_hub_download`, such as `revision`.
+            name_or_path: Name or path of the model.
+            source: Keyword arguments for `hf_hub_download`, such as `revision`.
+
+        Returns:
+            The template, or `None` if the model has none.
 
         Raises:
-            OSError: If the Hub cannot be asked.
+            OSError: If the Hub cannot be reached.
         """
         path = Path(name_or_path, TEMPLATE_FILE)
         if not Path(name_or_path).is_dir():
@@ -98,33 +118,21 @@ class AlignerTemplate:
                 path = Path(hf_hub_download(str(name_or_path), TEMPLATE_FILE, **source))
             except RemoteEntryNotFoundError:
                 return None
-            except LocalEntryNotFoundError as error:  # which does not say of what
-                raise OSError(f"The template of {name_or_path} cannot be loaded: {error}") from error
+            except LocalEntryNotFoundError as error:  # its message does not name the model
+                raise OSError(f"The aligner template of {name_or_path} cannot be loaded: {error}") from error
         return cls(json.loads(path.read_text(encoding="utf-8"))["text"]) if path.is_file() else None
 
 
-# The three published variants in idea; the wording is ours.
-TEMPLATES: Mapping[str, str] = {
-    "labels": "## Question\n{question}\n\n## Answer\n{answer}\n\n## Correction\n",
-    "instruction": (
-        "Edit this answer to a question so that it helps more and harms nobody, and change nothing that is good. "
-        "{question} | {answer} | Edited answer:"
-    ),
-    "conversation": (
-        "A conversation between a user and an editor. USER: Edit this answer to a question so that it helps more and "
-        "harms nobody, and change nothing that is good. Question: {question} Answer: {answer} ASSISTANT:"
-    ),
-}
-DEFAULT_TEMPLATE = "labels"
-
-
 def make_template(template: str | AlignerTemplate) -> AlignerTemplate:
-    """The template of a name (`"labels"`, `"instruction"`, `"conversation"`) or of a text with both placeholders."""
+    """Return the template with this name (a key of `TEMPLATES`) or this text."""
     return template if isinstance(template, AlignerTemplate) else AlignerTemplate(TEMPLATES.get(template, template))
 
 
 def render_question(prompt: Prompt) -> str:
-    """A prompt as one text: a plain one as it is, a lone user's message as its content, else all turns with roles.
+    """Return a prompt as one text.
+
+    A plain prompt is its own text, and a single user message is its content. Longer conversations are written out
+    with their roles.
 
     Example:
         >>> render_question([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
@@ -138,5 +146,5 @@ def render_question(prompt: Prompt) -> str:
 
 
 def _tokenize(tokenizer: Any, text: str, special: bool = False) -> list[int]:
-    # Not verbose: a text beyond the model's length is no reason to warn where it is about to be cut.
+    # verbose=False, because the tokenizer would warn of a text that is truncated right afterwards.
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

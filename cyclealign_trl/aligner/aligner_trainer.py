@@ -1,4 +1,4 @@
-"""`AlignerTrainer`: a model learns to correct the answers of others."""
+"""`AlignerTrainer`: train a model to correct the answers of other models."""
 
 from __future__ import annotations
 
@@ -15,45 +15,54 @@ from trl import SFTTrainer
 
 from ..data.formats import completion_text
 from ..models.loading import check_positions, short_model_name
-from ..training.base_trainer import CardBeforePush, Optimizers, PublishedTrainer, ResumableTrainer
-from ..training.dataset_checks import check_no_stream, column_names, dataset_size, named_datasets
-from ..training.model_card import ALIGNER, TrainedModel
+from ..training.base_trainer import BaseTrainer, Optimizers
+from ..training.dataset_checks import check_map_style, column_names, describe_dataset, named_datasets
+from ..training.model_card import Paper, TrainedModel
 from .aligner_config import AlignerConfig
 from .aligner_template import AlignerTemplate, make_template
-from .identity_warmup import IDENTITY, WarmupSampler, with_warmup
+from .corrections import CORRECTION_COLUMNS
+from .identity_warmup import IDENTITY_COLUMN, WarmupSampler, with_warmup
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("prompt", "answer", "correction")
+
+PAPER = Paper(
+    "Aligner",
+    "Aligner: Efficient Alignment by Learning to Correct",
+    "Ji, Jiaming and Chen, Boyuan and Lou, Hantao and Hong, Donghai and Zhang, Borong and Pan, Xuehai and Dai, Juntao "
+    "and Qiu, Tianyi and Yang, Yaodong",
+    2024,
+    "2402.02416",
+)
 
 
-class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
-    """Trains an aligner (arXiv 2402.02416): given a question and somebody's answer, it writes a better answer.
+class AlignerTrainer(BaseTrainer, SFTTrainer):
+    """Train an aligner (arXiv 2402.02416), a model that turns a question and an answer into a better answer.
 
-    SFT on the correction and its end-of-sequence token alone, after question and answer in a template. Training
-    begins with an identity warm-up: the first `warmup_fraction` of the rows once, with the answer as the correction.
-    Then come all rows, for `num_train_epochs` epochs. One learning rate schedule spans both.
+    The loss is SFT on the correction and its end-of-sequence token, given the question and the answer in a template.
+    Training starts with an identity warm-up: one pass over the first `warmup_fraction` of the rows, with the answer as
+    the correction. Then it takes `num_train_epochs` passes over all rows. One learning rate schedule spans both.
 
     Args:
         model: A causal language model, or its name on the Hub or on disk.
-        args: The arguments.
+        args: Arguments of the training.
         train_dataset: Rows of `prompt` (text or messages), `answer` and `correction` (texts, or lists of one
             assistant message).
-        eval_dataset: Likewise, or a mapping of several. They have no warm-up rows.
-        processing_class: The tokenizer; by default the one of the model's name.
-        peft_config: Trains an adapter instead of all weights.
-        callbacks: Further callbacks.
-        optimizers: An optimiser and a schedule of your own.
+        eval_dataset: Rows in the same format, or a mapping of several data sets. They get no warm-up rows.
+        processing_class: Tokenizer. Defaults to the one of the model's name.
+        peft_config: PEFT configuration, to train an adapter instead of all weights.
+        callbacks: Additional callbacks.
+        optimizers: Optimiser and learning rate scheduler to use instead of the default ones.
 
     Raises:
-        ValueError: If a column is missing, no row fits into `max_length`, that is more than the model's positions, or
-            `max_steps` ends within the warm-up.
+        ValueError: If a column is missing, no row fits into `max_length`, `max_length` exceeds the model's positions,
+            or `max_steps` ends within the warm-up.
     """
 
-    _tag_names: Sequence[str] = ()  # our card brings its own
+    _tag_names: Sequence[str] = ()  # the model card has tags of its own
     _name = "Aligner"
     args: AlignerConfig
 
@@ -71,17 +80,17 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
         if args is None:
             args = AlignerConfig(f"{short_model_name(model)}-Aligner")
         if train_dataset is None:
-            raise ValueError("train_dataset is missing: an aligner learns from rows of prompt, answer, correction.")
+            raise ValueError("train_dataset is missing. Pass rows of prompt, answer and correction.")
         for name, dataset in named_datasets(train_dataset, eval_dataset):
-            check_no_stream(name, dataset)
+            check_map_style(name, dataset)
             _check_columns(name, dataset)
         if not isinstance(model, str) and args.model_init_kwargs is not None:
             raise ValueError(
-                "model_init_kwargs has no effect on a model that is loaded already: pass its name instead."
+                "model_init_kwargs have no effect on a model that is already loaded. Pass its name instead."
             )
         self.template = make_template(args.aligner_template)
-        self._data = {"training": dataset_size(train_dataset), "evaluation": dataset_size(eval_dataset)}
-        with args.main_process_first():  # the others find in the cache what it has written there
+        self._data = {"training": describe_dataset(train_dataset), "evaluation": describe_dataset(eval_dataset)}
+        with args.main_process_first():  # the other processes read the result from the cache
             train_dataset = with_warmup(train_dataset, args.warmup_fraction)
         super().__init__(
             model=model,
@@ -96,16 +105,15 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
         check_positions(self.model, max_length=args.max_length)
         sampler = self._get_train_sampler()
         if not sampler.rest:
-            raise ValueError(f"No correction fits into max_length, {args.max_length} tokens. Raise it.")
+            raise ValueError(f"No correction fits into max_length={args.max_length} tokens. Raise max_length.")
         self._num_warmup_steps = sampler.num_warmup_steps
         if 0 < args.max_steps <= self._num_warmup_steps:
             raise ValueError(
-                f"max_steps is {args.max_steps}, and the identity warm-up alone takes {self._num_warmup_steps}: "
-                "nothing would be learnt but to copy. Raise max_steps, or lower warmup_fraction."
+                f"max_steps is {args.max_steps}, but the identity warm-up alone takes {self._num_warmup_steps} steps, "
+                "so the model would only learn to copy. Raise max_steps, or lower warmup_fraction."
             )
-        self.add_callback(CardBeforePush(self.create_model_card))
 
-    # Data: SFTTrainer finds token ids and labels, and leaves them as they are
+    # Data: SFTTrainer leaves rows alone that have token ids and labels already
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: AlignerConfig, *rest: Any) -> Dataset:
         if "input_ids" not in column_names(dataset):
@@ -115,34 +123,37 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
 
     def _encode(self, dataset: Dataset, tokenizer: Any, max_length: int | None, name: str) -> Dataset:
         if tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has no eos_token, so no correction could ever end. Set it.")
+            raise ValueError("The tokenizer has no eos_token, which has to end each correction. Set it.")
         encoder = _Encoder(self.template, tokenizer, max_length)
-        encoded = dataset.map(encoder, remove_columns=[*COLUMNS], desc=f"Tokenizing {name} dataset")
+        encoded = dataset.map(encoder, remove_columns=[*CORRECTION_COLUMNS], desc=f"Tokenizing {name} dataset")
         kept = encoded.filter(_has_tokens, desc=f"Dropping rows that are too long from {name} dataset")
         if dropped := len(encoded) - len(kept):
-            said = f"Of {len(encoded)} rows of the {name} dataset, {dropped} do not fit into {max_length} tokens"
+            report = (
+                f"{dropped} of {len(encoded)} rows of the {name} dataset do not fit into max_length={max_length} "
+                "tokens, even without their question"
+            )
             if not len(kept):
-                raise ValueError(f"{said}: nothing is left to train on. Raise max_length.")
-            logger.warning("%s, even without their question, and are left out: max_length may be too low.", said)
+                raise ValueError(f"{report}. No row is left: raise max_length.")
+            logger.warning("%s. They are dropped: raise max_length to keep them.", report)
         return kept
 
-    # The Trainer's seams
+    # Hooks of the Trainer
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> WarmupSampler:
         args = self.args
         return WarmupSampler(
-            self.train_dataset[IDENTITY],  # the one given has lost its column
+            self.train_dataset[IDENTITY_COLUMN],  # the Trainer has removed the column from its argument
             window=self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
             seed=args.seed if args.data_seed is None else args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Adds the warm-up's steps to those of the epochs; see `Trainer.set_initial_training_values`."""
+        """Add the steps of the warm-up to those of the epochs; see `Trainer.set_initial_training_values`."""
         _, per_epoch, examples, samples, batch_size, in_epoch, max_steps = super().set_initial_training_values(
             *args, **kwargs
         )
-        # Once more, as the Trainer may have found a batch size of its own.
+        # Count again, because `auto_find_batch_size` can change the batch size.
         self._num_warmup_steps = self._get_train_sampler().num_warmup_steps
         if self.args.max_steps <= 0:
             max_steps += self._num_warmup_steps
@@ -150,7 +161,7 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
         return math.ceil(max_steps / per_epoch), per_epoch, examples, samples, batch_size, in_epoch, max_steps
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch, forward and backward."""
+        """Train on one micro-batch, and log whether it belongs to the warm-up."""
         self._metrics["train"]["identity_warmup"].append(float(self.state.global_step < self._num_warmup_steps))
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
@@ -162,22 +173,17 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
 
     # Checkpoints
 
-    def _fixed_settings(self) -> dict[str, Any]:
-        args = self.args
+    def _resume_settings(self) -> dict[str, Any]:
         return {
-            "per_device_train_batch_size": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "seed": args.seed,
-            "data_seed": args.data_seed,
-            "warmup_fraction": args.warmup_fraction,
+            **super()._resume_settings(),
+            "warmup_fraction": self.args.warmup_fraction,
             "aligner_template": self.template.text,
-            "rows of train_dataset": len(self.train_dataset),
         }
 
     # Publishing
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the model card, and the template beside it; see `PublishedTrainer.create_model_card`."""
+        """Write the model card and the template; see `BaseTrainer.create_model_card`."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             self.template.save(self.args.output_dir)
@@ -186,8 +192,8 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
         args = self.args
         return replace(
             model,
-            papers=(ALIGNER,),
-            method=f"{ALIGNER.link}: given a question and somebody's answer, it writes a better answer.",
+            papers=(PAPER,),
+            method=f"{PAPER.link}: given a question and an answer, it writes a better answer.",
             quick_start=(
                 "```python\nfrom cyclealign_trl import Aligner\n\n"
                 f'aligner = Aligner.from_pretrained("{model.repo_id}")\n'
@@ -206,7 +212,7 @@ class AlignerTrainer(PublishedTrainer, ResumableTrainer, SFTTrainer):
 
 @dataclass(frozen=True)
 class _Encoder:
-    """A row as token ids and labels; none where it is too long."""
+    """Turn a row into token ids and labels, both empty if the row is too long."""
 
     template: AlignerTemplate
     tokenizer: Any
@@ -214,12 +220,12 @@ class _Encoder:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, list[int]]:
         correction = completion_text(row["correction"]).strip()
-        # Tokenised by itself, as it will be written: after the text, not merged with its end.
+        # Tokenise it separately, because inference generates it after the prompt: no token can span both.
         ids = list(self.tokenizer(correction, add_special_tokens=False, verbose=False)["input_ids"])
         ids.append(self.tokenizer.eos_token_id)
-        room = None if self.max_length is None else self.max_length - len(ids)
+        max_prompt_length = None if self.max_length is None else self.max_length - len(ids)
         answer = completion_text(row["answer"]).strip()
-        prompt_ids = self.template.encode(self.tokenizer, row["prompt"], answer, room)
+        prompt_ids = self.template.encode(self.tokenizer, row["prompt"], answer, max_prompt_length)
         if prompt_ids is None:
             return {"input_ids": [], "labels": []}
         return {"input_ids": [*prompt_ids, *ids], "labels": [-100] * len(prompt_ids) + ids}
@@ -231,10 +237,10 @@ def _has_tokens(row: Mapping[str, Any]) -> bool:
 
 def _check_columns(name: str, dataset: Dataset) -> None:
     columns = column_names(dataset)
-    if not set(COLUMNS) <= columns:
+    if not set(CORRECTION_COLUMNS) <= columns:
         raise ValueError(
-            f"{name} needs the columns 'prompt', 'answer' and 'correction'; it has {sorted(columns)}. "
-            "load_corrections reads the published layout."
+            f"{name} needs the columns 'prompt', 'answer' and 'correction', got {sorted(columns)}. load_corrections "
+            "converts the published layout."
         )
     if not len(dataset):
         raise ValueError(f"{name} has no rows.")

@@ -11,8 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetInfo, Features, Value, load_dataset
 
 from ..data.drop_reports import dropped_rows
-from ..data.files import reader_of
-from ..data.formats import text_feature
+from ..data.formats import file_format, text_feature
 
 HUB_ID = "aligner/aligner-20K"
 
@@ -39,12 +38,12 @@ def load_corrections(path: str | os.PathLike[str] = HUB_ID, split: str = "train"
         trainer = AlignerTrainer("Qwen/Qwen3-0.6B", train_dataset=load_corrections("aligner/aligner-20K"))
         ```
     """
-    reader = reader_of(path)
-    if reader is None:
+    file_type = file_format(path)
+    if file_type is None:
         return to_corrections(load_dataset(str(path), split=split))
     if not Path(path).is_file():
         raise FileNotFoundError(f"The file {path} does not exist.")
-    return to_corrections(load_dataset(reader, data_files={"train": str(path)}, split=split))
+    return to_corrections(load_dataset(file_type, data_files={"train": str(path)}, split=split))
 
 
 def to_corrections(dataset: Dataset) -> Dataset:

@@ -1,4 +1,4 @@
-"""Preference data out of corrections: the corrected answer over the original one."""
+"""Preference data from corrections: the correction is preferred to the answer."""
 
 from __future__ import annotations
 
@@ -25,35 +25,34 @@ def bootstrap_preferences(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **sampling: Any,
 ) -> Dataset:
-    """Has an upstream answer prompts and an aligner correct the answers, as preference data for training the upstream.
+    """Answer prompts with an upstream, correct the answers with an aligner, and return preference pairs.
 
-    Pairs whose answer the aligner left as it was hold no preference: they are left out, and counted in
-    `info.description`.
+    The pairs can train the upstream itself. Answers that the aligner left unchanged contain no preference. They are
+    dropped, and counted in `info.description`.
 
     Args:
-        upstream: Who answers: a model (with its tokenizer), a pipeline, a function, or an `Upstream`.
-        aligner: Who corrects.
-        prompts: The prompts, or a data set with a column `prompt`: text or messages.
-        tokenizer: The tokenizer of a model that is given.
-        sampling: How the upstream is to sample: `temperature`, `top_p`, `max_tokens`.
+        upstream: Upstream to answer with: a model (with its tokenizer), a pipeline, a function, or an `Upstream`.
+        aligner: Aligner to correct with.
+        prompts: Prompts as texts or messages, or a data set with a column `prompt`.
+        tokenizer: Tokenizer of `upstream`, if that is a model.
+        sampling: Sampling parameters for the upstream: `temperature`, `top_p`, `max_tokens`.
 
     Returns:
-        TRL's preference format: `prompt`, `chosen` (the correction), `rejected` (the answer); for TRL's `DPOTrainer`
-        and for `RankingTrainer`.
+        Rows in TRL's preference format, `prompt`, `chosen` (the correction) and `rejected` (the answer), for TRL's
+        `DPOTrainer` and for `RankingTrainer`.
 
     Raises:
-        ValueError: If there are no prompts, or text and messages are mixed.
+        ValueError: If there are no prompts, or some are texts and some messages.
     """
     prompts = list(prompts["prompt"]) if isinstance(prompts, Dataset) else list(prompts)
     if not prompts:
-        raise ValueError("There are no prompts to answer.")
+        raise ValueError("prompts is empty. Pass at least one prompt.")
     conversational = not isinstance(prompts[0], str)
     if any(isinstance(prompt, str) is conversational for prompt in prompts):
-        raise ValueError("Some prompts are texts and some are messages: give all of them in one format.")
+        raise ValueError("Some prompts are texts and some are messages. Pass all of them in one format.")
     answers = make_upstream(upstream, tokenizer)(prompts, **sampling)
     corrections = aligner.correct(prompts, answers)
     kept = [index for index, answer in enumerate(answers) if corrections[index] != answer]
-    text = text_feature(conversational)
     columns = {
         "prompt": [prompts[index] for index in kept],
         "chosen": [as_completion(prompts[index], corrections[index]) for index in kept],
@@ -61,5 +60,5 @@ def bootstrap_preferences(
     }
     dropped = dropped_rows(["unchanged"] * (len(prompts) - len(kept)))
     report = f"{len(prompts)} prompts, {len(kept)} pairs; {dropped}"
-    features = Features(dict.fromkeys(columns, text))
+    features = Features(dict.fromkeys(columns, text_feature(conversational)))
     return Dataset.from_dict(columns, info=DatasetInfo(description=report, features=features))

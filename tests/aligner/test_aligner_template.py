@@ -1,4 +1,4 @@
-"""Templates: literal texts, the question of a conversation, what is cut, what is saved."""
+"""Rendering, tokenising, saving and loading of aligner templates."""
 
 import json
 
@@ -9,19 +9,19 @@ from tests.conftest import make_tokenizer
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_each_variant_holds_question_and_answer_in_this_order(name):
+def test_each_template_contains_the_question_and_then_the_answer(name):
     text = make_template(name).render("QUESTION", "ANSWER")
     assert text.index("QUESTION") < text.index("ANSWER")
     assert "{" not in text
 
 
-def test_the_default_is_the_one_with_labels():
+def test_labels_template_has_a_heading_for_each_part():
     lines = make_template("labels").render("Why?", "No.").splitlines()
     assert [line for line in lines if line.startswith("##")] == ["## Question", "## Answer", "## Correction"]
 
 
 @pytest.mark.parametrize("untrusted", ["{question}", "{answer}", "{0}", "{", "}", "{x.__class__}", "\\g<0>", "%s"])
-def test_untrusted_text_stays_literal(untrusted):
+def test_text_is_inserted_literally(untrusted):
     template = AlignerTemplate("<{question}|{answer}>")
     assert template.render(untrusted, "a") == f"<{untrusted}|a>"
     assert template.render("q", untrusted) == f"<q|{untrusted}>"
@@ -29,12 +29,12 @@ def test_untrusted_text_stays_literal(untrusted):
 
 
 @pytest.mark.parametrize("text", ["{question}", "{answer}", "labelz", "{question}{answer}{answer}"])
-def test_a_template_has_both_placeholders_once(text):
-    with pytest.raises(ValueError, match=r"exactly once; .* times.*'labels', 'instruction', 'conversation'"):
+def test_a_missing_or_repeated_placeholder_raises(text):
+    with pytest.raises(ValueError, match=r"exactly once, but .* times.*'labels', 'instruction', 'conversation'"):
         make_template(text)
 
 
-def test_the_question_of_a_conversation():
+def test_renders_the_question_of_a_conversation():
     user, assistant, system = ({"role": role, "content": f" {role}? "} for role in ("user", "assistant", "system"))
     assert render_question("\n\nHuman: Hi\n\nAssistant:") == "Human: Hi\n\nAssistant:"
     assert render_question([user]) == "user?"
@@ -42,7 +42,7 @@ def test_the_question_of_a_conversation():
     assert render_question([user, assistant, user]) == "User: user?\n\nAssistant: assistant?\n\nUser: user?"
 
 
-def test_a_text_that_is_too_long_loses_the_beginning_of_its_question():
+def test_a_long_text_loses_the_beginning_of_its_question():
     template, tokenizer = AlignerTemplate("Q:{question} A:{answer}="), make_tokenizer()
 
     def encode(max_length):
@@ -55,9 +55,9 @@ def test_a_text_that_is_too_long_loses_the_beginning_of_its_question():
     assert encode(8) is None
 
 
-def test_cutting_ends_where_a_cut_text_has_more_tokens_than_were_left_of_it():
+def test_truncation_ends_even_if_decoding_adds_tokens():
     class Doubling:
-        """Decodes each token to two."""
+        """Tokenizer that decodes each token to two."""
 
         def __call__(self, text, **_):
             return {"input_ids": list(text)}
@@ -70,7 +70,7 @@ def test_cutting_ends_where_a_cut_text_has_more_tokens_than_were_left_of_it():
     assert template.encode(Doubling(), "abcdef", "xyz", 2) is None
 
 
-def test_it_is_saved_as_json_and_read_back(tmp_path):
+def test_saves_and_loads_a_template(tmp_path):
     template = AlignerTemplate("„{question}“ {answer}\n")
     template.save(tmp_path)
     assert json.loads((tmp_path / "aligner_template.json").read_text(encoding="utf-8")) == {"text": template.text}

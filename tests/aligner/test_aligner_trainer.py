@@ -1,4 +1,4 @@
-"""Training an aligner: golden values, the order of warm-up and rows, resumption, adapters, wrong use."""
+"""Training an aligner."""
 
 import json
 import math
@@ -11,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cyclealign_trl import Aligner, AlignerConfig, AlignerTrainer, CheckpointError
-from cyclealign_trl.aligner.identity_warmup import WarmupSampler, num_warmup_rows, with_warmup
 from tests.conftest import make_model, make_tokenizer
 from tests.offline.test_ranking_trainer import StopAt
 
@@ -44,20 +43,12 @@ def make_trainer(folder, rows=ROWS, model=None, tokenizer=None, eval_dataset=Non
 
 
 def logged(trainer):
-    """What depends on the training alone."""
+    """Return the logs without timings."""
     timed = ("runtime", "per_second")
     return [
         {name: value for name, value in log.items() if not any(word in name for word in timed)}
         for log in trainer.state.log_history
     ]
-
-
-# Golden values
-
-
-def test_golden_warmup_counts(golden):
-    for case in golden["aligner"]["warmup_counts"]:
-        assert num_warmup_rows(case["warmup_fraction"], case["num_qac"]) == case["num_qaa"]
 
 
 def test_golden_loss(golden, tmp_path):
@@ -69,17 +60,19 @@ def test_golden_loss(golden, tmp_path):
         num_attention_heads=1, max_position_embeddings=64, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     ))  # fmt: skip
     model.lm_head.weight.data = torch.eye(vocabulary)
-    model.model.forward = lambda **_: BaseModelOutputWithPast(last_hidden_state=logits)  # what the head makes logits
+    model.model.forward = lambda **_: BaseModelOutputWithPast(
+        last_hidden_state=logits
+    )  # the head maps them to themselves
     trainer = make_trainer(tmp_path, model=model, activation_checkpointing=False)
     batch = {"input_ids": labels.clamp(min=0), "labels": labels, "attention_mask": torch.ones_like(labels)}
     assert trainer.compute_loss(model, batch).item() == pytest.approx(case["expected"]["loss_token_mean"], abs=1e-5)
     assert (labels[:, 1:] != -100).sum() == case["expected"]["num_label_tokens"]
 
 
-# What is trained on
+# Data
 
 
-def test_only_the_correction_and_its_end_are_trained_on(tmp_path):
+def test_labels_are_the_correction_and_its_end_of_sequence_token(tmp_path):
     trainer = make_trainer(
         tmp_path, rows=[{"prompt": "Q", "answer": " no ", "correction": "yes\n"}], warmup_fraction=1
     )
@@ -91,7 +84,7 @@ def test_only_the_correction_and_its_end_are_trained_on(tmp_path):
         assert row["labels"][:5] == [-100] * 5
 
 
-def test_messages_train_the_same_tokens_as_text(tmp_path):
+def test_messages_and_texts_have_the_same_tokens(tmp_path):
     rows = [{
         "prompt": [{"role": "user", "content": "Q"}],
         "answer": [{"role": "assistant", "content": "no"}],
@@ -103,7 +96,7 @@ def test_messages_train_the_same_tokens_as_text(tmp_path):
         assert list(as_messages.train_dataset[column]) == list(as_text.train_dataset[column])
 
 
-def test_a_long_row_loses_its_question_or_is_left_out(tmp_path, caplog):
+def test_a_long_row_loses_its_question_or_is_dropped(tmp_path, caplog):
     rows = [
         {"prompt": "Q" * 30, "answer": "a", "correction": "b"},
         {"prompt": "Q", "answer": "a" * 30, "correction": "b"},
@@ -112,10 +105,10 @@ def test_a_long_row_loses_its_question_or_is_left_out(tmp_path, caplog):
     trainer = make_trainer(tmp_path, rows=rows, max_length=10, warmup_fraction=0)
     texts = trainer.processing_class.batch_decode(list(trainer.train_dataset["input_ids"]))
     assert texts == [f"{'Q' * 5}|a=b</s>", "Q|a=b</s>"]
-    assert "Of 3 rows of the train dataset, 1 do not fit into 10 tokens" in caplog.text
-    with pytest.raises(ValueError, match="No correction fits into max_length, 10 tokens"):
+    assert "1 of 3 rows of the train dataset do not fit into max_length=10 tokens" in caplog.text
+    with pytest.raises(ValueError, match="No correction fits into max_length=10 tokens"):
         make_trainer(tmp_path, rows=[{**rows[2], "correction": "b" * 30}], max_length=10, warmup_fraction=1)
-    with pytest.raises(ValueError, match="nothing is left"):
+    with pytest.raises(ValueError, match="No row is left"):
         make_trainer(tmp_path, rows=rows[1:2], max_length=10, warmup_fraction=0)
 
 
@@ -127,48 +120,11 @@ def test_evaluation_has_no_warmup_rows(tmp_path):
     assert {"eval_loss", "eval_mean_token_accuracy", "eval_entropy"} <= set(metrics)
 
 
-# The order
+# Order
 
 
-def test_warmup_is_the_first_rows_with_the_answer_as_correction():
-    dataset = with_warmup(Dataset.from_list(ROWS), 0.25)
-    assert list(dataset["identity"]) == [True, True] + [False] * 10
-    assert list(dataset["correction"]) == ["", "no"] + ["yes"] * 10
-    assert list(dataset["prompt"][:3]) == ["Q0", "Q1", "Q0"]
-    assert list(with_warmup(Dataset.from_list(ROWS), 0.0)["identity"]) == [False] * 10
-
-
-def test_the_stream_is_the_warmup_once_and_then_epochs():
-    epoch = iter(range(3))
-    identity = [True] * 3 + [False] * 7
-    sampler = WarmupSampler(identity, window=2, seed=0, epoch=lambda: next(epoch))
-    assert (sampler.num_warmup_steps, sampler.num_epoch_steps, len(sampler)) == (2, 4, 8)
-    stream = []
-    for _ in range(3):
-        drawn = list(sampler)
-        assert len(drawn) == len(sampler)
-        stream += drawn
-    warmup, first, second = stream[:4], stream[4:12], stream[12:20]
-    assert set(warmup) == {0, 1, 2}
-    assert warmup[3] == warmup[0]  # a window that is not full is filled from the start
-    for drawn in (first, second):
-        assert set(drawn) == set(range(3, 10))
-        assert drawn[7] == drawn[0]
-    assert first != second
-    other = WarmupSampler(identity, window=2, seed=1, epoch=lambda: 0)
-    assert list(other) != stream[:8]
-
-
-def test_a_warmup_of_nothing_and_one_longer_than_an_epoch():
-    without = WarmupSampler([False] * 3, window=2, seed=0, epoch=lambda: 0)
-    assert without.num_warmup_steps == 0
-    assert set(without) == {0, 1, 2}
-    whole = WarmupSampler([True] * 3 + [False] * 3, window=8, seed=0, epoch=lambda: 0)
-    assert set(whole) == {0, 1, 2}  # each filled up several times
-
-
-class Seen(AlignerTrainer):
-    """Keeps the text of every row that it trains on."""
+class RecordingTrainer(AlignerTrainer):
+    """Trainer that records the texts it trains on."""
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training:
@@ -177,13 +133,13 @@ class Seen(AlignerTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def test_training_sees_the_warmup_first_and_logs_it(tmp_path):
+def test_trains_on_the_warmup_first_and_logs_it(tmp_path):
     rows = Dataset.from_list(ROWS)
     trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, eval_strategy="epoch", eval_dataset=rows)
-    trainer.__class__ = Seen
+    trainer.__class__ = RecordingTrainer
     trainer.texts = []
     trainer.train()
-    # 5 warm-up rows in windows of 4: 2 steps; 10 rows: 3 steps an epoch.
+    # With 4 rows per step, 5 warm-up rows take 2 steps, and an epoch of 10 rows takes 3.
     assert trainer.state.global_step == trainer.state.max_steps == 2 + 2 * 3
     texts = [text for batch in trainer.texts for text in batch]
     assert all(text == f"Q{i}|{'no' * i}={'no' * i}" for text in texts[:8] for i in [int(text[1])])
@@ -197,7 +153,7 @@ def test_training_sees_the_warmup_first_and_logs_it(tmp_path):
     assert evaluated == pytest.approx([1, 2, 8 / 3])
 
 
-def test_one_schedule_spans_both_phases(tmp_path):
+def test_one_learning_rate_schedule_spans_both_phases(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=1, warmup_steps=0)
     trainer.train()
     steps = trainer.state.global_step
@@ -208,20 +164,20 @@ def test_one_schedule_spans_both_phases(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "steps"), [({"max_steps": 4}, 4), ({"num_train_epochs": 0.5}, 3 + 3)])
-def test_max_steps_and_parts_of_epochs(tmp_path, settings, steps):
+def test_stops_after_max_steps_or_a_fraction_of_an_epoch(tmp_path, settings, steps):
     trainer = make_trainer(tmp_path, **settings)
     trainer.train()
     assert trainer.state.global_step == steps
 
 
-def test_without_warmup_it_is_sft(tmp_path):
+def test_training_without_warmup(tmp_path):
     trainer = make_trainer(tmp_path, warmup_fraction=0.0)
     trainer.train()
     assert trainer.state.global_step == 2 * 5
     assert len(trainer.train_dataset) == 10
 
 
-def test_it_learns_to_correct(tmp_path):
+def test_learns_to_correct(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=20, learning_rate=1e-2, eval_dataset=Dataset.from_list(ROWS))
     before = trainer.evaluate()
     trainer.train()
@@ -230,7 +186,7 @@ def test_it_learns_to_correct(tmp_path):
     assert after["eval_mean_token_accuracy"] == 1.0
 
 
-def test_accumulation_changes_nothing(tmp_path):
+def test_gradient_accumulation_does_not_change_the_weights(tmp_path):
     trainers = []
     for size, accumulation in ((4, 1), (2, 2), (1, 4)):
         sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
@@ -245,7 +201,7 @@ def test_accumulation_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [2, 9], ids=["in the warm-up", "in the second epoch"])
-def test_a_resumed_run_ends_as_one_that_was_never_killed(tmp_path, stop):
+def test_a_resumed_run_ends_like_an_uninterrupted_run(tmp_path, stop):
     settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
@@ -261,14 +217,14 @@ def test_a_resumed_run_ends_as_one_that_was_never_killed(tmp_path, stop):
     assert losses == expected
 
 
-def test_a_run_with_other_data_cannot_be_resumed(tmp_path):
+def test_resuming_with_other_data_raises(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=4).train()
     for changes in ({"warmup_fraction": 0.2}, {"aligner_template": "labels"}, {"rows": ROWS[:9]}):
-        with pytest.raises(CheckpointError, match="cannot be resumed with these settings"):
+        with pytest.raises(CheckpointError, match="cannot be resumed with changed settings"):
             make_trainer(tmp_path, max_steps=4, **changes).train(resume_from_checkpoint=True)
 
 
-def test_the_template_goes_with_model_and_checkpoints(tmp_path):
+def test_saves_the_template_with_the_model_and_its_checkpoints(tmp_path):
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=4)
     trainer.train()
     trainer.save_model()
@@ -277,7 +233,7 @@ def test_the_template_goes_with_model_and_checkpoints(tmp_path):
         assert Aligner.from_pretrained(folder, device="cpu").template == trainer.template
 
 
-def test_an_adapter_is_trained_saved_and_loaded(tmp_path):
+def test_trains_saves_and_loads_an_adapter(tmp_path):
     peft = pytest.importorskip("peft")
     make_model().save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
@@ -304,12 +260,12 @@ def test_an_adapter_is_trained_saved_and_loaded(tmp_path):
 # Publishing
 
 
-def test_the_card(tmp_path):
+def test_model_card(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=4)
     trainer.train()
     trainer.create_model_card(dataset="aligner/aligner-20K", license="apache-2.0")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    for said in (
+    for text in (
         "[Aligner](https://arxiv.org/abs/2402.02416)",
         f'Aligner.from_pretrained("{tmp_path.name}")',
         "| identity warm-up | 50% of the rows |",
@@ -318,22 +274,22 @@ def test_the_card(tmp_path):
         TEMPLATE,
         "aligner2024",
     ):
-        assert said in card
+        assert text in card
     assert (tmp_path / "aligner_template.json").is_file()
 
 
-def test_a_token_is_not_pickled(tmp_path):
+def test_tokens_are_not_pickled(tmp_path):
     config = AlignerConfig(str(tmp_path), hub_token="hf_secret", use_cpu=True)
     assert b"hf_secret" not in pickle.dumps(config)
-    with pytest.raises(ValueError, match="must hold no token"):
+    with pytest.raises(ValueError, match="must not contain a token"):
         AlignerConfig(str(tmp_path), model_init_kwargs={"token": "hf_secret"}, use_cpu=True)
 
 
-# Wrong use
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"warmup_fraction": 1.5}, "from 0 to 1, got 1.5"),
         ({"aligner_template": "nothing"}, "exactly once"),
@@ -341,19 +297,19 @@ def test_a_token_is_not_pickled(tmp_path):
         ({"completion_only_loss": False}, "correction alone"),
         ({"train_sampling_strategy": "group_by_length"}, "must be 'random', got 'group_by_length'"),
         ({"max_length": 300}, "300 tokens, but LlamaForCausalLM has 256 positions"),
-        ({"max_steps": 3}, "max_steps is 3, and the identity warm-up alone takes 3"),
-        ({"model_init_kwargs": {"dtype": "float32"}}, "pass its name instead"),
-        ({"rows": [{"prompt": "Q", "completion": "A"}]}, r"has \['completion', 'prompt'\]"),
+        ({"max_steps": 3}, "max_steps is 3, but the identity warm-up alone takes 3 steps"),
+        ({"model_init_kwargs": {"dtype": "float32"}}, "Pass its name instead"),
+        ({"rows": [{"prompt": "Q", "completion": "A"}]}, r"got \['completion', 'prompt'\]"),
         ({"eval_dataset": Dataset.from_list([{"prompt": "Q"}])}, r"eval_dataset needs the columns"),
         ({"eval_dataset": Dataset.from_list(ROWS).to_iterable_dataset()}, "eval_dataset is a stream"),
     ],
 )
-def test_wrong_use_raises(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_arguments_raise(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **changes)
 
 
-def test_no_rows_and_no_end_raise(tmp_path):
+def test_missing_rows_or_end_of_sequence_token_raise(tmp_path):
     with pytest.raises(ValueError, match="train_dataset is missing"):
         AlignerTrainer(make_model(), AlignerConfig(str(tmp_path), use_cpu=True))
     tokenizer = make_tokenizer()
@@ -362,7 +318,7 @@ def test_no_rows_and_no_end_raise(tmp_path):
         make_trainer(tmp_path, tokenizer=tokenizer)
 
 
-def test_checkpointing_is_on_by_default_and_either_name_turns_it_off(tmp_path):
+def test_activation_checkpointing_is_on_by_default_and_either_name_turns_it_off(tmp_path):
     assert AlignerConfig(str(tmp_path), use_cpu=True).activation_checkpointing is True
     assert AlignerConfig(str(tmp_path), use_cpu=True, activation_checkpointing=False).gradient_checkpointing is False
     with pytest.warns(FutureWarning, match="gradient_checkpointing"):

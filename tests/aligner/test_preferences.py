@@ -1,4 +1,4 @@
-"""Corrections as preferences, and trainers that take them."""
+"""Preference pairs from corrections."""
 
 import pytest
 from datasets import Dataset
@@ -9,7 +9,7 @@ from tests.conftest import make_model, make_tokenizer
 
 
 class Kinder(Aligner):
-    """Leaves kind answers alone."""
+    """Aligner that adds "please" to answers without it."""
 
     def correct(self, prompts, answers):
         return [answer if "please" in answer else f"{answer} please" for answer in answers]
@@ -29,7 +29,7 @@ def message(role, text):
     return [{"role": role, "content": text}]
 
 
-def test_text_and_messages(aligner):
+def test_pairs_of_texts_and_of_messages(aligner):
     dataset = bootstrap_preferences(answer, aligner, ["Q0", "Q1", "Q2"])
     assert dataset.to_list() == [
         {"prompt": "Q0", "chosen": "Q0 please", "rejected": "Q0"},
@@ -46,21 +46,21 @@ def test_text_and_messages(aligner):
     ]
 
 
-def test_nothing_corrected_is_an_empty_data_set(aligner):
+def test_returns_an_empty_data_set_if_no_answer_changed(aligner):
     dataset = bootstrap_preferences(answer, aligner, ["Q1"])
     assert len(dataset) == 0
     assert dataset.column_names == ["prompt", "chosen", "rejected"]
 
 
-def test_wrong_use_raises(aligner):
-    with pytest.raises(ValueError, match="no prompts"):
+def test_invalid_prompts_raise(aligner):
+    with pytest.raises(ValueError, match="prompts is empty"):
         bootstrap_preferences(answer, aligner, [])
     with pytest.raises(ValueError, match="one format"):
         bootstrap_preferences(answer, aligner, ["Q0", message("user", "Q1")])
 
 
 @pytest.mark.parametrize("conversational", [False, True])
-def test_both_trainers_take_the_pairs(tmp_path, aligner, conversational):
+def test_pairs_train_with_ranking_trainer_and_dpo_trainer(tmp_path, aligner, conversational):
     prompts = [message("user", f"Q{i}") if conversational else f"Q{i}" for i in range(4)]
     model, tokenizer = make_model(), make_tokenizer()
     pairs = bootstrap_preferences(model, aligner, prompts, tokenizer, max_tokens=4)

@@ -59,7 +59,7 @@ def test_an_adapter(tmp_path, run_yaml):
         ("", "Say what to train on"),
         ("--dataset_name ROWS --warmup_fraction 2", "from 0 to 1, got 2.0"),
         ("--dataset_name ROWS --aligner_template none", "exactly once"),
-        ("--dataset_name WRONG", "there are ['answer', 'correction', 'text']"),
+        ("--dataset_name WRONG", "got ['answer', 'correction', 'text']"),
         ("--dataset_name ROWS --max_steps 1", "the identity warm-up alone takes 1"),
     ],
 )

@@ -172,7 +172,7 @@ def aligner(folder):
         "again": equal_weights(trainer.model, again.generator.model) and again.template == trainer.template,
         "pushed_while_training": pushed_while_training,
         "quick_start": bool(said(ModelCard.load("tester/aligner"))[1]["aligner"]),
-        "without_template": "lies no template" in without,
+        "without_template": "no saved aligner template" in without,
     }
 
 

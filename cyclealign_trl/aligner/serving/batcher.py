@@ -1,4 +1,4 @@
-"""Requests that wait are answered together."""
+"""`Batcher`: answer concurrent requests in batches."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Answers items in threads: as many at once as wait, up to a bound, without waiting for more.
+    """Answer items in batches, in worker threads.
 
-    Items of different keys are never answered together. A batch that fails is tried again one by one, so that no item
-    fails because of another. An item whose asker has gone is dropped.
+    A batch contains the items that are waiting when a worker is free, up to `batch_size`; it is never delayed to
+    collect more. Items with different keys go to separate calls. If a call fails, its items are retried one by one, so
+    that one bad item does not fail the others. An item is dropped if its `ask` was cancelled.
 
     Args:
-        answer: Answers the items of one key, in their order. Called from threads.
-        batch_size: Most items of a call.
-        max_concurrency: Calls at once.
+        answer: Answers items with the same key, in their order. Called from worker threads.
+        batch_size: Maximum number of items in a call.
+        max_concurrency: Maximum number of calls in flight.
     """
 
     def __init__(
@@ -34,34 +35,34 @@ class Batcher(Generic[T, R]):
         self._workers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Starts to work, on the running event loop."""
+        """Start the workers on the running event loop."""
         self._workers = [asyncio.create_task(self._work()) for _ in range(self._max_concurrency)]
 
     async def close(self) -> None:
-        """Stops. What is being answered is, what waits is not."""
+        """Stop the workers. Calls in flight finish in their threads, and waiting items are not answered."""
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self, key: Hashable, item: T) -> R:
-        """The answer to one item; raises what answering it raised."""
+        """Return the answer to one item, or raise the exception of its call."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((key, item, future))
         return await future
 
     async def _work(self) -> None:
         while True:
-            taken = [await self._waiting.get()]
-            while len(taken) < self._batch_size and not self._waiting.empty():
-                taken.append(self._waiting.get_nowait())
+            batch = [await self._waiting.get()]
+            while len(batch) < self._batch_size and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
             groups: dict[Hashable, list[tuple[T, asyncio.Future[R]]]] = {}
-            for key, item, future in taken:
+            for key, item, future in batch:
                 groups.setdefault(key, []).append((item, future))
             for key, group in groups.items():
-                await self._settle(key, group)
+                await self._answer_group(key, group)
 
-    async def _settle(self, key: Hashable, group: list[tuple[T, asyncio.Future[R]]]) -> None:
+    async def _answer_group(self, key: Hashable, group: list[tuple[T, asyncio.Future[R]]]) -> None:
         group = [(item, future) for item, future in group if not future.done()]
         if not group:
             return
@@ -74,8 +75,8 @@ class Batcher(Generic[T, R]):
                     group[0][1].set_exception(error)
                 return
             for pair in group:
-                await self._settle(key, [pair])
+                await self._answer_group(key, [pair])
             return
         for (_, future), answer in zip(group, answers, strict=True):
-            if not future.done():
+            if not future.done():  # cancelled during the call
                 future.set_result(answer)

@@ -1,4 +1,4 @@
-"""Requests that wait are answered together, in order, and fail alone."""
+"""Batches, order and failures of `Batcher`."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ def run(batcher, asks):
     return asyncio.run(main())
 
 
-def test_what_waits_goes_together_and_answers_come_to_their_askers():
+def test_waiting_items_with_equal_keys_share_a_call():
     calls = []
 
     def answer(key, items):
@@ -29,10 +29,10 @@ def test_what_waits_goes_together_and_answers_come_to_their_askers():
     asks = [("ab"[index % 2], index) for index in range(10)]
     assert run(Batcher(answer, batch_size=4), asks) == [f"{key}{item}" for key, item in asks]
     assert all(len(items) <= 4 for _, items in calls)
-    assert calls[:2] == [("a", [0, 2]), ("b", [1, 3])]  # never two keys in a call
+    assert calls[:2] == [("a", [0, 2]), ("b", [1, 3])]
 
 
-def test_an_item_fails_alone():
+def test_a_bad_item_does_not_fail_the_others():
     def answer(key, items):
         if "bad" in items:
             raise ValueError("bad item")
@@ -43,17 +43,17 @@ def test_an_item_fails_alone():
     assert isinstance(bad, ValueError)
 
 
-def test_as_many_calls_at_once_as_are_allowed():
+def test_runs_max_concurrency_calls_at_once():
     meeting = threading.Barrier(3, timeout=10)
 
     def answer(key, items):
-        meeting.wait()  # returns only where three calls meet
+        meeting.wait()  # returns once three calls are in flight
         return items
 
     assert run(Batcher(answer, batch_size=1, max_concurrency=3), [(None, index) for index in range(6)]) == [*range(6)]
 
 
-def test_nobody_works_for_an_asker_that_has_gone():
+def test_a_cancelled_item_is_not_answered():
     seen = []
     started, go_on = threading.Event(), threading.Event()
 

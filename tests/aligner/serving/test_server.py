@@ -1,4 +1,4 @@
-"""The server over real HTTP: replies, errors in OpenAI's shape, keys, failures of the upstream."""
+"""The server over real HTTP."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ KEY = "sk-of-the-server"
 
 @contextlib.contextmanager
 def serving(upstream, corrector=Shouter, **settings):
-    """Serves from a thread; gives the address."""
+    """Run a server in a thread, and yield its address."""
     aligner = corrector(make_model(), make_tokenizer(), "labels")
     server = AlignedServer(AlignedUpstream(upstream, aligner), "aligned", **settings)
     loop, ready, port = asyncio.new_event_loop(), threading.Event(), []
@@ -64,7 +64,7 @@ def ask(url, text="Hi", **settings):
 
 
 def send(url, path, body=None, method=None, headers=None):
-    """Status and body of any request."""
+    """Send any request, and return the status and the body of the response."""
     request = urllib.request.Request(url + path, body, headers or {}, method=method)
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
@@ -74,60 +74,65 @@ def send(url, path, body=None, method=None, headers=None):
             return error.code, json.loads(error.read())
 
 
-def test_a_reply_is_the_corrected_answer():
+def test_returns_the_corrected_answer():
     with serving(echo) as url:
         reply = ask(url, "How are you?")
         assert reply.choices[0].message.content == "How are you?!"
         assert reply.choices[0].finish_reason == "stop"
         assert reply.model == "aligned"
-        # One token per character.
-        usage = reply.usage
+        usage = reply.usage  # one token per character
         assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (12, 13, 25)
 
 
-def test_models_and_health():
+def test_lists_its_model_and_reports_health():
     with serving(echo) as url, client(url) as asking:
         assert [model.id for model in asking.models.list()] == ["aligned"]
         assert send(url, "/health") == (200, {"status": "ok"})
 
 
-def test_sampling_reaches_the_upstream():
+def test_sampling_parameters_reach_the_upstream():
     def tell(prompts, **sampling):
         return [json.dumps(sampling)] * len(prompts)
 
     with serving(tell) as url:
-        said = ask(url, temperature=0.5, top_p=0.9, max_tokens=5).choices[0].message.content
-        assert json.loads(said.rstrip("!")) == {"temperature": 0.5, "top_p": 0.9, "max_tokens": 5}
+        content = ask(url, temperature=0.5, top_p=0.9, max_tokens=5).choices[0].message.content
+        assert json.loads(content.rstrip("!")) == {"temperature": 0.5, "top_p": 0.9, "max_tokens": 5}
 
 
-def test_a_setting_that_the_upstream_does_not_take_is_said():
-    with serving(echo) as url, pytest.raises(openai.BadRequestError, match="does not take temperature"):
+def test_a_parameter_that_the_upstream_does_not_support_is_a_bad_request():
+    with serving(echo) as url, pytest.raises(openai.BadRequestError, match="does not support temperature"):
         ask(url, temperature=0.5)
 
 
 @pytest.mark.parametrize(
-    ("path", "method", "body", "status", "said"),
+    ("path", "method", "body", "status", "message"),
     [
         ("/v1/chat/completions", "POST", b"{", 400, "JSON object"),
         ("/v1/chat/completions", "POST", b'{"model": "aligned", "messages": []}', 400, "at least one message"),
-        ("/v1/chat/completions", "POST", b'{"model": "x", "messages": []}', 404, "no model 'x' here, only 'aligned'"),
+        (
+            "/v1/chat/completions",
+            "POST",
+            b'{"model": "x", "messages": []}',
+            404,
+            "'x' does not exist. This server only has 'aligned'",
+        ),
         ("/v1/chat/completions", "POST", b"x" * 2000, 413, "larger than 1,000 bytes"),
-        ("/v1/chat/completions", "GET", None, 405, "only POST"),
-        ("/v1/models", "POST", b"{}", 405, "GET"),
-        ("/v1/completions", "POST", b"{}", 404, "only /v1/chat/completions"),
-        ("/", "GET", None, 404, "no / here"),
+        ("/v1/chat/completions", "GET", None, 405, "Use POST"),
+        ("/v1/models", "POST", b"{}", 405, "Use GET"),
+        ("/v1/completions", "POST", b"{}", 404, "Use /v1/chat/completions"),
+        ("/", "GET", None, 404, "/ does not exist"),
     ],
 )
-def test_wrong_requests_get_clear_errors(path, method, body, status, said):
+def test_invalid_requests_get_clear_errors(path, method, body, status, message):
     with serving(echo, max_body_size=1000) as url:
         code, answer = send(url, path, body, method)
     assert code == status
-    assert said in answer["error"]["message"]
+    assert message in answer["error"]["message"]
     assert answer["error"]["type"] == "invalid_request_error"
     assert set(answer["error"]) == {"message", "type", "param", "code"}
 
 
-def test_the_client_raises_its_own_errors():
+def test_the_openai_client_raises_matching_errors():
     with serving(echo) as url:
         for error, settings in (
             (openai.BadRequestError, {"stream": True}),
@@ -136,11 +141,11 @@ def test_the_client_raises_its_own_errors():
         ):
             with pytest.raises(error, match=next(iter(settings))):
                 ask(url, **settings)
-        with pytest.raises(openai.NotFoundError, match="no model"), client(url) as asking:
+        with pytest.raises(openai.NotFoundError, match="does not exist"), client(url) as asking:
             asking.chat.completions.create(model="gpt", messages=[{"role": "user", "content": "Hi"}])
 
 
-def test_a_key_is_required_where_there_is_one():
+def test_requests_need_the_api_key_if_one_is_set():
     with serving(echo, api_key=KEY) as url:
         for key in ("wrong", KEY[:-1], KEY + "x", "ключ"):
             code, answer = send(url, "/v1/models", headers={"Authorization": f"Bearer {key}".encode()})
@@ -152,7 +157,7 @@ def test_a_key_is_required_where_there_is_one():
             assert next(iter(asking.models.list())).id == "aligned"
 
 
-def test_a_failing_upstream_is_a_502_without_details(caplog):
+def test_a_failed_upstream_is_a_502_without_details(caplog):
     def respond(body):
         return Reply(f"internal: {body['messages'][-1]['content']} with sk-upstream", status=500)
 
@@ -165,7 +170,7 @@ def test_a_failing_upstream_is_a_502_without_details(caplog):
     assert raised.value.status_code == 502
     assert raised.value.response.json() == {
         "error": {
-            "message": "The upstream model did not answer.", "type": "server_error", "param": None,
+            "message": "The upstream model failed.", "type": "server_error", "param": None,
             "code": "upstream_error",
         }
     }  # fmt: skip
@@ -173,7 +178,7 @@ def test_a_failing_upstream_is_a_502_without_details(caplog):
     assert "sk-upstream" not in caplog.text
 
 
-def test_one_bad_prompt_fails_alone():
+def test_a_bad_prompt_does_not_fail_the_others():
     def picky(prompts):
         texts = echo(prompts)
         if "bad" in texts:
@@ -194,7 +199,7 @@ def test_one_bad_prompt_fails_alone():
     assert isinstance(bad, openai.InternalServerError)
 
 
-def test_a_failing_aligner_is_a_500():
+def test_a_failed_aligner_is_a_500_without_details():
     class Broken(Shouter):
         def correct(self, prompts, answers):
             raise RuntimeError("secret of the aligner")
@@ -205,9 +210,7 @@ def test_a_failing_aligner_is_a_500():
     assert "secret" not in raised.value.response.text
 
 
-def test_two_hundred_at_once_each_get_their_own():
-    """Each asks for something else, and the upstream answers in another order than it was asked."""
-
+def test_two_hundred_concurrent_requests_get_their_own_answers():
     def slowly(prompts):
         time.sleep(0.01)
         return echo(prompts)
@@ -226,7 +229,7 @@ def test_two_hundred_at_once_each_get_their_own():
     assert [reply.choices[0].message.content for reply in replies] == [f"Question {index}!" for index in range(200)]
 
 
-def test_more_than_may_wait_are_sent_away():
+def test_too_many_requests_in_flight_are_a_503():
     started, go_on = threading.Event(), threading.Event()
 
     def wait(prompts):
@@ -234,11 +237,11 @@ def test_more_than_may_wait_are_sent_away():
         go_on.wait(10)
         return echo(prompts)
 
-    with serving(wait, max_waiting=1) as url:
+    with serving(wait, max_in_flight=1) as url:
         thread = threading.Thread(target=ask, args=(url,))
         thread.start()
         started.wait(10)
-        with pytest.raises(openai.InternalServerError, match="try again later") as raised:
+        with pytest.raises(openai.InternalServerError, match="Try again later") as raised:
             ask(url)
         go_on.set()
         thread.join()

@@ -1,10 +1,10 @@
-"""Bodies of requests: what is read, and what is refused with a clear error."""
+"""Parsing request bodies and building response bodies."""
 
 import json
 
 import pytest
 
-from cyclealign_trl.aligner.serving.requests import BadRequestError, completion, read_request
+from cyclealign_trl.aligner.serving.protocol import BadRequestError, completion_body, read_request
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -13,32 +13,32 @@ def read(**changes):
     return read_request(json.dumps({"model": "served", "messages": [USER], **changes}).encode(), "served")
 
 
-def test_messages_and_sampling_are_read():
-    asked = read(
+def test_reads_messages_and_sampling_parameters():
+    request = read(
         messages=[{"role": "developer", "content": "Be kind."}, {"role": "assistant", "content": "Yes?"}, USER],
         temperature=0, top_p=0.5, max_tokens=7, max_completion_tokens=None,
     )  # fmt: skip
-    assert [message["role"] for message in asked.messages] == ["system", "assistant", "user"]
-    assert asked.sampling == {"temperature": 0, "top_p": 0.5, "max_tokens": 7}
+    assert [message["role"] for message in request.messages] == ["system", "assistant", "user"]
+    assert request.sampling == {"temperature": 0, "top_p": 0.5, "max_tokens": 7}
 
 
-def test_parts_of_text_are_one_text():
+def test_joins_text_parts():
     parts = [{"type": "text", "text": "What "}, {"type": "text", "text": "now?"}]
     assert read(messages=[{"role": "user", "content": parts}]).messages[0]["content"] == "What now?"
 
 
-def test_lone_surrogates_do_no_harm():
+def test_replaces_lone_surrogates():
     read(messages=[{"role": "user", "content": "a\ud800b"}]).messages[0]["content"].encode()
 
 
-def test_what_asks_for_nothing_special_is_let_through():
+def test_accepts_unsupported_fields_with_neutral_values():
     read(stream=False, n=1, stop=None, tools=[], logprobs=False, response_format={"type": "text"}, user="me", seed=3)
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"\xff", b"[" * 10**5], ids=["empty", "broken", "array", "no UTF-8", "deep"]
+    "text", [b"", b"{", b"[]", b"\xff", b"[" * 10**5], ids=["empty", "broken", "array", "not UTF-8", "deep"]
 )
-def test_no_json_object_is_refused(text):
+def test_a_body_that_is_not_a_json_object_raises(text):
     with pytest.raises(BadRequestError, match="JSON object") as raised:
         read_request(text, "served")
     assert raised.value.status == 400
@@ -78,16 +78,16 @@ def test_no_json_object_is_refused(text):
         ({"max_completion_tokens": "9"}, "max_completion_tokens", 400),
     ],
 )
-def test_what_is_wrong_is_named(changes, param, status):
+def test_errors_name_the_invalid_field(changes, param, status):
     with pytest.raises(BadRequestError) as raised:
         read(**changes)
     assert (raised.value.param, raised.value.status) == (param, status)
     assert param.split(".")[0].split("[")[0] in str(raised.value) or param == "messages"
 
 
-def test_a_reply():
-    body = completion("served", "Hello.", 3, 2)
+def test_completion_body():
+    body = completion_body("served", "Hello.", 3, 2)
     assert body["choices"][0]["message"]["content"] == "Hello."
     assert body["choices"][0]["finish_reason"] == "stop"
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    assert body["id"] != completion("served", "Hello.", 3, 2)["id"]
+    assert body["id"] != completion_body("served", "Hello.", 3, 2)["id"]

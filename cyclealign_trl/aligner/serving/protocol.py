@@ -1,4 +1,4 @@
-"""The bodies of chat-completions requests, read without trusting them, and what is sent back."""
+"""Parse the bodies of chat-completions requests without trusting them, and build the bodies of responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# Fields that would change the answer's form or content, with the values that ask for nothing special.
+# Fields that would change the form or content of the completion, with the values that leave it unchanged.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "stream": (False,),
     "n": (1,),
@@ -25,12 +25,12 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 
 
 class BadRequestError(Exception):
-    """A request that is answered with an error of OpenAI's shape.
+    """Error to report to the client, in the format of OpenAI's API.
 
     Args:
-        message: What is wrong, and what to do.
-        param: The field at fault.
-        code: A word for programs.
+        message: What is wrong, and how to fix it.
+        param: Name of the field at fault.
+        code: Machine-readable code.
         status: HTTP status.
     """
 
@@ -41,21 +41,21 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What is asked: messages of a role and a text each, and how to sample."""
+    """Messages to answer, each with a role and a text, and the sampling parameters to use."""
 
     messages: list[dict[str, str]]
     sampling: Mapping[str, float]
 
 
 def read_request(text: bytes, served_model: str) -> ChatRequest:
-    """Reads a body.
+    """Parse and validate the body of a request.
 
     Args:
         text: The body.
-        served_model: The one model there is.
+        served_model: Name of the only model of the server.
 
     Raises:
-        BadRequestError: If it cannot be answered.
+        BadRequestError: If the body is invalid, or asks for another model or an unsupported feature.
     """
     try:
         body = json.loads(text)
@@ -66,43 +66,46 @@ def read_request(text: bytes, served_model: str) -> ChatRequest:
     body = {name: value for name, value in body.items() if value is not None}
     model = body.get("model")
     if not isinstance(model, str):
-        raise BadRequestError(f"`model` must be a text: {served_model!r}.", "model")
+        raise BadRequestError(f"`model` must be a string. This server has {served_model!r}.", "model")
     if model != served_model:
         raise BadRequestError(
-            f"There is no model {model[:100]!r} here, only {served_model!r}.", "model", "model_not_found", 404
+            f"The model {model[:100]!r} does not exist. This server only has {served_model!r}.",
+            "model",
+            "model_not_found",
+            404,
         )
-    for name, neutral in _UNSUPPORTED.items():
-        # By type too: True is no 1 here, and 0 no False.
-        if name in body and not any(type(body[name]) is type(value) and body[name] == value for value in neutral):
-            raise BadRequestError(f"`{name}` is not supported here: leave it out.", name, "unsupported_value")
+    for name, allowed in _UNSUPPORTED.items():
+        # Compare types too, because True == 1 and False == 0.
+        if name in body and not any(type(body[name]) is type(value) and body[name] == value for value in allowed):
+            raise BadRequestError(f"`{name}` is not supported. Leave it out.", name, "unsupported_value")
     return ChatRequest(_messages(body.get("messages")), _sampling(body))
 
 
 def _messages(messages: Any) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not messages:
-        raise BadRequestError("`messages` must be an array of at least one message.", "messages")
-    read = []
+        raise BadRequestError("`messages` must be an array with at least one message.", "messages")
+    parsed = []
     for index, message in enumerate(messages):
-        where = f"messages[{index}]"
+        param = f"messages[{index}]"
         if not isinstance(message, dict):
-            raise BadRequestError(f"`{where}` must be an object of `role` and `content`.", where)
+            raise BadRequestError(f"`{param}` must be an object with `role` and `content`.", param)
         role = message.get("role")
         if not isinstance(role, str) or role not in _ROLES:
-            raise BadRequestError(f"`{where}.role` must be one of {', '.join(_ROLES)}.", f"{where}.role")
-        read.append({"role": _ROLES[role], "content": _content(message.get("content"), f"{where}.content")})
-    if read[-1]["role"] != "user":
-        raise BadRequestError("The last message must be the user's: it is what is answered.", "messages")
-    return read
+            raise BadRequestError(f"`{param}.role` must be one of {', '.join(_ROLES)}.", f"{param}.role")
+        parsed.append({"role": _ROLES[role], "content": _content(message.get("content"), f"{param}.content")})
+    if parsed[-1]["role"] != "user":
+        raise BadRequestError(f"The last message must have role user, got {parsed[-1]['role']}.", "messages")
+    return parsed
 
 
-def _content(content: Any, where: str) -> str:
+def _content(content: Any, param: str) -> str:
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
     ):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise BadRequestError(f"`{where}` must be a text, or an array of text parts.", where)
-    # Lone surrogates can be written in JSON, but not in UTF-8.
+        raise BadRequestError(f"`{param}` must be a string or an array of text parts.", param)
+    # JSON can contain lone surrogates, which cannot be encoded as UTF-8.
     return content.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -118,13 +121,13 @@ def _sampling(body: Mapping[str, Any]) -> dict[str, float]:
         if name in body:
             value = body[name]
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadRequestError(f"`{name}` must be a whole number of at least 1.", name)
+                raise BadRequestError(f"`{name}` must be an integer of at least 1.", name)
             sampling[name] = value
     return sampling
 
 
-def completion(model: str, content: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """The body of a reply."""
+def completion_body(model: str, content: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """Return the body of a successful response."""
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -146,6 +149,6 @@ def completion(model: str, content: str, prompt_tokens: int, completion_tokens: 
     }
 
 
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The body of an error."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def error_body(message: str, error_type: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """Return the body of an error response."""
+    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
