@@ -1,4 +1,4 @@
-"""What may be spent: by itself, over HTTP, across processes and resumes."""
+"""Prices, budgets and ledgers: alone, over HTTP, across processes and after a resume."""
 
 import json
 import threading
@@ -15,16 +15,16 @@ from cyclealign_trl.types import RankingFailure, RankingRequest, RankingResult, 
 
 PRICES = {"input": 1.0, "cached_input": 0.1, "output": 4.0}
 CALL = Usage(800, 50)  # 0.001 dollars
-# What an endpoint says that it took to read 1.3 kB and to reply: 0.0005 dollars.
+# Reported usage of a request of 1.3 kB and its reply: 0.0005 dollars.
 REPLY = Reply('{"ranking": ["A", "B"]}', usage={"prompt_tokens": 300, "completion_tokens": 50})
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
+def short_backoff(monkeypatch):
     monkeypatch.setattr(client, "_BACKOFF_BASE", 0.01)
 
 
-def requests(num):
+def make_requests(num):
     return [RankingRequest(f"Question {index}?", ("a", "b")) for index in range(num)]
 
 
@@ -37,7 +37,7 @@ def spend(budget, num, usage=CALL):
 # Prices
 
 
-def test_cached_tokens_have_a_price_of_their_own():
+def test_cached_tokens_have_their_own_price():
     usage = Usage(prompt_tokens=1_000_000, cached_tokens=400_000, completion_tokens=500_000)
     assert Prices(1.0, 4.0, 0.1).cost(usage) == pytest.approx(0.6 + 0.04 + 2.0)
     assert Prices(1.0, 4.0).cost(usage) == pytest.approx(1.0 + 2.0)
@@ -46,7 +46,7 @@ def test_cached_tokens_have_a_price_of_their_own():
 @pytest.mark.parametrize(
     "prices", [{"input": 1.0}, {"input": 1.0, "output": 2.0, "image": 3.0}, {"input": -1.0, "output": 2.0}]
 )
-def test_prices_that_are_none_raise(prices):
+def test_invalid_prices_raise(prices):
     with pytest.raises(ValueError, match="per million tokens"):
         make_prices(prices)
 
@@ -59,7 +59,7 @@ def test_prices_that_are_none_raise(prices):
         ({"max_run_tokens": -1}, "max_run_tokens.*positive.*got -1"),
     ],
 )
-def test_caps_that_cannot_be_kept_raise(options, message):
+def test_invalid_caps_raise(options, message):
     with pytest.raises(ValueError, match=message):
         LLMRanker("judge", "http://127.0.0.1:1/v1", **options)
 
@@ -67,7 +67,7 @@ def test_caps_that_cannot_be_kept_raise(options, message):
 # Caps
 
 
-def test_a_cap_is_never_passed():
+def test_no_call_is_reserved_beyond_a_cap():
     budget = Budget(max_cost=0.0105, prices=make_prices(PRICES))
     spend(budget, 10)
     assert budget.reserve(CALL) is False
@@ -76,7 +76,7 @@ def test_a_cap_is_never_passed():
     assert str(budget) == "$0.01045 of max_cost=0.0105 and 8,950 tokens"
 
 
-def test_what_is_reserved_is_waited_for_and_what_was_not_taken_is_there_again():
+def test_unused_reservations_are_available_again():
     budget = Budget(max_tokens=2000)
     assert [budget.reserve(Usage(900)) for _ in range(3)] == [True, True, None]
     budget.settle(Usage(900), Usage(100))
@@ -87,20 +87,20 @@ def test_what_is_reserved_is_waited_for_and_what_was_not_taken_is_there_again():
     assert str(budget) == "1,900 of max_run_tokens=2,000 tokens"
 
 
-def test_processes_share_what_is_left():
+def test_processes_share_the_rest_of_a_cap():
     budgets = [Budget(max_tokens=1000, num_processes=2) for _ in range(2)]
     assert [budget.reserve(Usage(501)) for budget in budgets] == [False, False]
     spend(budgets[0], 1, Usage(400))
     committed = [budget.committed for budget in budgets]
     for budget in budgets:
         budget.share_out(committed)
-    # 300 for each of what is left.
+    # 600 tokens are left, 300 for each process.
     assert [budget.reserve(Usage(301)) for budget in budgets] == [False, False]
     assert [budget.reserve(Usage(300)) for budget in budgets] == [True, True]
     assert "700 of max_run_tokens" in str(budgets[0])
 
 
-def test_many_threads_pass_no_cap():
+def test_many_threads_keep_to_a_cap():
     budget = Budget(max_tokens=5000)
     done = []
 
@@ -121,9 +121,9 @@ def test_many_threads_pass_no_cap():
 # Ledgers
 
 
-def test_what_was_spent_before_a_crash_counts(tmp_path):
+def test_spending_before_a_crash_counts(tmp_path):
     budget = Budget(max_tokens=10_000)
-    spend(budget, 2)  # before there was a ledger
+    spend(budget, 2)  # written to the ledger by `keep_ledger`
     budget.keep_ledger(tmp_path)
     spend(budget, 3)
     again = Budget(max_tokens=10_000)
@@ -132,7 +132,7 @@ def test_what_was_spent_before_a_crash_counts(tmp_path):
     assert [again.reserve(Usage(tokens)) for tokens in (10_000 - 4249, 10_000 - 4250)] == [False, True]
 
 
-def test_a_line_that_was_cut_off_is_passed_over(tmp_path):
+def test_an_incomplete_line_is_skipped(tmp_path):
     budget = Budget()
     budget.keep_ledger(tmp_path)
     spend(budget, 2)
@@ -147,7 +147,7 @@ def test_a_line_that_was_cut_off_is_passed_over(tmp_path):
     assert last.committed.tokens == 2 * 850
 
 
-def test_ledgers_of_more_processes_are_all_counted_once(tmp_path):
+def test_each_ledger_of_a_run_with_more_processes_counts_once(tmp_path):
     for index in range(5):
         Ledger(tmp_path, index, 5).write(Usage(10**index))
     budgets = [Budget() for _ in range(2)]
@@ -156,7 +156,7 @@ def test_ledgers_of_more_processes_are_all_counted_once(tmp_path):
     assert [budget.committed.tokens for budget in budgets] == [10101, 1010]
 
 
-def test_prices_that_come_later_price_what_was_spent(tmp_path):
+def test_prices_given_later_apply_to_earlier_spending(tmp_path):
     Budget().keep_ledger(tmp_path)
     unpriced = Budget()
     unpriced.keep_ledger(tmp_path)
@@ -171,15 +171,15 @@ def test_prices_that_come_later_price_what_was_spent(tmp_path):
 
 
 def ask(respond, num, **options):
-    """Ranks, and returns the outcomes, the ranker's budget and the calls at the endpoint."""
+    """Return the outcomes, the ranker's budget and the number of calls at the endpoint."""
     with LoopbackEndpoint(respond if callable(respond) else lambda body: respond) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url, max_tokens=64, **options)
-        outcomes = ranker.rank(requests(num))
+        outcomes = ranker.rank(make_requests(num))
         ranker.close()
     return outcomes, ranker.budget, len(endpoint.requests)
 
 
-def test_the_endpoint_sees_no_call_beyond_the_cap():
+def test_the_endpoint_receives_no_call_beyond_the_cap():
     outcomes, budget, num_calls = ask(REPLY, 60, prices=PRICES, max_cost=0.0102)
     results = [outcome for outcome in outcomes if isinstance(outcome, RankingResult)]
     failures = [outcome for outcome in outcomes if isinstance(outcome, RankingFailure)]
@@ -191,28 +191,28 @@ def test_the_endpoint_sees_no_call_beyond_the_cap():
     assert sum(result.usage.cost for result in results) == pytest.approx(budget.committed.cost)
 
 
-def test_a_cap_on_tokens():
+def test_a_cap_on_tokens_limits_the_calls():
     outcomes, budget, num_calls = ask(REPLY, 30, max_run_tokens=3600)
     assert num_calls in (9, 10)
     assert budget.committed.tokens == num_calls * 350
     assert {outcome.usage.cost for outcome in outcomes if isinstance(outcome, RankingResult)} == {None}
 
 
-def test_calls_that_take_more_than_expected_pass_a_cap_by_those_in_flight_at_most():
+def test_unexpectedly_long_calls_exceed_a_cap_only_by_those_in_flight():
     greedy = Reply('{"ranking": ["A", "B"]}', usage={"prompt_tokens": 5000, "completion_tokens": 50})
     _, budget, num_calls = ask(greedy, 60, max_run_tokens=20_000, max_concurrency=4)
     assert num_calls <= 4 + 4
     assert budget.committed.tokens == num_calls * 5050
 
 
-def test_a_cap_that_is_far_stops_nothing_although_more_is_reserved_than_there_is():
-    # 32 calls at once might take 64 tokens of reply each, but take 1.
+def test_large_reservations_fail_no_call_that_the_cap_allows():
+    # 32 calls in flight reserve 64 tokens for each reply, which has 1.
     reply = Reply('{"ranking": ["A", "B"]}', usage={"prompt_tokens": 300, "completion_tokens": 1})
     outcomes, _, _ = ask(reply, 64, max_run_tokens=64 * 301 + 400)
     assert all(isinstance(outcome, RankingResult) for outcome in outcomes)
 
 
-def test_failed_and_repeated_calls_count_as_far_as_they_are_billed():
+def test_failed_calls_and_retries_count_if_they_are_billed():
     bad = Reply("no ranking", usage={"prompt_tokens": 800, "completion_tokens": 50})
     replies = iter([bad, Reply(status=500), REPLY])
     outcomes, budget, _ = ask(lambda body: next(replies), 1, prices=PRICES)
@@ -221,14 +221,14 @@ def test_failed_and_repeated_calls_count_as_far_as_they_are_billed():
     assert budget.committed.cost == pytest.approx(0.0015)
 
 
-def test_cached_input_is_counted_at_its_price():
+def test_cached_input_counts_at_its_own_price():
     usage = {"prompt_tokens": 800, "completion_tokens": 50, "prompt_tokens_details": {"cached_tokens": 600}}
     [outcome], budget, _ = ask(Reply('{"ranking": ["A", "B"]}', usage=usage), 1, prices=PRICES)
     assert outcome.usage.cached_tokens == 600
     assert outcome.usage.cost == budget.committed.cost == pytest.approx((200 + 60 + 200) / 1e6)
 
 
-def test_a_stated_cost_is_stronger_than_the_prices():
+def test_a_reported_cost_takes_precedence_over_the_prices():
     usage = {"prompt_tokens": 800, "completion_tokens": 50, "cost": 0.5}
     [outcome], budget, _ = ask(Reply('{"ranking": ["A", "B"]}', usage=usage), 1, prices=PRICES)
     assert outcome.usage.cost == 0.5 == budget.committed.cost
@@ -241,37 +241,37 @@ def test_a_stated_cost_is_stronger_than_the_prices():
         (Reply(delay=30.0), {"timeout": 0.3}),
         (Reply('{"ranking": ["A", "B"]}', usage={}), {}),
     ],
-    ids=["reset", "time-out", "no usage"],
+    ids=["reset", "timeout", "no usage"],
 )
-def test_what_may_have_been_billed_counts_as_expected(reply, options):
+def test_calls_with_unknown_usage_count_as_expected(reply, options):
     [outcome], budget, _ = ask(reply, 1, prices=PRICES, max_retries=0, **options)
-    assert outcome.usage.cost is None  # it is not known
+    assert outcome.usage.cost is None  # unknown
     assert budget.committed.cost > 0.0002
 
 
-def test_what_never_reached_the_endpoint_costs_nothing():
+def test_a_call_that_never_reaches_the_endpoint_costs_nothing():
     ranker = LLMRanker("judge", "http://127.0.0.1:1/v1", prices=PRICES, max_retries=1)
-    [outcome] = ranker.rank(requests(1))
+    [outcome] = ranker.rank(make_requests(1))
     ranker.close()
     assert (outcome.reason, outcome.usage.cost) == ("connection", 0.0)
     assert ranker.budget.committed == Amount()
 
 
 @pytest.mark.parametrize("usage", [{"prompt_tokens": "many"}, {"prompt_tokens": -5, "cost": float("nan")}, [1], "x"])
-def test_a_usage_that_is_none_is_unknown(usage):
+def test_an_invalid_usage_is_unknown(usage):
     reply = {"choices": [{"message": {"content": '{"ranking": ["A", "B"]}'}, "finish_reason": "stop"}], "usage": usage}
     [outcome], budget, _ = ask(Reply(body=json.dumps(reply)), 1, prices=PRICES)
     assert (outcome.usage.prompt_tokens, outcome.usage.cost) == (0, None)
     assert budget.committed.cost > 0
 
 
-def test_a_cache_shows_its_rankers_budget_and_what_it_knows_is_free(tmp_path):
+def test_a_cache_exposes_the_budget_of_its_ranker_and_cached_answers_are_free(tmp_path):
     with LoopbackEndpoint(lambda body: REPLY) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url, max_tokens=64, prices=PRICES, max_cost=0.0013)
         cached = CachedRanker(ranker, tmp_path / "rankings.sqlite")
         assert cached.budget is ranker.budget
-        first = cached.rank(requests(2))
-        again = cached.rank(requests(4))
+        first = cached.rank(make_requests(2))
+        again = cached.rank(make_requests(4))
         cached.close()
         ranker.close()
     assert [type(outcome).__name__ for outcome in first] == ["RankingResult"] * 2

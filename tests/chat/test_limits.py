@@ -1,4 +1,4 @@
-"""How fast an endpoint is asked: the windows by themselves, then over HTTP from several processes."""
+"""Rate limits and adaptive concurrency: alone, then over HTTP from several processes."""
 
 import asyncio
 import heapq
@@ -20,58 +20,58 @@ from tests.judge_server import most_within, running
 
 
 def simulate(limiter, num_calls, latency, transit, tokens=1, expected=1, seed=0):
-    """Makes calls as fast as the limiter lets them through; returns when each arrived, with its tokens, and the end.
+    """Make calls as fast as the limiter admits them. Return the arrival time and tokens of each, and the end time.
 
-    A call takes `transit` seconds at most to arrive, and is answered `latency` seconds later.
+    A call arrives within `transit` seconds and is answered `latency` seconds later.
     """
-    chance = random.Random(seed)
-    now, arrivals, under_way = 0.0, [], []
+    rng = random.Random(seed)
+    now, arrivals, in_flight = 0.0, [], []
     for number in range(num_calls):
         while isinstance(permit := limiter.try_admit(expected, now), float):
             assert permit > 0
-            # Whatever comes first: an answer, or the time to ask again.
-            if under_way and under_way[0][0] <= now + permit:
-                now, _, ended = heapq.heappop(under_way)
+            # Continue at the next answer or at the next try, whichever comes first.
+            if in_flight and in_flight[0][0] <= now + permit:
+                now, _, ended = heapq.heappop(in_flight)
                 limiter.record(ended, now, Usage(tokens), {})
             else:
                 now += permit
-        arrived = now + chance.uniform(0, transit)
+        arrived = now + rng.uniform(0, transit)
         arrivals.append((arrived, tokens))
-        heapq.heappush(under_way, (arrived + latency, number, permit))
+        heapq.heappush(in_flight, (arrived + latency, number, permit))
     return arrivals, now
 
 
 @pytest.mark.parametrize(("latency", "transit"), [(0.0, 0.0), (0.5, 1.0), (10.0, 2.5)])
-def test_no_minute_at_the_endpoint_sees_more_requests_than_the_limit(latency, transit):
+def test_no_minute_at_the_endpoint_has_more_requests_than_the_limit(latency, transit):
     arrivals, seconds = simulate(RateLimiter(600, None, 1), 6000, latency, transit)
     most, _ = most_within(60.0, arrivals)
     assert 0.97 * 600 <= most <= 600
-    # Ten minutes' worth took at most one in ten longer, and the first minute's goes at once.
+    # Ten minutes' worth of requests: the first minute's are sent at once, and the others take at most 10 % longer.
     assert seconds <= 9 * 60 * 1.1
 
 
-def test_no_minute_sees_more_tokens_and_what_was_not_used_is_given_back():
+def test_no_minute_has_more_tokens_than_the_limit_and_unused_tokens_are_available_again():
     limiter = RateLimiter(None, 100_000, 1)
-    # Expected to take 1500, of which replies use 300.
+    # Each call is expected to use 1500 tokens and uses 300.
     arrivals, seconds = simulate(limiter, 3000, 0.5, 0.5, tokens=300, expected=1500)
     _, most = most_within(60.0, arrivals)
     assert 0.95 * 100_000 <= most <= 100_000
     assert seconds <= 9 * 60 * 1.1
 
 
-def test_the_processes_share_a_limit():
+def test_processes_share_a_limit():
     one, eight = RateLimiter(600, None, 1), RateLimiter(600, None, 8)
     assert [sum(isinstance(limiter.try_admit(1, 0.0), Permit) for _ in range(601)) for limiter in (one, eight)] == [
         600,
         75,
     ]
-    # A share of half a request a minute is one in two.
+    # Half a request per minute is one request in two minutes.
     scarce = RateLimiter(4, None, 8)
     arrivals, _ = simulate(scarce, 3, 0.0, 0.0)
     assert [after - before for (before, _), (after, _) in pairwise(arrivals)] == pytest.approx([122.4, 122.4])
 
 
-def test_a_call_beyond_the_limit_goes_alone():
+def test_a_call_larger_than_the_limit_is_sent_alone():
     limiter = RateLimiter(None, 1000, 1)
     permit = limiter.try_admit(5000, 0.0)
     assert isinstance(permit, Permit)
@@ -81,7 +81,7 @@ def test_a_call_beyond_the_limit_goes_alone():
     assert limiter.try_admit(1, 2.0) > 0
 
 
-def test_the_number_of_processes_is_the_launchers(monkeypatch):
+def test_the_number_of_processes_defaults_to_world_size(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert resolve_num_processes(None) == 1
     monkeypatch.setenv("WORLD_SIZE", "8")
@@ -90,48 +90,48 @@ def test_the_number_of_processes_is_the_launchers(monkeypatch):
         resolve_num_processes(0)
 
 
-# What the endpoint's headers say
+# Limits in the endpoint's headers
 
 
-def told(resource, remaining, reset, limit=100):
+def limit_headers(resource, remaining, reset, limit=100):
     names = {"remaining": remaining, "reset": reset, "limit": limit}
     return {f"x-ratelimit-{name}-{resource}": str(value) for name, value in names.items()}
 
 
 @pytest.mark.parametrize("resource", ["requests", "tokens"])
-def test_what_is_used_up_is_waited_for(resource):
+def test_a_used_up_quota_delays_calls_until_its_reset(resource):
     limiter = RateLimiter(None, None, 1)
-    limiter.record(limiter.try_admit(10, 0.0), 1.0, None, told(resource, 0, "6m0s"))
+    limiter.record(limiter.try_admit(10, 0.0), 1.0, None, limit_headers(resource, 0, "6m0s"))
     assert limiter.try_admit(10, 1.0) == 360.0
     assert limiter.try_admit(10, 360.0) == 1.0
     assert isinstance(limiter.try_admit(10, 361.0), Permit)
 
 
-def test_calls_that_the_headers_do_not_know_of_count():
+def test_calls_sent_after_the_reporting_one_count():
     limiter = RateLimiter(None, None, 1)
     first, *_ = [limiter.try_admit(1, 0.0) for _ in range(4)]
-    limiter.record(first, 1.0, None, told("requests", 5, "30s"))  # of which three are under way
+    limiter.record(first, 1.0, None, limit_headers("requests", 5, "30s"))  # three other calls are in flight
     assert [isinstance(limiter.try_admit(1, 1.0), Permit) for _ in range(3)] == [True, True, False]
 
 
-def test_an_older_answer_says_nothing_new():
+def test_the_headers_of_an_older_call_are_ignored():
     limiter = RateLimiter(None, None, 1)
     older, newer = limiter.try_admit(1, 0.0), limiter.try_admit(1, 0.0)
-    limiter.record(newer, 1.0, None, told("requests", 50, "1s"))
-    limiter.record(older, 1.0, None, told("requests", 0, "30s"))
+    limiter.record(newer, 1.0, None, limit_headers("requests", 50, "1s"))
+    limiter.record(older, 1.0, None, limit_headers("requests", 0, "30s"))
     assert isinstance(limiter.try_admit(1, 1.0), Permit)
 
 
-def test_after_a_reset_the_limit_is_there_again_and_no_more():
+def test_a_reset_restores_exactly_the_limit():
     limiter = RateLimiter(None, None, 1)
-    limiter.record(limiter.try_admit(1, 0.0), 0.0, None, told("requests", 0, "1s", limit=3))
+    limiter.record(limiter.try_admit(1, 0.0), 0.0, None, limit_headers("requests", 0, "1s", limit=3))
     assert [isinstance(limiter.try_admit(1, 1.0), Permit) for _ in range(4)] == [True, True, True, False]
     assert isinstance(limiter.try_admit(1, 2.0), Permit)
 
 
-def test_a_reset_tomorrow_is_not_waited_for():
+def test_a_reset_after_many_hours_does_not_delay_calls():
     limiter = RateLimiter(None, None, 1)
-    limiter.record(limiter.try_admit(1, 0.0), 0.0, None, told("requests", 0, "23h59m"))
+    limiter.record(limiter.try_admit(1, 0.0), 0.0, None, limit_headers("requests", 0, "23h59m"))
     assert isinstance(limiter.try_admit(1, 0.0), Permit)
 
 
@@ -153,39 +153,39 @@ def test_a_reset_tomorrow_is_not_waited_for():
         ("2026-01-01T00:00:00Z", None),
     ],
 )
-def test_durations(text, seconds):
+def test_durations_are_parsed(text, seconds):
     assert read_duration(text) == (None if seconds is None else pytest.approx(seconds))
 
 
-# Calls at once
+# Adaptive concurrency
 
 
-def test_many_429s_of_one_round_trip_halve_the_concurrency_once_and_it_recovers_slowly():
+def test_the_concurrency_halves_once_per_round_trip_and_recovers_slowly():
     async def run():
         concurrency = AdaptiveConcurrency(100)
-        bounds = []
+        limits_seen = []
         for _ in range(3):
             numbers = [await concurrency.__aenter__() for _ in range(concurrency.limit)]
             for number in numbers:
                 concurrency.decrease(number)
                 await concurrency.__aexit__()
-            bounds.append(concurrency.limit)
+            limits_seen.append(concurrency.limit)
         for _ in range(10):  # round trips
             for _ in range(concurrency.limit):
                 concurrency.increase()
-            bounds.append(concurrency.limit)
+            limits_seen.append(concurrency.limit)
         for _ in range(10_000):
             concurrency.increase()
-        return [*bounds, concurrency.limit]
+        return [*limits_seen, concurrency.limit]
 
-    bounds = asyncio.run(run())
-    assert bounds[:3] == [50, 25, 12]
-    assert all(0 <= after - before <= 1 for before, after in pairwise(bounds[2:-1]))
-    assert bounds[-2] >= 20
-    assert bounds[-1] == 100
+    limits_seen = asyncio.run(run())
+    assert limits_seen[:3] == [50, 25, 12]
+    assert all(0 <= after - before <= 1 for before, after in pairwise(limits_seen[2:-1]))
+    assert limits_seen[-2] >= 20
+    assert limits_seen[-1] == 100
 
 
-def test_the_bound_holds_while_it_changes_and_cancelled_calls_leave_no_trace():
+def test_the_limit_holds_while_it_changes_and_cancelled_calls_free_their_slots():
     async def run():
         concurrency = AdaptiveConcurrency(8)
         in_flight, most = 0, []
@@ -219,31 +219,31 @@ def test_the_bound_holds_while_it_changes_and_cancelled_calls_leave_no_trace():
 # Over HTTP
 
 
-def test_a_429_halves_the_calls_in_flight():
-    asked = []
+def test_http_429_lowers_the_concurrency():
+    received = []
 
     def respond(body):
-        asked.append(body)
-        return Reply(status=429) if len(asked) <= 8 else Reply('{"ranking": ["A", "B"]}', delay=0.05)
+        received.append(body)
+        return Reply(status=429) if len(received) <= 8 else Reply('{"ranking": ["A", "B"]}', delay=0.05)
 
     with LoopbackEndpoint(respond) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url, max_concurrency=8)
         outcomes = ranker.rank([RankingRequest(f"Question {index}?", ("a", "b")) for index in range(16)])
-        bound = ranker._client._meter.concurrency.limit
+        limit = ranker._client._meter.concurrency.limit
         ranker.close()
     assert [type(outcome).__name__ for outcome in outcomes] == ["RankingResult"] * 16
-    assert 4 <= bound < 8
+    assert 4 <= limit < 8
 
 
-def test_headers_hold_back_the_next_call():
-    headers = {**told("requests", 0, "700ms"), **told("tokens", 9000, "1s", limit=10_000)}
+def test_headers_delay_the_next_call():
+    headers = {**limit_headers("requests", 0, "700ms"), **limit_headers("tokens", 9000, "1s", limit=10_000)}
     replies = iter([Reply('{"ranking": ["A", "B"]}', headers=headers)])
     with LoopbackEndpoint(lambda body: next(replies, None) or Reply('{"ranking": ["A", "B"]}')) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url)
         ranker.rank([RankingRequest("One?", ("a", "b"))])
-        sent = asyncio.run(timed(lambda: ranker.rank([RankingRequest("Two?", ("a", "b"))])))
+        seconds = asyncio.run(timed(lambda: ranker.rank([RankingRequest("Two?", ("a", "b"))])))
         ranker.close()
-    assert sent >= 0.6
+    assert seconds >= 0.6
 
 
 async def timed(function):
@@ -261,7 +261,7 @@ async def timed(function):
         ({"num_processes": 0}, "num_processes.*got 0"),
     ],
 )
-def test_limits_that_let_nothing_through_raise(options, message):
+def test_invalid_limits_raise(options, message):
     with pytest.raises(ValueError, match=message):
         LLMRanker("judge", "http://127.0.0.1:1/v1", **options)
 
@@ -288,7 +288,7 @@ def run_processes(num, address, minute, limit, value, count):
 
 
 @pytest.mark.parametrize(("limit", "value"), [("rpm", 40), ("tpm", 16_000)])
-def test_the_processes_together_stay_under_the_limit_at_the_server(limit, value):
+def test_all_processes_together_keep_to_the_limit(limit, value):
     with running(latency=0.1, transit=0.4) as server:
         run_processes(4, server.base_url, 2.0, limit, value, count=25)
         most_calls, most_tokens = most_within(2.0, server.stats()["calls"])
@@ -298,7 +298,7 @@ def test_the_processes_together_stay_under_the_limit_at_the_server(limit, value)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "value", "count"), [("rpm", 600, 180), ("tpm", 240_000, 180)])
-def test_eight_processes_stay_under_a_true_minutes_limit(limit, value, count):
+def test_eight_processes_keep_to_a_limit_per_real_minute(limit, value, count):
     assert limits._MINUTE == 60.0
     with running(latency=0.5, transit=0.5) as server:
         run_processes(8, server.base_url, 60.0, limit, value, count)

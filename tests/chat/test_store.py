@@ -1,11 +1,11 @@
-"""`AnswerStore` by itself; what it does for rankings, `test_cache.py` tests."""
+"""`AnswerStore` alone. `tests/rankers/test_cache.py` tests it with rankings."""
 
 from contextlib import closing
 
 from cyclealign_trl.chat.store import AnswerStore, digest
 
 
-def test_the_own_answer_comes_before_those_of_others(tmp_path):
+def test_the_own_answer_comes_first(tmp_path):
     with closing(AnswerStore(tmp_path / "other.sqlite")) as other:
         other.put("key", "theirs")
     with closing(AnswerStore(tmp_path / "own.sqlite", [tmp_path / "other.sqlite", tmp_path / "none.sqlite"])) as store:
@@ -16,6 +16,6 @@ def test_the_own_answer_comes_before_those_of_others(tmp_path):
         assert list(store.find("another")) == []
 
 
-def test_a_digest_depends_on_the_content_alone():
+def test_a_digest_depends_only_on_the_content():
     assert digest({"a": 1, "b": (2, 3)}) == digest({"b": [2, 3], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
