@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 PAPER = Paper(
     "Aligner",
     "Aligner: Efficient Alignment by Learning to Correct",

@@ -94,10 +94,10 @@ def collect_corrections(
     store = None if cache is None else AnswerStore(cache)
     try:
         pairs = list(zip(prompts, answers, strict=True))
-        asked = [client.identity, PROMPT_VERSION, criteria]
-        keys = [digest([*asked, prompt, answer]).hex() for prompt, answer in pairs]
+        settings = [client.identity, PROMPT_VERSION, criteria]
+        keys = [digest([*settings, prompt, answer]).hex() for prompt, answer in pairs]
         wanted = dict(zip(keys, pairs, strict=True))  # merges equal pairs
-        corrections = {} if store is None else _stored(store, wanted)
+        corrections = {} if store is None else _stored_corrections(store, wanted)
         missing = [key for key in wanted if key not in corrections]
         failures: dict[str, str] = {}
         tasks = [_task(*wanted[key], criteria or DEFAULT_CRITERIA) for key in missing]
@@ -153,6 +153,6 @@ def _task(prompt: Prompt, answer: str, criteria: str) -> ChatTask[str]:
     )
 
 
-def _stored(store: AnswerStore, keys: Iterable[str]) -> dict[str, str]:
+def _stored_corrections(store: AnswerStore, keys: Iterable[str]) -> dict[str, str]:
     found = {key: next(store.find(key), None) for key in keys}
     return {key: str(json.loads(value)["correction"]) for key, value in found.items() if value is not None}

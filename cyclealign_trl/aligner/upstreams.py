@@ -119,7 +119,7 @@ class ModelUpstream(Upstream):
         try:
             ids, _ = self._renderer.prompt(prompt)
         except (TemplateError, ValueError) as error:
-            raise PromptError(f"The chat template of the upstream model rejects the prompt: {error}") from error
+            raise PromptError(f"The upstream model cannot use the prompt: {error}") from error
         limit = self._generator.max_prompt_length
         if limit is not None and len(ids) > limit:
             raise PromptError(f"The prompt has {len(ids)} tokens, but the upstream model accepts {limit} at most.")
