@@ -1,4 +1,4 @@
-"""How many rows a loader kept, and why it dropped the others."""
+"""Report why a loader dropped rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def dropped_rows(reasons: Iterable[str] | Counter[str]) -> str:
-    """Return the end of a report on dropped rows: counts by reason, in alphabetical order.
+    """Return the number of dropped rows by reason, as text in alphabetical order.
 
     Args:
         reasons: One reason per dropped row, or their counts.

@@ -1,6 +1,6 @@
-"""Anthropic's HH-RLHF (arXiv 2204.05862): published dialogues into TRL's dataset types, and prompts drawn from them.
+"""Load Anthropic's HH-RLHF (arXiv 2204.05862) in TRL's dataset formats, and sample prompts from it.
 
-A row holds two dialogues that share all turns but the last, the assistant's reply: `chosen` was preferred to
+A published row contains two dialogues that differ in the assistant's last turn: annotators preferred `chosen` to
 `rejected`. Turns start with `Human:` or `Assistant:` after a blank line.
 """
 
@@ -10,7 +10,6 @@ import gzip
 import json
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from datasets import Dataset, DatasetInfo, Features, List, Value, load_dataset
 
-from ..types import Prompt, prompt_key
+from ..types import Prompt, as_completion, prompt_key
 from .drop_reports import dropped_rows
 from .formats import text_feature
 
@@ -31,24 +30,23 @@ Message = dict[str, str]
 DropReason = Literal[
     "no_assistant", "different_turns", "broken_turns", "different_prompts", "empty_reply", "equal_replies"
 ]
-"""Why a row is left out, in the order in which this is checked; see `split_pair`."""
+"""Reasons to drop a row, in the order in which they are checked; see `split_pair`."""
 
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
 HUB_ID = "Anthropic/hh-rlhf"
 
 _ROLES = {"Human:": "user", "Assistant:": "assistant"}
 _TAGS = {role: tag for tag, role in _ROLES.items()}
-_WRITTEN_TAG = re.compile(r"[Hh]uman:|[Aa]ssistant:")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two replies to one prompt.
+    """A prompt and two completions of it.
 
     Args:
-        prompt: All turns before the replies, as messages; the last one is the user's.
-        chosen: The reply that was preferred.
-        rejected: The other reply.
+        prompt: All turns before the completion, as messages. The last message is the user's.
+        chosen: The preferred completion.
+        rejected: The other completion.
     """
 
     prompt: list[Message]
@@ -65,28 +63,29 @@ def load_hh_rlhf(
     conversational: bool = True,
     keep_paragraphs: bool = True,
 ) -> Dataset:
-    """Loads HH-RLHF, from the Hub or from files.
+    """Load HH-RLHF from the Hub or from files.
 
-    Rows without a usable preference are left out (see `split_pair`), and counted in `info.description`: one line per
-    subset.
+    Rows without a usable preference are dropped (see `split_pair`). `info.description` counts them by reason, in one
+    line per subset.
 
     Args:
-        subset: One subset or several. `None` means all four.
+        subset: One or several subsets. `None` loads all four.
         split: `"train"` or `"test"`.
-        path: A directory with `<subset>/<split>.jsonl.gz`, as in a clone of the Hub's repository, or
-            `<subset>.<split>.jsonl.gz`; either also without `.gz`. Or a file with the rows of one subset. `None` loads
+        path: A folder with files `<subset>/<split>.jsonl.gz` (as in the Hub's repository) or
+            `<subset>.<split>.jsonl.gz`, with or without `.gz`; or one file with the rows of one subset. `None` loads
             from the Hub.
-        dataset_type: `"prompt-only"`: `prompt` (each distinct one once). `"preference"`: `prompt`, `chosen`,
-            `rejected`. `"ranked"`, for `RankingTrainer`: `prompt`, `completions` (chosen, then rejected), `ranks`.
-            Each with the column `subset`.
-        conversational: Prompts and completions are lists of messages. Otherwise, they are texts: a prompt ends with
-            `"\\n\\nAssistant:"`, a completion starts with a space, and both together are the dialogue as published.
-        keep_paragraphs: Turns keep their text after a blank line. `False` reads turns as the loader of Open-Assistant
-            does; see `split_pair`.
+        dataset_type: `"prompt-only"` gives the column `prompt`, without duplicates. `"preference"` gives `prompt`,
+            `chosen` and `rejected`. `"ranked"`, for `RankingTrainer`, gives `prompt`, `completions` (chosen first) and
+            `ranks`. All types have a column `subset`.
+        conversational: Whether prompts and completions are lists of messages. If `False`, they are texts: a prompt
+            ends in `"\\n\\nAssistant:"`, a completion starts with a space, and both together are the published
+            dialogue.
+        keep_paragraphs: Whether turns keep their text after a blank line. `False` reads turns like the loader of
+            Open-Assistant; see `split_pair`.
 
     Raises:
-        ValueError: If an argument is none of the values above, or a file does not hold rows of HH-RLHF.
-        FileNotFoundError: If a subset's file is not there.
+        ValueError: If an argument has an unknown value, or a file does not contain rows of HH-RLHF.
+        FileNotFoundError: If the file of a subset is missing.
 
     Example:
         >>> dataset = load_hh_rlhf("harmless-base", "test", "path/to/hh-rlhf")
@@ -96,13 +95,15 @@ def load_hh_rlhf(
     subsets: tuple[Subset, ...]
     subsets = SUBSETS if subset is None else (subset,) if isinstance(subset, str) else tuple(subset)
     if not subsets or len(set(subsets)) < len(subsets) or not set(subsets) <= set(SUBSETS):
-        raise ValueError(f"subset must be one of {SUBSETS}, or several of them, each once; got {subset!r}.")
+        raise ValueError(f"subset must be one of {SUBSETS}, or several without duplicates; got {subset!r}.")
     for name, value, known in (("split", split, Split), ("dataset_type", dataset_type, DatasetType)):
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}.")
     path = None if path is None else Path(path)
     if path is not None and path.is_file() and len(subsets) != 1:
-        raise ValueError(f"{path} is one file, which holds one subset: name it. Got {len(subsets)}: {subsets}.")
+        raise ValueError(
+            f"{path} is a file, which contains one subset. Pass the subset's name. Got {len(subsets)}: {subsets}."
+        )
 
     rows: list[dict[str, Any]] = []
     report: list[str] = []
@@ -130,27 +131,26 @@ def load_hh_rlhf(
 
 
 def split_pair(chosen: str, rejected: str, keep_paragraphs: bool = True) -> Pair | DropReason:
-    """Splits a row of HH-RLHF into prompt and replies, or says why it is no use.
+    """Split a row of HH-RLHF into a prompt and two completions, or return the reason to drop it.
 
-    A turn starts with its tag after a blank line. Consecutive turns of one speaker become one, joined by a newline.
-    The reasons to leave a row out, the first that applies:
+    A turn starts with its tag after a blank line. Consecutive turns of one speaker are joined by a newline. A row is
+    dropped for the first of these reasons that applies:
 
-    - `"no_assistant"`: the chosen text does not contain "Assistant".
-    - `"different_turns"`: chosen and rejected have different numbers of turns.
-    - `"broken_turns"`: a dialogue does not start with the human's turn or does not end with the assistant's.
-    - `"different_prompts"`: the dialogues differ before the replies.
-    - `"empty_reply"`: chosen or rejected is empty.
-    - `"equal_replies"`: chosen and rejected are the same, so neither is better.
+    - `"no_assistant"`: `chosen` does not contain "Assistant".
+    - `"different_turns"`: The dialogues have different numbers of turns.
+    - `"broken_turns"`: A dialogue does not start with the human's turn or does not end with the assistant's.
+    - `"different_prompts"`: The dialogues differ before the last turn.
+    - `"empty_reply"`: The last turn of a dialogue is empty.
+    - `"equal_replies"`: The dialogues are equal, so neither is better.
 
-    The first two are those of the loader of Open-Assistant (`rank_datasets.py`), which PRO's data preparation uses,
-    too.
+    The first two reasons come from the loader of Open-Assistant (`rank_datasets.py`), which PRO uses too.
 
     Args:
-        chosen: The dialogue with the better reply, as published.
-        rejected: The dialogue with the worse reply.
-        keep_paragraphs: Text after a blank line without a tag belongs to the turn before it. `False` reads turns to
-            the letter as Open-Assistant does: such text is lost, and a tag takes the next character with it, space or
-            not.
+        chosen: The preferred dialogue, as published.
+        rejected: The other dialogue.
+        keep_paragraphs: Whether text after a blank line without a tag belongs to the turn before it. `False` follows
+            Open-Assistant to the letter: such text is lost, and the character after a tag is removed even if it is
+            not a space.
 
     Example:
         >>> split_pair("\\n\\nHuman: Hi!\\n\\nAssistant: Hello!", "\\n\\nHuman: Hi!\\n\\nAssistant: What?")
@@ -172,7 +172,7 @@ def split_pair(chosen: str, rejected: str, keep_paragraphs: bool = True) -> Pair
 
 
 def prompt_text(prompt: Iterable[Message]) -> str:
-    """A prompt as the text that HH-RLHF publishes, up to the tag of the reply, without a space after it.
+    """Return a prompt as the text that HH-RLHF publishes, up to the last `Assistant:`, without a space after it.
 
     Example:
         >>> prompt_text([{"role": "user", "content": "Hi!"}])
@@ -182,47 +182,35 @@ def prompt_text(prompt: Iterable[Message]) -> str:
     return "".join(turns) + f"\n\n{_TAGS['assistant']}"
 
 
-def truncate_reply(text: str) -> str:
-    """The reply alone, where a policy without an end-of-turn token wrote on into the next turns.
-
-    Cuts at the first `Human:`, `human:`, `Assistant:` or `assistant:`, as PRO's evaluation does.
-
-    Example:
-        >>> truncate_reply(" You are welcome.\\n\\nHuman: Bye!")
-        'You are welcome.'
-    """
-    return _WRITTEN_TAG.split(text, maxsplit=1)[0].strip()
-
-
 def sample_prompts(
     dataset: Dataset,
     n: int | None = None,
     per_subset: Literal["equal", "proportional"] | Mapping[str, int] = "equal",
     seed: int = 0,
 ) -> Dataset:
-    """Draws distinct prompts from all subsets, as the prompts of a CycleAlign run.
+    """Sample distinct prompts from all subsets, for a CycleAlign run.
 
-    The paper (arXiv 2310.16271) takes about 1000 from the four subsets. How many of each is not known to us: equal
-    numbers are our default.
+    The paper (arXiv 2310.16271) uses about 1000 prompts from the four subsets. We do not know how many came from each,
+    so equal numbers are the default.
 
     Args:
-        dataset: Rows of `prompt` and `subset`, of whatever type. A prompt in several subsets counts for the first.
-        n: How many prompts are drawn. `None` means 1000, or what a mapping says.
-        per_subset: `"equal"`: the same number from each subset, the first ones giving one more where `n` leaves a
-            remainder. `"proportional"`: by the subsets' numbers of distinct prompts, rounded by largest remainder. A
+        dataset: A dataset with columns `prompt` and `subset`. A prompt in several subsets belongs to the first one.
+        n: Number of prompts. `None` means 1000, or the sum of a mapping `per_subset`.
+        per_subset: `"equal"` samples the same number from each subset (the first subsets give one more if `n` is not
+            divisible). `"proportional"` samples by the numbers of distinct prompts, rounded by largest remainder. A
             mapping gives the number for each subset.
-        seed: Seed of draw and order. Random states outside are left alone.
+        seed: Seed of sample and order. Global random states do not change.
 
     Returns:
         Rows of `prompt` and `subset`, shuffled.
 
     Raises:
-        ValueError: If a subset has too few prompts, `n` contradicts the mapping, or `dataset` has no rows of `prompt`
-            and `subset`.
+        ValueError: If a subset has too few prompts, `n` contradicts the mapping, or `dataset` is empty or lacks a
+            column.
     """
     if not {"prompt", "subset"} <= set(dataset.column_names) or not len(dataset):
         raise ValueError(
-            f"Prompts are drawn from rows of 'prompt' and 'subset'; got {len(dataset)} rows of {dataset.column_names}."
+            f"dataset must have rows with 'prompt' and 'subset', got {len(dataset)} rows of {dataset.column_names}."
         )
     pools: dict[str, list[int]] = {subset: [] for subset in dataset.unique("subset")}
     keys: set[str] = set()
@@ -239,18 +227,20 @@ def sample_prompts(
         if not 0 <= number <= len(pools.get(subset, ()))
     ]
     if short:
-        raise ValueError(f"Cannot draw {' or '.join(short)}. Ask for other numbers with `n` or `per_subset`.")
-    rng = random.Random(seed)  # noqa: S311 (no secret is made here)
-    drawn = [index for subset, number in numbers.items() for index in rng.sample(pools.get(subset, []), number)]
-    rng.shuffle(drawn)
-    return dataset.select_columns(["prompt", "subset"]).select(drawn)
+        raise ValueError(f"Cannot sample {' or '.join(short)}. Change `n` or `per_subset`.")
+    rng = random.Random(seed)  # noqa: S311 (not for cryptography)
+    sample = [index for subset, number in numbers.items() for index in rng.sample(pools.get(subset, []), number)]
+    rng.shuffle(sample)
+    return dataset.select_columns(["prompt", "subset"]).select(sample)
 
 
 def _numbers(sizes: dict[str, int], n: int | None, per_subset: str | Mapping[str, int]) -> Mapping[str, int]:
-    """How many prompts each subset gives, from the subsets' sizes."""
+    """Return the number of prompts to sample from each subset, given the sizes of the subsets."""
     if not isinstance(per_subset, str):
         if n not in (None, sum(per_subset.values())):
-            raise ValueError(f"n={n} contradicts per_subset, whose numbers sum to {sum(per_subset.values())}.")
+            raise ValueError(
+                f"n={n} contradicts per_subset, whose numbers sum to {sum(per_subset.values())}. Leave out n."
+            )
         return per_subset
     if per_subset not in ("equal", "proportional"):
         raise ValueError(f"per_subset must be 'equal', 'proportional' or a mapping, got {per_subset!r}.")
@@ -265,7 +255,7 @@ def _numbers(sizes: dict[str, int], n: int | None, per_subset: str | Mapping[str
 
 
 def _turns(dialogue: str, keep_paragraphs: bool) -> list[Message]:
-    """The turns of a dialogue; text before the first tag is a turn of nobody."""
+    """Return the turns of a dialogue as messages. Text before the first tag becomes a turn with an empty role."""
     turns: list[tuple[str, str]] = []
     for block in dialogue.split("\n\n"):
         tag = next(filter(block.startswith, _ROLES), None)
@@ -277,30 +267,30 @@ def _turns(dialogue: str, keep_paragraphs: bool) -> list[Message]:
         elif keep_paragraphs and block.strip():
             turns.append(("", block))
     return [
-        {"role": role, "content": "\n".join(text.strip() for _, text in of_one)}
-        for role, of_one in groupby(turns, key=lambda turn: turn[0])
+        {"role": role, "content": "\n".join(text.strip() for _, text in group)}
+        for role, group in groupby(turns, key=lambda turn: turn[0])
     ]
 
 
 def _is_whole(turns: list[Message]) -> bool:
-    # Roles alternate, so this is all that can be wrong.
+    # Roles alternate because `_turns` joins consecutive turns, so first and last determine the others.
     return bool(turns) and (turns[0]["role"], turns[-1]["role"]) == ("user", "assistant")
 
 
 def _row(pair: Pair, dataset_type: DatasetType, conversational: bool) -> dict[str, Any]:
     prompt: Prompt
-    replies: list[Any]
+    completions: list[Any]
     if conversational:
         prompt = pair.prompt
-        replies = [[{"role": "assistant", "content": reply}] for reply in (pair.chosen, pair.rejected)]
+        completions = [as_completion(prompt, text) for text in (pair.chosen, pair.rejected)]
     else:
         prompt = prompt_text(pair.prompt)
-        replies = [f" {reply}" for reply in (pair.chosen, pair.rejected)]
+        completions = [f" {text}" for text in (pair.chosen, pair.rejected)]
     if dataset_type == "prompt-only":
         return {"prompt": prompt}
     if dataset_type == "preference":
-        return {"prompt": prompt, "chosen": replies[0], "rejected": replies[1]}
-    return {"prompt": prompt, "completions": replies, "ranks": [0, 1]}
+        return {"prompt": prompt, "chosen": completions[0], "rejected": completions[1]}
+    return {"prompt": prompt, "completions": completions, "ranks": [0, 1]}
 
 
 def _features(dataset_type: DatasetType, conversational: bool) -> Features:
@@ -317,12 +307,12 @@ def _parse(line: str, number: int, file: Path) -> dict[str, str]:
     try:
         row: dict[str, str] = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"Line {number} of {file} is no JSON: {error}.") from error
+        raise ValueError(f"Line {number} of {file} is not JSON: {error}.") from error
     return row
 
 
 def _read(subset: Subset, split: Split, path: Path | None) -> Sequence[dict[str, str]]:
-    """The published rows of a subset."""
+    """Read the published rows of a subset."""
     if path is None:
         published: Sequence[dict[str, str]] = load_dataset(HUB_ID, data_dir=subset, split=split)
         return published
@@ -330,15 +320,15 @@ def _read(subset: Subset, split: Split, path: Path | None) -> Sequence[dict[str,
     file = path if path.is_file() else next((path / name for name in names if (path / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"No {split} rows of {subset!r} in {path}: looked for {', '.join(names)}. Put a clone of "
-            f"https://huggingface.co/datasets/{HUB_ID} there, or ask for the subsets and the split that are there."
+            f"No {split} rows of {subset!r} in {path}: looked for {', '.join(names)}. Clone "
+            f"https://huggingface.co/datasets/{HUB_ID} there, or choose subsets and a split that the folder contains."
         )
     opened = gzip.open if file.suffix == ".gz" else open
     try:
         with opened(file, "rt", encoding="utf-8") as lines:
             rows = [_parse(line, number, file) for number, line in enumerate(lines, start=1) if line.strip()]
     except gzip.BadGzipFile as error:
-        raise ValueError(f"{file} is not compressed. In a clone made without Git LFS, run `git lfs pull`.") from error
+        raise ValueError(f"{file} is not compressed. If it is a Git LFS pointer, run `git lfs pull`.") from error
     for number, row in enumerate(rows, start=1):
         if not {"chosen", "rejected"} <= row.keys():
             raise ValueError(f"Line {number} of {file} must have 'chosen' and 'rejected'; it has {sorted(row)}.")

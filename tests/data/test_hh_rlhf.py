@@ -1,4 +1,4 @@
-"""HH-RLHF: what is kept, what is dropped and why, formats and files, prompts drawn from it."""
+"""HH-RLHF: parsing and dropping rows, dataset formats, files, and sampling prompts."""
 
 import gzip
 import json
@@ -18,7 +18,6 @@ from cyclealign_trl.data.hh_rlhf import (
     prompt_text,
     sample_prompts,
     split_pair,
-    truncate_reply,
 )
 from cyclealign_trl.types import prompt_key
 
@@ -60,10 +59,10 @@ def directory(tmp_path):
     return tmp_path
 
 
-# What a row becomes
+# Splitting rows
 
 
-def test_golden_filter(golden):
+def test_rows_are_split_as_by_the_reference_filter(golden):
     cases = golden["hh_rlhf"]["filter"]
     assert len(cases) == 5
     for case in cases:
@@ -78,20 +77,7 @@ def test_golden_filter(golden):
         assert prompt_text(pair.prompt) == expected["prompt_text"]
 
 
-def test_golden_reply_truncation(golden):
-    cases = golden["hh_rlhf"]["reply_truncation"]
-    assert len(cases) == 3
-    for case in cases:
-        assert truncate_reply(case["raw"]) == case["expected"]
-
-
-def test_the_first_of_all_four_tags_ends_a_reply():
-    for tag in ("Human:", "human:", "Assistant:", "assistant:"):
-        assert truncate_reply(f" Yes {tag} Human: human: Assistant: assistant:") == "Yes"
-    assert truncate_reply("A human, an assistant. HUMAN: Human :") == "A human, an assistant. HUMAN: Human :"
-
-
-def test_paragraphs_belong_to_the_turn_before_them():
+def test_a_paragraph_belongs_to_the_turn_before_it():
     chosen = dialogue("List two\n\nplease", "One.\n\n\n\nTwo.  \n\n", "Thanks\n\n- a lot", "Gladly.\n\nBye!")
     rejected = dialogue("List two\n\nplease", "One.\n\n\n\nTwo.  \n\n", "Thanks\n\n- a lot", "No.")
     prompt = messages("List two\n\nplease", "One.\n\n\n\nTwo.", "Thanks\n\n- a lot")
@@ -100,14 +86,14 @@ def test_paragraphs_belong_to_the_turn_before_them():
     assert split_pair(chosen, rejected, keep_paragraphs=False) == lost
 
 
-def test_a_missing_space_eats_nothing():
+def test_a_tag_without_a_space_keeps_the_next_character():
     assert split_pair("\n\nHuman:abc\n\nAssistant:def", "\n\nHuman:abc\n\nAssistant: ghi") == Pair(
         messages("abc"), "def", "ghi"
     )
 
 
 @pytest.mark.parametrize("keep_paragraphs", [True, False])
-def test_a_tag_counts_at_the_start_of_a_block_only(keep_paragraphs):
+def test_only_a_tag_at_the_start_of_a_block_starts_a_turn(keep_paragraphs):
     chosen = "Human: Hi\n\nAssistant: You said: Human: Hi\nAssistant: so?"
     rejected = "Human: Hi\n\nAssistant: Human: Hi"
     pair = Pair(messages("Hi"), "You said: Human: Hi\nAssistant: so?", "Human: Hi")
@@ -115,7 +101,7 @@ def test_a_tag_counts_at_the_start_of_a_block_only(keep_paragraphs):
 
 
 @pytest.mark.parametrize("keep_paragraphs", [True, False])
-def test_consecutive_turns_of_one_speaker_become_one(keep_paragraphs):
+def test_consecutive_turns_of_one_speaker_are_joined(keep_paragraphs):
     prompt = "\n\nHuman: Hi \n\nHuman: there"
     pair = split_pair(f"{prompt}\n\nAssistant: Hello\n\nAssistant: you", f"{prompt}\n\nAssistant: No", keep_paragraphs)
     assert pair == Pair(messages("Hi\nthere"), "Hello\nyou", "No")
@@ -125,7 +111,7 @@ DROPPED = {
     "no_assistant": [("\n\nHuman: Hi", "\n\nHuman: Hi"), ("", "")],
     "different_turns": [
         (dialogue("Q", "A"), dialogue("Q", "A", "Q2")),
-        # Not whole either, but the first reason counts.
+        # "broken_turns" applies too, but is checked later.
         (dialogue("Q", "A", "Q2"), dialogue("Q", "A")),
         (dialogue("Q", "A"), ""),
     ],
@@ -153,29 +139,29 @@ DROPPED = {
 
 @pytest.mark.parametrize("keep_paragraphs", [True, False])
 @pytest.mark.parametrize("reason", DROPPED)
-def test_every_reason_to_drop(reason, keep_paragraphs):
+def test_rows_are_dropped_for_each_reason(reason, keep_paragraphs):
     for chosen, rejected in DROPPED[reason]:
         assert split_pair(chosen, rejected, keep_paragraphs) == reason, (chosen, rejected)
 
 
-def test_text_before_the_first_tag_breaks_a_dialogue_unless_it_is_lost():
+def test_text_before_the_first_tag_breaks_the_turns_unless_paragraphs_are_lost():
     chosen, rejected = "Title" + dialogue("Q", "A"), "Title" + dialogue("Q", "B")
     assert split_pair(chosen, rejected) == "broken_turns"
     assert split_pair(chosen, rejected, keep_paragraphs=False) == Pair(messages("Q"), "A", "B")
 
 
-def test_replies_that_differ_in_a_lost_paragraph_alone_become_equal():
+def test_completions_that_differ_only_in_a_lost_paragraph_are_equal():
     chosen, rejected = dialogue("Q", "A\n\nB"), dialogue("Q", "A\n\nC")
     assert split_pair(chosen, rejected) == Pair(messages("Q"), "A\n\nB", "A\n\nC")
     assert split_pair(chosen, rejected, keep_paragraphs=False) == "equal_replies"
 
 
-# What the dataset looks like
+# Dataset formats
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 
 
-def says(text):
+def assistant(text):
     return [{"role": "assistant", "content": text}]
 
 
@@ -187,7 +173,7 @@ def says(text):
         (
             "preference",
             True,
-            {"chosen": says("good"), "rejected": says("bad")},
+            {"chosen": assistant("good"), "rejected": assistant("bad")},
             {"chosen": MESSAGES, "rejected": MESSAGES},
         ),
         (
@@ -199,7 +185,7 @@ def says(text):
         (
             "ranked",
             True,
-            {"completions": [says("good"), says("bad")], "ranks": [0, 1]},
+            {"completions": [assistant("good"), assistant("bad")], "ranks": [0, 1]},
             {"completions": List(MESSAGES), "ranks": List(Value("int64"))},
         ),
         (
@@ -210,7 +196,7 @@ def says(text):
         ),
     ],
 )
-def test_types_and_formats(directory, dataset_type, conversational, expected, features):
+def test_columns_and_features_of_each_type(directory, dataset_type, conversational, expected, features):
     dataset = load_hh_rlhf("helpful-base", "test", directory, dataset_type=dataset_type, conversational=conversational)
     prompt = (
         messages("Q1", "A1", "Q2") if conversational else "\n\nHuman: Q1\n\nAssistant: A1\n\nHuman: Q2\n\nAssistant:"
@@ -222,14 +208,14 @@ def test_types_and_formats(directory, dataset_type, conversational, expected, fe
     assert len(dataset) == 2
 
 
-def test_a_subset_of_which_nothing_is_kept_has_all_columns(tmp_path):
+def test_an_empty_dataset_has_all_columns(tmp_path):
     write(tmp_path / "helpful-base.test.jsonl", ROWS[1:2])
     dataset = load_hh_rlhf("helpful-base", "test", tmp_path)
     assert dataset.features == load_hh_rlhf("helpful-base", "test", write(tmp_path / "kept.jsonl")).features
     assert len(dataset) == 0
 
 
-def test_the_description_counts_per_subset(directory):
+def test_the_description_counts_rows_by_subset_and_reason(directory):
     write(directory / "helpful-online/test.jsonl.gz", ROWS[:1])
     dataset = load_hh_rlhf(["helpful-online", "harmless-base"], "test", directory)
     assert dataset.info.description == (
@@ -239,7 +225,7 @@ def test_the_description_counts_per_subset(directory):
     assert dataset["subset"][:] == ["helpful-online", "harmless-base", "harmless-base"]
 
 
-def test_prompt_only_has_each_prompt_once(directory):
+def test_prompt_only_drops_repeated_prompts(directory):
     write(directory / "harmless-base/test.jsonl.gz", [row("Q", "A", "B"), row("Q", "A", "C"), row("R", "A", "B")])
     write(directory / "helpful-base/test.jsonl.gz", [row("S", "A", "B"), row("R", "D", "E")])
     dataset = load_hh_rlhf(SUBSETS[:2], "test", directory, dataset_type="prompt-only")
@@ -251,17 +237,17 @@ def test_prompt_only_has_each_prompt_once(directory):
     assert len(load_hh_rlhf(SUBSETS[:2], "test", directory)) == 5
 
 
-def test_paragraphs_are_kept_unless_told_otherwise(directory):
+def test_paragraphs_are_kept_by_default(directory):
     for settings, expected in (({}, " first\n\nsecond"), ({"keep_paragraphs": False}, " first")):
         dataset = load_hh_rlhf("helpful-base", "test", directory, conversational=False, **settings)
         assert dataset[1]["chosen"] == expected
 
 
-# Where rows come from
+# Files and the Hub
 
 
 @pytest.mark.parametrize("name", ["{}/{}.jsonl.gz", "{}/{}.jsonl", "{}.{}.jsonl.gz", "{}.{}.jsonl"])
-def test_local_layouts(tmp_path, name):
+def test_every_local_layout_is_read(tmp_path, name):
     for number, subset in enumerate(SUBSETS):
         for split in ("train", "test"):
             write(tmp_path / name.format(subset, split), [row(f"{split}\u2028{number} –", "A", "B")])
@@ -279,7 +265,7 @@ def test_a_path_can_be_a_file(tmp_path):
         load_hh_rlhf(None, "test", file)
 
 
-def test_the_hub(monkeypatch):
+def test_rows_are_loaded_from_the_hub(monkeypatch):
     calls = []
 
     def load_dataset(*args, **kwargs):
@@ -290,11 +276,11 @@ def test_the_hub(monkeypatch):
     assert len(load_hh_rlhf()) == 8
     assert HUB_ID == "Anthropic/hh-rlhf"
     assert calls == [((HUB_ID,), {"data_dir": subset, "split": "train"}) for subset in SUBSETS]
-    assert load_hh_rlhf("helpful-online", "test")[1]["chosen"] == says("first\n\nsecond")
+    assert load_hh_rlhf("helpful-online", "test")[1]["chosen"] == assistant("first\n\nsecond")
     assert calls[4:] == [((HUB_ID,), {"data_dir": "helpful-online", "split": "test"})]
 
 
-def test_missing_files_are_named(directory):
+def test_missing_files_are_named_in_the_error(directory):
     with pytest.raises(FileNotFoundError) as error:
         load_hh_rlhf("helpful-base", "train", directory)
     names = (
@@ -305,7 +291,7 @@ def test_missing_files_are_named(directory):
         load_hh_rlhf("helpful-base", "train", directory / "nowhere")
 
 
-def test_files_of_something_else_raise(tmp_path):
+def test_files_of_another_format_raise(tmp_path):
     file = write(tmp_path / "a.jsonl", [ROWS[0], {"chosen": "text", "prompt": "text"}])
     with pytest.raises(ValueError, match=r"Line 2 of .*a\.jsonl must have .*; it has \['chosen', 'prompt'\]"):
         load_hh_rlhf("helpful-base", "test", file)
@@ -316,19 +302,19 @@ def test_files_of_something_else_raise(tmp_path):
 
 
 @pytest.mark.parametrize("subset", ["red-team-attempts", [], ["helpful-base", "helpful-base"], ["helpful-base", "x"]])
-def test_wrong_subsets_raise(directory, subset):
+def test_invalid_subsets_raise(directory, subset):
     with pytest.raises(ValueError, match="subset must be one of"):
         load_hh_rlhf(subset, "test", directory)
 
 
-def test_wrong_words_raise(directory):
+def test_invalid_splits_and_types_raise(directory):
     with pytest.raises(ValueError, match=r"split must be one of .* got 'dev'"):
         load_hh_rlhf("helpful-base", "dev", directory)
     with pytest.raises(ValueError, match=r"dataset_type must be one of .* got 'pairs'"):
         load_hh_rlhf("helpful-base", "test", directory, dataset_type="pairs")
 
 
-# Prompts drawn
+# Sampling prompts
 
 
 def population(sizes, repeats=1):
@@ -358,44 +344,44 @@ SIZES = {"b": 40, "a": 10, "d": 30, "c": 20}
         ({"n": 13, "per_subset": {"c": 3, "a": 10}}, {"c": 3, "a": 10}),
     ],
 )
-def test_divisions(settings, expected):
-    drawn = sample_prompts(population(SIZES, repeats=2), **settings)
-    assert Counter(drawn["subset"]) == expected
-    assert drawn.column_names == ["prompt", "subset"]
-    assert len({prompt_key(prompt) for prompt in drawn["prompt"]}) == len(drawn)
-    assert all(prompt[0]["content"].startswith(subset) for prompt, subset in zip(*drawn[:].values(), strict=True))
+def test_prompts_are_divided_among_the_subsets(settings, expected):
+    sampled = sample_prompts(population(SIZES, repeats=2), **settings)
+    assert Counter(sampled["subset"]) == expected
+    assert sampled.column_names == ["prompt", "subset"]
+    assert len({prompt_key(prompt) for prompt in sampled["prompt"]}) == len(sampled)
+    assert all(prompt[0]["content"].startswith(subset) for prompt, subset in zip(*sampled[:].values(), strict=True))
 
 
-def test_1000_prompts_are_drawn_unless_told_otherwise():
+def test_1000_prompts_are_sampled_by_default():
     dataset = population({"a": 600, "b": 600, "c": 300})
     assert Counter(sample_prompts(dataset, per_subset="proportional")["subset"]) == {"a": 400, "b": 400, "c": 200}
     assert len(sample_prompts(population({"a": 500, "b": 500}))) == 1000
 
 
-def test_the_seed_decides_draw_and_order():
+def test_sample_and_order_depend_on_the_seed_only():
     dataset = population(SIZES)
     state = random.getstate()
-    first, again, other = (sample_prompts(dataset, 20, seed=seed)[:] for seed in (1, 1, 2))
+    first, repeated, other = (sample_prompts(dataset, 20, seed=seed)[:] for seed in (1, 1, 2))
     assert random.getstate() == state
-    assert first == again
+    assert first == repeated
     assert {prompt_key(prompt) for prompt in first["prompt"]} != {prompt_key(prompt) for prompt in other["prompt"]}
-    # Shuffled over subsets, so that a run that stops early has seen them all.
+    # Subsets are mixed, so that a run that stops early has used all of them.
     assert set(first["subset"][:10]) == set(SIZES)
-    # Drawn from the whole subset.
+    # The sample is not taken from the start of a subset.
     assert any(int(prompt[0]["content"].split()[1]) >= 20 for prompt in first["prompt"])
 
 
-def test_a_prompt_of_several_subsets_counts_for_the_first():
+def test_a_prompt_in_several_subsets_belongs_to_the_first():
     rows = [{"prompt": text, "subset": subset} for subset, text in [("a", "P"), ("b", "P"), ("b", "Q"), ("a", "R")]]
-    drawn = sample_prompts(Dataset.from_list(rows), per_subset={"a": 2, "b": 1})
-    assert sorted(zip(drawn["subset"], drawn["prompt"], strict=True)) == [("a", "P"), ("a", "R"), ("b", "Q")]
+    sampled = sample_prompts(Dataset.from_list(rows), per_subset={"a": 2, "b": 1})
+    assert sorted(zip(sampled["subset"], sampled["prompt"], strict=True)) == [("a", "P"), ("a", "R"), ("b", "Q")]
     with pytest.raises(ValueError, match="2 from 'b', which has 1 distinct prompts"):
         sample_prompts(Dataset.from_list(rows), n=4)
 
 
-def test_wrong_draws_raise():
+def test_invalid_samples_raise():
     dataset = population(SIZES)
-    message = "Cannot draw 11 from 'a', which has 10 distinct prompts or 7 from 'x', which has 0 distinct prompts"
+    message = "Cannot sample 11 from 'a', which has 10 distinct prompts or 7 from 'x', which has 0 distinct prompts"
     with pytest.raises(ValueError, match=message):
         sample_prompts(dataset, per_subset={"a": 11, "b": 40, "x": 7})
     with pytest.raises(ValueError, match="n=5 contradicts per_subset, whose numbers sum to 4"):
@@ -412,7 +398,7 @@ def test_wrong_draws_raise():
         sample_prompts(dataset.select([]))
 
 
-# The published test files; the counts were confirmed by a second parser.
+# Published test files. A second parser confirmed the counts.
 
 COUNTS = {
     True: {
@@ -421,7 +407,7 @@ COUNTS = {
         "helpful-online": (1137, 1130, "different_turns 2, empty_reply 3, equal_replies 2", 1130),
         "helpful-rejection-sampled": (2749, 2717, "equal_replies 32", 2716),
     },
-    # What is lost after a blank line makes ten more replies equal.
+    # Without the text after blank lines, ten more pairs are equal.
     False: {
         "harmless-base": (2312, 2308, "empty_reply 4", 2306),
         "helpful-base": (2354, 2348, "empty_reply 4, equal_replies 2", 2348),
@@ -437,7 +423,7 @@ def published(optional_data):
 
 
 @pytest.mark.parametrize("keep_paragraphs", [True, False])
-def test_counts_of_the_published_files(published, keep_paragraphs):
+def test_published_files_have_the_expected_counts(published, keep_paragraphs):
     dataset = load_hh_rlhf(split="test", path=published, keep_paragraphs=keep_paragraphs)
     counts = COUNTS[keep_paragraphs]
     assert dataset.info.description.splitlines() == [
@@ -450,19 +436,19 @@ def test_counts_of_the_published_files(published, keep_paragraphs):
 
 
 def test_open_assistants_filter_keeps_all_of_harmless_base(published):
-    """It drops for two reasons only; 2312 kept and 2310 distinct prompts were counted with its own rules."""
+    """Open-Assistant's loader has two reasons to drop a row. It keeps 2312 rows with 2310 distinct prompts."""
     with gzip.open(published / "harmless-base.test.jsonl.gz", "rt", encoding="utf-8") as lines:
         outcomes = [
             split_pair(row["chosen"] + " .", row["rejected"] + " ,", keep_paragraphs=False)
             for row in map(json.loads, lines)
         ]
-    # A last character of our own leaves neither empty nor equal replies, which that filter does not know.
+    # The appended characters rule out empty and equal completions, which that loader keeps.
     assert Counter(map(type, outcomes)) == {Pair: 2312}
     assert len({prompt_key(pair.prompt) for pair in outcomes}) == 2310
 
 
-def test_most_published_dialogues_come_back_as_they_were(published):
-    """All but 38 texts of 17006; there, one speaker has two turns in a row, which become one."""
+def test_prompt_and_completion_rebuild_the_published_dialogue(published):
+    """All but 38 of 17006 dialogues. In those, one speaker has consecutive turns, which are joined."""
     rows = 0
     changed = []
     for subset in SUBSETS:
@@ -482,8 +468,8 @@ def test_most_published_dialogues_come_back_as_they_were(published):
         assert any(tag == after for tag, after in pairwise(tags))
 
 
-def test_replies_of_several_turns_have_the_same_prompt(published):
-    """17 pairs differ before the last "Assistant:", as a reply starts at the first of its consecutive turns."""
+def test_completions_of_several_turns_share_a_prompt(published):
+    """In 17 pairs, a completion consists of consecutive turns, so the texts differ before the last "Assistant:"."""
     outcomes = []
     for subset in SUBSETS:
         with gzip.open(published / f"{subset}.test.jsonl.gz", "rt", encoding="utf-8") as lines:
@@ -494,7 +480,7 @@ def test_replies_of_several_turns_have_the_same_prompt(published):
     assert Counter(map(type, outcomes)) == {Pair: 17}
 
 
-def test_250_prompts_of_each_published_subset(published):
+def test_prompts_are_sampled_from_the_published_subsets(published):
     dataset = load_hh_rlhf(split="test", path=published, dataset_type="prompt-only")
     assert Counter(sample_prompts(dataset)["subset"]) == dict.fromkeys(SUBSETS, 250)
     proportional = Counter(sample_prompts(dataset, per_subset="proportional")["subset"])
