@@ -48,7 +48,7 @@ class WarmupSampler(Sampler[int]):
         window: Number of rows in one optimiser step, over all processes and micro-batches.
         seed: Seed of the orders.
         epoch: Returns the current epoch of the Trainer, and is called at the start of each iteration. `set_epoch`
-            would be too late for a run that resumes in a later epoch.
+            is called too late if a run resumes in a later epoch.
 
     Example:
         >>> sampler = WarmupSampler([True, False, False, False], window=2, seed=0, epoch=lambda: 0)

@@ -91,10 +91,10 @@ def test_lists_its_model_and_reports_health():
 
 
 def test_sampling_parameters_reach_the_upstream():
-    def tell(prompts, **sampling):
+    def dump_sampling(prompts, **sampling):
         return [json.dumps(sampling)] * len(prompts)
 
-    with serving(tell) as url:
+    with serving(dump_sampling) as url:
         content = ask(url, temperature=0.5, top_p=0.9, max_tokens=5).choices[0].message.content
         assert json.loads(content.rstrip("!")) == {"temperature": 0.5, "top_p": 0.9, "max_tokens": 5}
 
