@@ -1,24 +1,25 @@
-"""What two rankings agree on: their longest common subsequence, and how far they agree as a number."""
+"""What two rankings agree on: their longest common subsequence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def agreement_ranking(black_box: Sequence[int], white_box: Sequence[int]) -> tuple[int, ...]:
-    """The longest common subsequence of two rankings, preferring what the black box ranks highest.
+    """Return the longest common subsequence of two rankings, preferring what the black box ranks highest.
 
     CycleAlign (arXiv 2310.16271, section 2.2) keeps the part of the black box's ranking that the policy's own
-    probabilities confirm. Where several common subsequences are longest, the one with the lexicographically smallest
-    positions in `black_box` is taken; for rankings without repeats any other rule that favours high black-box ranks
-    picks the same one.
+    probabilities confirm. Of several longest common subsequences, this is the one with the lexicographically smallest
+    positions in `black_box`. For rankings without repeats, every rule that favours high black-box ranks picks the same
+    one.
 
     Args:
-        black_box: Indices of completions, best first. May be partial; of a repeated index the first mention counts.
-        white_box: Likewise, by the policy. Indices that only one side names are left out.
+        black_box: Indices of completions, best first. The ranking can be partial. Of a repeated index, the first
+            mention counts.
+        white_box: Ranking of the policy, in the same form. Indices that only one ranking has are left out.
 
     Returns:
-        Indices in black-box order, best first; empty if the rankings share nothing.
+        Indices in black-box order, best first. Empty if the rankings share no index.
 
     Example:
         >>> agreement_ranking([1, 3, 2, 0], [3, 1, 0, 2])
@@ -36,8 +37,8 @@ def agreement_ranking(black_box: Sequence[int], white_box: Sequence[int]) -> tup
         followers = (chain[j] for j in range(i + 1, len(shared)) if positions[j] > positions[i])
         chain[i] = 1 + max(followers, default=0)
 
-    # Walking down the black box's ranking and taking the first completion that still leaves room for the rest gives
-    # the lexicographically smallest positions.
+    # Walk down the black box's ranking and take each completion that still leaves room for the rest: this gives the
+    # lexicographically smallest positions.
     agreed: list[int] = []
     remaining, last_position = max(chain, default=0), -1
     for index, position, length in zip(shared, positions, chain, strict=True):
@@ -45,3 +46,23 @@ def agreement_ranking(black_box: Sequence[int], white_box: Sequence[int]) -> tup
             agreed.append(index)
             remaining, last_position = remaining - 1, position
     return tuple(agreed)
+
+
+def agreement_rate(agreement: Sequence[int], black_box: Sequence[int]) -> float:
+    """Return the share of the ranked completions that both rankings order alike, from 0 to 1."""
+    return len(agreement) / len(black_box)
+
+
+def without_ties(agreement: Sequence[int], ranks: Sequence[int] | Mapping[int, int]) -> tuple[int, ...]:
+    """Return the first completion of each rank in an agreement.
+
+    Tied completions are listed by index, which is an order that the ranker did not give.
+
+    Args:
+        agreement: Indices of completions, best first.
+        ranks: Rank of each completion.
+    """
+    first_of_rank: dict[int, int] = {}
+    for index in agreement:
+        first_of_rank.setdefault(ranks[index], index)
+    return tuple(first_of_rank.values())

@@ -19,36 +19,37 @@ VLLMMode = Literal["colocate", "server"]
 @dataclass
 class CycleAlignConfig(RankingConfig):
     """
-    Arguments of [`CycleAlignTrainer`]: those of [`RankingConfig`], and these. `num_train_epochs` defaults to 1, as in
-    the paper.
+    Arguments of [`CycleAlignTrainer`], in addition to those of [`RankingConfig`]. `num_train_epochs` defaults to 1, as
+    in the paper.
 
     Args:
         num_generations (`int`, *optional*, defaults to `3`):
-            Completions sampled per prompt, K. At least 2.
+            Number of completions per prompt, K. At least 2.
         num_interactions (`int`, *optional*, defaults to `5`):
-            Interactions per prompt: each generates, ranks, agrees and takes one optimiser step.
+            Number of interactions per prompt. Each one samples, ranks, agrees and takes one optimiser step.
         stop_on_agreement (`bool`, *optional*, defaults to `False`):
-            Whether a prompt whose completions policy and ranker order alike is left out of its remaining interactions.
+            Whether to skip the remaining interactions of a prompt once policy and ranker order all of its completions
+            alike.
         sft_target (`str`, *optional*, defaults to `"improved"`):
-            Target of the SFT loss: the ranker's `"improved"` completion (the top-ranked one where there is none), the
-            `"top_ranked"` one, or the ranker's improved completion and where there is none the `"corrector"`'s.
+            Target of the SFT loss: the ranker's `"improved"` completion (the top-ranked one if there is none), the
+            `"top_ranked"` one, or the ranker's improved completion and if there is none the `"corrector"`'s.
         rank_improved_completion (`bool`, *optional*, defaults to `False`):
             Whether the improved completion, or the corrector's, also ranks above all others in the ranking loss.
         policy_score (`str`, *optional*, defaults to `"mean_logprob"`):
-            What the policy ranks its completions by: `"mean_logprob"` per token or `"sum_logprob"`.
+            Score by which the policy orders completions: `"mean_logprob"` per token or `"sum_logprob"`.
         use_static_demonstrations (`bool`, *optional*, defaults to `True`):
             Whether requests show the static demonstrations.
         use_dynamic_demonstrations (`bool`, *optional*, defaults to `True`):
-            Whether requests show the demonstrations that earlier interactions agreed upon.
+            Whether requests show demonstrations from the agreements of earlier interactions.
         demonstration_scope (`str`, *optional*, defaults to `"prompt"`):
-            Whose dynamic demonstrations a request shows: those of its own `"prompt"` or those of the whole `"run"`.
+            Scope of dynamic demonstrations: a request shows those of its own `"prompt"` or those of the whole `"run"`.
         demonstration_selection (`str`, *optional*, defaults to `"recent"`):
-            Which dynamic demonstrations are kept where there are more: the most `"recent"` ones, or a `"random"`
-            sample of all.
+            Dynamic demonstrations to keep if there are more than `max_demonstrations`: the most `"recent"` ones, or a
+            `"random"` sample of all.
         max_demonstrations (`int`, *optional*, defaults to `4`):
-            Dynamic demonstrations kept per prompt or run.
+            Maximum number of dynamic demonstrations per prompt or run.
         min_agreement (`int`, *optional*, defaults to `2`):
-            Completions that policy and ranker must order alike to make a demonstration. At least 2.
+            Number of completions that policy and ranker must order alike to make a demonstration. At least 2.
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature. Scores are always computed at temperature 1.
         top_p (`float`, *optional*, defaults to `0.95`):
@@ -58,46 +59,48 @@ class CycleAlignConfig(RankingConfig):
         min_p (`float` or `None`, *optional*, defaults to `None`):
             Sample from tokens with at least this share of the most likely token's probability.
         generation_kwargs (`dict` or `None`, *optional*, defaults to `None`):
-            Further generation parameters, stronger than the fields above: those of `GenerationConfig`, or of vLLM's
+            Further generation parameters, which override the fields above: those of `GenerationConfig`, or of vLLM's
             `SamplingParams`.
         generation_backend (`str`, *optional*, defaults to `"transformers"`):
-            Who samples: `"transformers"` (`model.generate`) or `"vllm"`.
+            Engine that samples: `"transformers"` (`model.generate`) or `"vllm"`.
         vllm_mode (`str`, *optional*, defaults to `"colocate"`):
             Where vLLM runs: on the training GPUs (`"colocate"`) or in a `"server"` on GPUs of its own.
         vllm_server_base_url (`str` or `None`, *optional*, defaults to `None`):
-            Address of the vLLM server. `None` is `http://0.0.0.0:8000`.
+            Address of the vLLM server. `None` means `http://0.0.0.0:8000`.
         vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
-            Share of each training GPU's memory that vLLM reserves, its copy of the weights included.
+            Share of each training GPU's memory that vLLM reserves, including its copy of the weights.
         vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
-            Training GPUs among which one vLLM engine splits its copy of the weights.
+            Number of training GPUs over which one vLLM engine splits its copy of the weights.
         weight_by_consistency (`bool`, *optional*, defaults to `False`):
-            Whether a prompt's loss is multiplied by how far the ranker's passes agree: Kendall's tau-b, 0 where it is
-            negative. Needs a ranker that makes several, such as LLMRanker(num_passes=3).
+            Whether to multiply a prompt's loss by the agreement between the ranker's passes: Kendall's tau-b, 0 if it
+            is negative. Needs a ranker with several passes, such as LLMRanker(num_passes=3).
         cache_rankings (`bool`, *optional*, defaults to `True`):
-            Whether rankings are stored in the output directory and never paid for twice. Needs a ranker with a
+            Whether to store rankings in the output directory, so that none is paid for twice. Needs a ranker with a
             fingerprint.
         max_ranking_failures (`float`, *optional*, defaults to `0.5`):
             Share of failed rankings among the last 100 (at least 20) above which the run saves a checkpoint and stops.
         ranking_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds that a step waits for its rankings once all of its completions are sampled. Those that have not
-            arrived by then are failures.
+            Seconds that a step waits for its rankings after its completions are sampled. Rankings that are missing
+            then count as failures.
         at_budget_cap (`str`, *optional*, defaults to `"stop"`):
-            What happens when the ranker's budget is used up: `"stop"` saves a checkpoint and stops, `"sft"` goes on
+            What to do when the ranker's budget is used up: `"stop"` saves a checkpoint and stops, `"sft"` goes on
             without the ranker, with SFT alone on the completion that the policy ranks first.
         max_eval_samples (`int` or `None`, *optional*, defaults to `None`):
-            Evaluate on this many prompts at most. Their rankings are paid for too.
+            Maximum number of prompts per evaluation. Their rankings are paid for too.
         log_completions (`bool`, *optional*, defaults to `False`):
-            Whether to print a table of completions and both rankings at every log. Needs `rich`.
+            Whether to print a table of completions and both orders at every log. Needs `rich`.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*RankingConfig._VALID_DICT_FIELDS, "generation_kwargs"]
 
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the prompts."})
 
-    num_generations: int = field(default=3, metadata={"help": "Completions sampled per prompt, K. At least 2."})
+    num_generations: int = field(default=3, metadata={"help": "Number of completions per prompt, K. At least 2."})
     num_interactions: int = field(
         default=5,
-        metadata={"help": "Interactions per prompt: each generates, ranks, agrees and takes one optimiser step."},
+        metadata={
+            "help": "Number of interactions per prompt. Each one samples, ranks, agrees and takes one optimiser step."
+        },
     )
     stop_on_agreement: bool = field(
         default=False,
@@ -123,14 +126,14 @@ class CycleAlignConfig(RankingConfig):
     )
     policy_score: str = field(
         default="mean_logprob",
-        metadata={"help": 'What the policy ranks its completions by: "mean_logprob" per token or "sum_logprob".'},
+        metadata={"help": 'Score by which the policy orders completions: "mean_logprob" per token or "sum_logprob".'},
     )
     use_static_demonstrations: bool = field(
         default=True, metadata={"help": "Whether requests show the static demonstrations."}
     )
     use_dynamic_demonstrations: bool = field(
         default=True,
-        metadata={"help": "Whether requests show the demonstrations that earlier interactions agreed upon."},
+        metadata={"help": "Whether requests show demonstrations from the agreements of earlier interactions."},
     )
     demonstration_scope: str = field(
         default="prompt",
@@ -146,10 +149,15 @@ class CycleAlignConfig(RankingConfig):
             '"random" sample of all.'
         },
     )
-    max_demonstrations: int = field(default=4, metadata={"help": "Dynamic demonstrations kept per prompt or run."})
+    max_demonstrations: int = field(
+        default=4, metadata={"help": "Maximum number of dynamic demonstrations per prompt or run."}
+    )
     min_agreement: int = field(
         default=2,
-        metadata={"help": "Completions that policy and ranker must order alike to make a demonstration. At least 2."},
+        metadata={
+            "help": "Number of completions that policy and ranker must order alike to make a demonstration. "
+            "At least 2."
+        },
     )
     temperature: float = field(
         default=1.0,
@@ -172,22 +180,24 @@ class CycleAlignConfig(RankingConfig):
         },
     )
     generation_backend: str = field(
-        default="transformers", metadata={"help": 'Who samples: "transformers" (model.generate) or "vllm".'}
+        default="transformers", metadata={"help": 'Engine that samples: "transformers" (model.generate) or "vllm".'}
     )
     vllm_mode: str = field(
         default="colocate",
         metadata={"help": 'Where vLLM runs: on the training GPUs ("colocate") or in a "server" on GPUs of its own.'},
     )
     vllm_server_base_url: str | None = field(
-        default=None, metadata={"help": "Address of the vLLM server. None is http://0.0.0.0:8000."}
+        default=None, metadata={"help": "Address of the vLLM server. None means http://0.0.0.0:8000."}
     )
     vllm_gpu_memory_utilization: float = field(
         default=0.3,
-        metadata={"help": "Share of each training GPU's memory that vLLM reserves, its copy of the weights included."},
+        metadata={
+            "help": "Share of each training GPU's memory that vLLM reserves, including its copy of the weights."
+        },
     )
     vllm_tensor_parallel_size: int = field(
         default=1,
-        metadata={"help": "Training GPUs among which one vLLM engine splits its copy of the weights."},
+        metadata={"help": "Number of training GPUs over which one vLLM engine splits its copy of the weights."},
     )
     weight_by_consistency: bool = field(
         default=False,
@@ -226,11 +236,11 @@ class CycleAlignConfig(RankingConfig):
     )
     max_eval_samples: int | None = field(
         default=None,
-        metadata={"help": "Evaluate on this many prompts at most. Their rankings are paid for too."},
+        metadata={"help": "Maximum number of prompts per evaluation. Their rankings are paid for too."},
     )
     log_completions: bool = field(
         default=False,
-        metadata={"help": "Whether to print a table of completions and both rankings at every log. Needs rich."},
+        metadata={"help": "Whether to print a table of completions and both orders at every log. Needs rich."},
     )
 
     def __post_init__(self) -> None:
@@ -254,19 +264,19 @@ class CycleAlignConfig(RankingConfig):
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
         if self.rank_improved_completion and self.sft_target == "top_ranked":
             raise ValueError(
-                "rank_improved_completion=True has no effect with sft_target='top_ranked', which makes no use of "
-                "improved completions. Set sft_target='improved' or 'corrector', or leave it out."
+                "rank_improved_completion=True has no effect with sft_target='top_ranked', which ignores improved "
+                "completions. Set sft_target='improved' or 'corrector', or rank_improved_completion=False."
             )
         if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}: K equal samples have no order.")
+            raise ValueError(f"temperature must be above 0, got {self.temperature}: at 0, all K samples are equal.")
         if not 0 <= self.max_ranking_failures <= 1:
-            raise ValueError(f"max_ranking_failures is a share from 0 to 1, got {self.max_ranking_failures}.")
+            raise ValueError(f"max_ranking_failures must be a share from 0 to 1, got {self.max_ranking_failures}.")
         if not self.ranking_timeout > 0:
             raise ValueError(f"ranking_timeout must be above 0 seconds, got {self.ranking_timeout}.")
         if self.world_size > 1 and self.ranking_timeout >= self.ddp_timeout:
             raise ValueError(
                 f"ranking_timeout={self.ranking_timeout} must be below ddp_timeout={self.ddp_timeout}, after which "
-                "the other processes give up waiting for one whose ranker hangs."
+                "the other processes stop waiting for one whose ranker hangs."
             )
         if self.at_budget_cap == "sft" and self.sft_weight == 0:
             raise ValueError(
@@ -276,13 +286,13 @@ class CycleAlignConfig(RankingConfig):
             raise ValueError(f"max_eval_samples must be at least 1 prompt or None, got {self.max_eval_samples}.")
         if not 0 < self.vllm_gpu_memory_utilization <= 1:
             raise ValueError(
-                "vllm_gpu_memory_utilization is a share above 0 and at most 1, got "
+                "vllm_gpu_memory_utilization must be a share above 0 and at most 1, got "
                 f"{self.vllm_gpu_memory_utilization}."
             )
         self._check_vllm_settings()
 
     def _check_vllm_settings(self) -> None:
-        modes = {  # where each setting has an effect
+        modes = {  # modes in which each setting has an effect
             "vllm_mode": ("colocate", "server"),
             "vllm_server_base_url": ("server",),
             "vllm_gpu_memory_utilization": ("colocate",),
@@ -300,12 +310,12 @@ class CycleAlignConfig(RankingConfig):
             if self.vllm_mode not in modes[name]:
                 raise ValueError(
                     f"{name}={value!r} has no effect with vllm_mode={self.vllm_mode!r}, only with {modes[name][0]!r}: "
-                    "a server is told its share of memory and its GPUs when it is started. Leave it out."
+                    f"the server's own arguments set its memory and GPUs. Leave {name} out."
                 )
 
 
 def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> DemonstrationPool:
-    """The pool that the arguments describe, or the given one.
+    """Return the given pool, or the one that the arguments describe.
 
     Raises:
         ValueError: If the arguments contradict the given pool.
@@ -315,7 +325,7 @@ def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> Demons
     if given is None:
         scope, selection = cast("Scope", args.demonstration_scope), cast("Selection", args.demonstration_selection)
         return DemonstrationPool(static, capacity, scope, selection, args.seed)
-    # A field that still has its default says nothing against the pool.
+    # A field with its default value does not contradict the pool.
     contradictions = {
         f"use_static_demonstrations={args.use_static_demonstrations}": not args.use_static_demonstrations
         and bool(given.static),

@@ -1,4 +1,9 @@
-"""`CycleAlignTrainer`: the cycle of sampling, ranking, agreeing and training inside the Trainer's own loop."""
+"""`CycleAlignTrainer`: the cycle of sampling, ranking, agreeing and training, inside the Trainer's loop.
+
+The methods follow one optimiser step, which is one interaction, in the order of the paper: sample completions and send
+them to the ranker, wait for its rankings and compare them with the policy's order, train, and keep what both agree on
+as demonstrations.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,14 @@ import importlib.util
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, repeat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
-from datasets import Dataset, IterableDataset
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -22,23 +27,25 @@ from .._warnings import OnceLogger
 from ..chat.budget import BUDGET_EXHAUSTED, Amount, Budget
 from ..errors import RankerError
 from ..models.generation_backend import seeded
-from ..models.loading import short_model_name
+from ..offline.ranking_collator import Batch, TokenIds
 from ..offline.ranking_config import RankingConfig
-from ..offline.ranking_trainer import RankingTargets
-from ..rankers.base import Outcome, Ranker
+from ..offline.ranking_trainer import RankingTargets, RankingTrainer
+from ..rankers.base import Ranker
 from ..rankers.cache import CachedRanker
 from ..training.base_trainer import Optimizers
 from ..training.checkpoints import set_folder_aside
-from ..training.dataset_checks import column_names
-from ..types import ABSENT, Corrector, RankingFailure, prompt_key
+from ..training.dataset_checks import check_map_style, column_names
+from ..training.model_card import TrainedModel
+from ..types import ABSENT, Corrector, prompt_key
 from .cyclealign_config import CycleAlignConfig, make_pool
 from .demonstrations import DemonstrationPool
 from .guards import BudgetGuard, FailureGuard
-from .interaction import Settlement, correct, open_interaction, settle
+from .interaction import InteractionResult, add_correction, open_interaction
 from .interaction_log import InteractionLog
 from .interaction_sampler import InteractionSampler
-from .published_cycle import PublishedCycle
-from .rollout import PendingRanking, PromptCollator, make_backend
+from .pending_rankings import PendingRankings
+from .publishing import describe_run, push_interactions, run_settings, save_demonstrations
+from .rollout import PromptBatch, PromptCollator, Rollout, make_backend
 from .step_metrics import InteractionRecord, counts, means, print_completions
 
 if TYPE_CHECKING:
@@ -47,35 +54,38 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class CycleAlignTrainer(PublishedCycle):
-    """Aligns a policy with a black-box ranker by CycleAlign (arXiv 2310.16271).
+class CycleAlignTrainer(RankingTrainer):
+    """Align a policy with a black-box ranker by CycleAlign (arXiv 2310.16271).
 
-    Every optimiser step is one interaction: the policy samples K completions per prompt; the ranker, shown
-    demonstrations, orders them and may offer a better one; the policy orders them by its own probabilities; what both
-    agree on becomes a demonstration; the policy trains on the ranker's order. Each prompt has `num_interactions` of
-    these in a row.
+    Every optimiser step is one interaction. The policy samples K completions per prompt. The ranker, shown
+    demonstrations, orders them and can offer a better one. The policy orders them by its own probabilities. What both
+    agree on becomes a demonstration, and the policy trains on the ranker's order. Each prompt has `num_interactions`
+    interactions in a row.
 
     Args:
         model: A causal language model, or its name on the Hub or on disk.
-        ranker: The black box: an `LLMRanker`, a `FunctionRanker`, or anything with their `rank` method.
+        ranker: The black box: an `LLMRanker`, a `FunctionRanker`, or any object with their `rank` method.
         args: The arguments.
-        demonstrations: The pool of demonstrations; by default the one that `args` describes.
-        train_dataset: Rows of `prompt` (text or messages) and whatever else the ranker should know about each.
-        eval_dataset: Likewise, or a mapping of several. An evaluation runs one interaction with a frozen pool.
-        processing_class: The policy's tokenizer; by default the one of the model's name.
+        demonstrations: Pool of demonstrations. Defaults to the one that `args` describes.
+        train_dataset: Rows of `prompt` (text or messages) and other columns, which the ranker gets as metadata.
+        eval_dataset: Data set of the same format, or a mapping of several. An evaluation runs one interaction with a
+            frozen pool.
+        processing_class: The policy's tokenizer. Defaults to the one of the model's name.
         peft_config: Trains an adapter instead of all weights.
         callbacks: Further callbacks.
-        optimizers: An optimiser and a schedule of your own.
-        corrector: Writes the SFT target where the ranker offers no improved completion, by correcting the best
-            completion: an `Aligner`, or anything with its `correct` method. Goes with `sft_target="corrector"`.
+        optimizers: Custom optimiser and schedule.
+        corrector: Corrects the best completion for the SFT target if the ranker offers no improved completion: an
+            `Aligner`, or any object with its `correct` method. Requires `sft_target="corrector"`.
 
     Raises:
-        ValueError: If a dataset is a stream or lacks `prompt`, the training set is smaller than one optimiser step, or
-            `demonstrations` or `corrector` contradicts `args`; and as `RankingTrainer` does.
+        ValueError: If a data set is a stream or lacks `prompt`, the training set is smaller than one optimiser step,
+            or `demonstrations` or `corrector` contradicts `args`; and if `RankingTrainer` raises it.
         TypeError: If `ranker` has no `rank` method, or `corrector` no `correct` method.
     """
 
     args: CycleAlignConfig
+    _config_class = CycleAlignConfig
+    _method_name = "CycleAlign"
 
     def __init__(
         self,
@@ -95,7 +105,7 @@ class CycleAlignTrainer(PublishedCycle):
             args = self._default_args(model)
         _check_corrector(corrector, args)
         if not isinstance(ranker, Ranker):
-            raise TypeError(f"ranker must have a method rank(requests); {type(ranker).__name__} has none.")
+            raise TypeError(f"ranker must have a method rank(requests), and {type(ranker).__name__} has none.")
         if args.log_completions and importlib.util.find_spec("rich") is None:
             raise ValueError("log_completions=True needs rich: pip install 'cyclealign-trl[report]'.")
         if args.generation_backend == "vllm" and not is_vllm_available():
@@ -114,20 +124,20 @@ class CycleAlignTrainer(PublishedCycle):
         if train_dataset is not None:
             self._get_train_sampler()  # raises if one step takes more prompts than there are
         self.eval_dataset = _limit(eval_dataset, args.max_eval_samples)
-        self.ranker = _cached(ranker, args)
+        self.ranker = _with_cache(ranker, args)
         self.corrector = corrector
         self.generation = make_backend(args, self.model, self.accelerator, self.renderer)
-        if isinstance(self.generation, TrainerCallback):  # it asks to be told of every step
+        if isinstance(self.generation, TrainerCallback):  # it follows the optimiser steps
             self.add_callback(self.generation)
         self.interaction_log = InteractionLog(args.output_dir, args.process_index)
 
-        # The step under way: micro-batches waiting for completions, those that have them, and what became of each.
-        self._waiting: list[dict[str, Any]] = []
-        self._rollouts: deque[dict[str, Any]] = deque()
+        # The current step: prompts without completions yet, rollouts that were not trained on yet, and their records.
+        self._waiting: list[PromptBatch] = []
+        self._rollouts: deque[Rollout] = deque()
         self._records: list[list[InteractionRecord]] = []
-        self._deadline = 0.0  # for its rankings, on the clock `time.monotonic`
-        self._ranking_error: Exception | None = None  # raised where the processes meet
-        # The window under way: prompts that need no further interaction (`stop_on_agreement`).
+        self._deadline = 0.0  # for its rankings, on the clock of `time.monotonic`
+        self._ranking_error: Exception | None = None  # raised when the processes meet
+        # The current window: prompts that need no further interaction (`stop_on_agreement`).
         self._agreed: set[str] = set()
         self._last_records: list[InteractionRecord] = []
         self._once = OnceLogger(logger)
@@ -136,23 +146,15 @@ class CycleAlignTrainer(PublishedCycle):
         self.add_callback(self._failure_guard)
         self.add_callback(self._budget_guard)
 
-    # What RankingTrainer leaves open
-
-    @staticmethod
-    def _default_args(model: str | PreTrainedModel) -> CycleAlignConfig:
-        return CycleAlignConfig(f"{short_model_name(model)}-CycleAlign")
+    # Data
 
     def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
-        if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
-            raise ValueError(
-                f"{name} is a stream, but the cycle repeats windows of prompts, which takes a dataset with a length. "
-                "Load it without streaming=True, or take a part: Dataset.from_list(list(stream.take(1000)))."
-            )
+        check_map_style(name, dataset)
         columns = column_names(dataset)
         if "prompt" not in columns:
             raise ValueError(f"{name} needs a column 'prompt'; it has {sorted(columns)}.")
 
-    def _make_collator(self) -> Callable[[Any], Any]:
+    def _make_collator(self) -> Callable[[Any], Batch]:
         return PromptCollator(self.renderer)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> InteractionSampler:
@@ -166,13 +168,11 @@ class CycleAlignTrainer(PublishedCycle):
             epoch=lambda: int(self.state.epoch or 0),
         )
 
-    # The step: generate and ask for all micro-batches, then train on one after the other
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Fetches the micro-batches of the next optimiser step."""
-        # No sampling here: on resume, the random state is loaded after this call.
+        """Fetch the micro-batches of the next optimiser step."""
+        # Sampling starts later: when a run is resumed, the random state is loaded after this call.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._waiting = list(batches)
         self._rollouts.clear()
@@ -180,8 +180,11 @@ class CycleAlignTrainer(PublishedCycle):
         self._ranking_error = None
         return batches, num_items
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # In training, the first micro-batch of the step starts all of them, so that accumulation changes nothing.
+    # 1. Sample completions, and send them to the ranker
+
+    def _prepare_inputs(self, inputs: PromptBatch) -> Rollout:
+        # The first micro-batch of a step starts the rollouts of all of them, so that gradient accumulation does not
+        # change what is sampled, and the ranker works while the policy trains.
         waiting = self._waiting if self.model.training else [inputs]
         if waiting:
             self._rollouts.extend(self._roll_out(batch) for batch in waiting)
@@ -189,10 +192,10 @@ class CycleAlignTrainer(PublishedCycle):
             self._waiting = []
         return self._rollouts.popleft()
 
-    def _roll_out(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Adds completions to a batch of prompts and sends them to the ranker, without waiting for it."""
-        with self._timer("generate"):
-            completion_ids = self.generation.generate(self.model_wrapped, batch["prompt_ids"])
+    def _roll_out(self, batch: PromptBatch) -> Rollout:
+        """Sample completions of a batch of prompts, and send them to the ranker without waiting for it."""
+        with self._metrics.timer("generate"):
+            completion_ids = self.generation.generate(self.model_wrapped, batch.prompt_ids)
         decode = self.renderer.tokenizer.batch_decode
         interactions = [
             open_interaction(
@@ -203,251 +206,293 @@ class CycleAlignTrainer(PublishedCycle):
                 already_agreed=prompt_key(prompt) in self._agreed,
                 num_static=len(self.demonstrations.static),
             )
-            for prompt, metadata, ids in zip(batch["prompt"], batch["metadata"], completion_ids, strict=True)
+            for prompt, metadata, ids in zip(batch.prompts, batch.metadata, completion_ids, strict=True)
         ]
         requests = [interaction.request for interaction in interactions if interaction.request is not None]
-        return {
-            **batch,
-            "completion_ids": completion_ids,
-            "interactions": interactions,
-            "ranking": PendingRanking(self.ranker, requests),
-        }
+        rankings = PendingRankings(self.ranker, requests)
+        return Rollout(batch.prompt_ids, batch.prompt_truncated, completion_ids, interactions, rankings)
 
-    def _targets(self, inputs: dict[str, Any], sums: Tensor, lengths: Tensor) -> RankingTargets:
-        """Waits for the ranker, compares, and turns its order into what the batch trains on."""
-        with self._timer("forward"):  # reading the scores waits for the forward pass on a device
+    # 2. Compare the rankings with the policy's own order (called by `compute_loss` after the forward pass)
+
+    def _targets(self, batch: Rollout, sums: Tensor, lengths: Tensor) -> RankingTargets:
+        with self._metrics.timer("forward"):  # on a device, reading the scores waits for the forward pass
             scores = (sums / lengths if self.args.policy_score == "mean_logprob" else sums).detach().tolist()
+        results = self._resolve(batch, scores)
+        sft_targets = [
+            self._sft_target(result, ids) for result, ids in zip(results, batch.completion_ids, strict=True)
+        ]
+        self._record(batch, results, [truncated for _, truncated in sft_targets])
+        return self._ranking_targets(results, [ids for ids, _ in sft_targets], sums)
+
+    def _resolve(self, rollout: Rollout, scores: list[list[float]]) -> list[InteractionResult]:
+        """Wait for the ranker, compare its orders with the policy's, and correct completions where asked to."""
+        min_agreement = self.args.min_agreement
         try:
-            with self._timer("rank_wait"):
-                answers = inputs["ranking"].outcomes(self._deadline)
-            settlements = self._correct(self._settle(inputs, answers, scores))
+            with self._metrics.timer("rank_wait"):
+                outcomes = rollout.wait(self._deadline)
+            return self._correct(rollout.resolve(outcomes, scores, min_agreement))
         except Exception as error:
             # Raised here, it would leave the other processes waiting for this one in the backward pass.
             self._ranking_error = self._ranking_error or error
-            settlements = self._settle(inputs, repeat(RankingFailure(type(error).__name__)), scores)
-        num_generations = sums.shape[1]
-        ranks = [settlement.ranks or (ABSENT,) * num_generations for settlement in settlements]
+            return rollout.resolve(rollout.fail(type(error).__name__), scores, min_agreement)
 
-        improved: list[tuple[list[int], bool]] = [
-            self._sft_target(settlement, completions)
-            for settlement, completions in zip(settlements, inputs["completion_ids"], strict=True)
-        ]
+    def _correct(self, results: list[InteractionResult]) -> list[InteractionResult]:
+        """Correct the best completion of each prompt for which the ranker offers no improved one."""
+        if self.corrector is None:
+            return results
+        # Not in the ranker's thread: a corrector samples with the random state of this one.
+        with self._metrics.timer("correct"):
+            indices = [
+                index
+                for index, result in enumerate(results)
+                if (result.ranks is not None or self._trains_sft_alone(result)) and result.improved_completion is None
+            ]
+            if not indices:
+                return results
+            corrections = self.corrector.correct(
+                [results[index].prompt for index in indices], [results[index].best_completion for index in indices]
+            )
+        corrected = list(results)
+        for index, correction in zip(indices, corrections, strict=True):
+            corrected[index] = add_correction(results[index], correction)
+        return corrected
+
+    def _sft_target(self, result: InteractionResult, completion_ids: list[TokenIds]) -> tuple[TokenIds | None, bool]:
+        """Return the token ids to imitate, `None` for the top-ranked completion, and whether they were truncated."""
+        alone = self._trains_sft_alone(result)
+        # An improved completion that equals a sampled one would compete with itself if it ranked above all.
+        competes = self.args.rank_improved_completion and result.improved_completion in result.completions
+        if result.improved_completion is not None and self.args.sft_target != "top_ranked" and (alone or not competes):
+            return self.renderer.completion(result.prompt, result.improved_completion)
+        return (completion_ids[result.white_box_order[0]] if alone else None), False
+
+    def _trains_sft_alone(self, result: InteractionResult) -> bool:
+        """Return whether the budget is used up and the run goes on without rankings."""
+        return self.args.at_budget_cap == "sft" and result.failure == BUDGET_EXHAUSTED
+
+    def _record(self, rollout: Rollout, results: list[InteractionResult], improved_truncated: list[bool]) -> None:
+        """Keep the results until the step ends, or log them if this is an evaluation."""
         records = [
             InteractionRecord(
-                settlement,
+                result,
                 lengths=tuple(len(ids) for ids in completions),
                 num_clipped=sum(ids[-1] not in self.renderer.eos_token_ids for ids in completions),
-                prompt_cut=prompt_cut,
-                improved_cut=improved_cut,
+                prompt_truncated=prompt_truncated,
+                improved_truncated=truncated,
             )
-            for settlement, completions, prompt_cut, (_, improved_cut) in zip(
-                settlements, inputs["completion_ids"], inputs["prompt_cut"], improved, strict=True
+            for result, completions, prompt_truncated, truncated in zip(
+                results, rollout.completion_ids, rollout.prompt_truncated, improved_truncated, strict=True
             )
         ]
         if self.model.training:
             self._records.append(records)
         else:
             self._log_records(self._gather([records]))
+
+    def _ranking_targets(
+        self, results: list[InteractionResult], sft_ids: list[TokenIds | None], sums: Tensor
+    ) -> RankingTargets:
+        num_generations = sums.shape[1]
+        ranks = [result.ranks or (ABSENT,) * num_generations for result in results]
         has_targets = self.args.sft_target != "top_ranked" or self.args.at_budget_cap == "sft"
         return RankingTargets(
             torch.tensor(ranks, device=sums.device),
-            sft_ids=[ids for ids, _ in improved] if has_targets else None,
+            sft_ids=sft_ids if has_targets else None,
             rank_sft_ids=self.args.rank_improved_completion,
-            weights=self._weights(settlements, sums.device),
+            weights=self._weights(results, sums.device),
         )
 
-    def _correct(self, settlements: list[Settlement]) -> list[Settlement]:
-        """Has the best completions corrected where the ranker offers no improved one."""
-        if self.corrector is None:
-            return settlements
-        # Here and not in the ranker's thread: what it samples draws on the random state of this one.
-        with self._timer("correct"):
-            bare = [
-                index
-                for index, settlement in enumerate(settlements)
-                if (settlement.ranks is not None or self._trains_sft_alone(settlement))
-                and settlement.improved_completion is None
-            ]
-            if not bare:
-                return settlements
-            corrections = self.corrector.correct(
-                [settlements[index].prompt for index in bare],
-                [settlements[index].best_completion for index in bare],
-            )
-        corrected = list(settlements)
-        for index, correction in zip(bare, corrections, strict=True):
-            corrected[index] = correct(settlements[index], correction)
-        return corrected
-
-    def _sft_target(self, settlement: Settlement, completion_ids: list[list[int]]) -> tuple[list[int], bool]:
-        """Token ids to imitate, none where that is the top-ranked completion, and whether they had to be cut."""
-        alone = self._trains_sft_alone(settlement)
-        # One that is to rank above all others, and is one of them, would compete with itself.
-        competes = self.args.rank_improved_completion and settlement.improved_completion in settlement.completions
-        if (
-            settlement.improved_completion is not None
-            and self.args.sft_target != "top_ranked"
-            and (alone or not competes)
-        ):
-            return self.renderer.completion(settlement.prompt, settlement.improved_completion)
-        return (completion_ids[settlement.white_box_order[0]] if alone else []), False
-
-    def _trains_sft_alone(self, settlement: Settlement) -> bool:
-        """Whether there is no ranking because there is no money left for it, and the run goes on without."""
-        return self.args.at_budget_cap == "sft" and settlement.failure == BUDGET_EXHAUSTED
-
-    def _weights(self, settlements: Sequence[Settlement], device: torch.device) -> Tensor | None:
-        """What each prompt's loss weighs `(B,)`, where the ranker's passes are to say so; 1 where there was one."""
+    def _weights(self, results: Sequence[InteractionResult], device: torch.device) -> Tensor | None:
+        """Return the weight of each prompt's loss `(B,)`: the consistency of the ranker's passes, 1 for one pass."""
         if not self.args.weight_by_consistency:
             return None
-        if any(s.ranks and s.consistency is None for s in settlements):
+        if any(result.ranks and result.consistency is None for result in results):
             self._once.warning(
                 "single_pass",
-                "weight_by_consistency=True has no effect on rankings of a single pass, which weigh 1: ask for "
-                "several, as LLMRanker(num_passes=3) does.",
+                "weight_by_consistency=True has no effect on rankings with a single pass, which weigh 1. Ask for "
+                "several passes, as LLMRanker(num_passes=3) does.",
             )
-        weights = [1.0 if s.consistency is None else max(0.0, s.consistency) for s in settlements]
+        weights = [1.0 if result.consistency is None else max(0.0, result.consistency) for result in results]
         return torch.tensor(weights, device=device)
 
-    def _settle(
-        self, inputs: dict[str, Any], answers: Iterable[Outcome], scores: list[list[float]]
-    ) -> list[Settlement]:
-        answers = iter(answers)
-        return [
-            settle(
-                interaction,
-                None if interaction.request is None else next(answers),
-                row_scores,
-                self.args.min_agreement,
-            )
-            for interaction, row_scores in zip(inputs["interactions"], scores, strict=True)
-        ]
+    # 3. Train, and keep what policy and ranker agree on
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch, forward and backward; after the step's last one, the interaction is closed."""
+    def training_step(self, model: nn.Module, inputs: PromptBatch, num_items_in_batch: Any = None) -> Tensor:
+        """Run the forward and backward pass of one micro-batch, and close the interaction after the last one."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._close_interaction()
         return loss
 
     def _close_interaction(self) -> None:
-        """Logs the step and lets the pool learn from it. Before the optimiser steps, so that no crash can lose it."""
+        """Log the step's interactions, and add its demonstrations to the pool.
+
+        This happens before the optimiser steps, so that a crash cannot lose the log of a step that was taken.
+        """
         records = self._gather(self._records)
         position = self.state.global_step % self.args.num_interactions
-        local = [record.settlement for record in chain.from_iterable(self._records)]
-        self.interaction_log.write(self.state.global_step, position, local)
+        own_results = [record.result for record in chain.from_iterable(self._records)]
+        self.interaction_log.write(self.state.global_step, position, own_results)
 
-        failures = [record.settlement.failure for record in records]
-        self._budget_guard.observe(failures, str(self._budget or "it says so"))
-        self._failure_guard.observe(record.settlement.failure for record in records if record.asked)
-        learned = local if self.demonstrations.scope == "prompt" else [record.settlement for record in records]
-        self.demonstrations.observe(
-            settlement.demonstration for settlement in learned if settlement.demonstration is not None
-        )
+        failures = [record.result.failure for record in records]
+        self._budget_guard.observe(failures, str(self._budget or "by its own account"))
+        self._failure_guard.observe(record.result.failure for record in records if record.asked)
+        observed = own_results if self.demonstrations.scope == "prompt" else [record.result for record in records]
+        self.demonstrations.observe(result.demonstration for result in observed if result.demonstration is not None)
         if self.args.stop_on_agreement:
-            self._agreed.update(prompt_key(settlement.prompt) for settlement in local if settlement.fully_agreed)
+            self._agreed.update(prompt_key(result.prompt) for result in own_results if result.fully_agreed)
         if position == self.args.num_interactions - 1:
-            self.demonstrations.forget(settlement.prompt for settlement in local)
+            self.demonstrations.forget(result.prompt for result in own_results)
             self._agreed.clear()
         self._log_records(records)
 
     def _gather(self, micro_batches: list[list[InteractionRecord]]) -> list[InteractionRecord]:
-        """The records of all processes, in the order of the sampler; raises on all if the ranker did so on one.
+        """Return the records of all processes in the order of the sampler, and share out the rest of the budget.
 
-        What is left of the ranker's budget is shared out anew.
+        Raises:
+            Exception: On all processes, if ranking raised on one of them.
         """
         error, self._ranking_error = self._ranking_error, None
-        said = None if error is None else f"{type(error).__name__}: {error}"
+        message = None if error is None else f"{type(error).__name__}: {error}"
         committed = None if self._budget is None else self._budget.committed
         gathered: list[tuple[str | None, Amount | None, list[list[InteractionRecord]]]]
-        gathered = gather_object([(said, committed, micro_batches)])
+        gathered = gather_object([(message, committed, micro_batches)])
         if error is not None:
             raise error
-        for process_index, (said, *_) in enumerate(gathered):
-            if said is not None:
-                raise RankerError(f"The ranker failed on process {process_index}. {said}")
+        for process_index, (message, *_) in enumerate(gathered):
+            if message is not None:
+                raise RankerError(f"The ranker failed on process {process_index}. {message}")
         if self._budget is not None:
             self._budget.share_out([amount for _, amount, _ in gathered if amount is not None])
-        per_process = [theirs for *_, theirs in gathered]
-        return [record for same_time in zip(*per_process, strict=True) for record in chain.from_iterable(same_time)]
+        by_process = [batches for *_, batches in gathered]
+        return [record for at_once in zip(*by_process, strict=True) for record in chain.from_iterable(at_once)]
 
     # Evaluation and metrics
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates with a random state of its own: samples compare over time, and training goes on as without."""
+        """Evaluate with a random state of its own, so that evaluations compare and do not change the training."""
         with seeded(self.args.seed + self.args.process_index, self.accelerator.device):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         return metrics
 
     def _log_records(self, records: list[InteractionRecord]) -> None:
-        ranked = sum(record.settlement.agreement is not None for record in records)
-        in_passes = sum(record.settlement.consistency is not None for record in records)
+        ranked = sum(record.result.agreement is not None for record in records)
+        in_passes = sum(record.result.consistency is not None for record in records)
         weights = {"agreement": ranked, "improved": ranked, "ranker": in_passes}
         for name, value in means(records).items():
-            self._log_metric(name, value, weight=weights.get(name.partition("/")[0], len(records)))
+            self._metrics.add_mean(name, value, weight=weights.get(name.partition("/")[0], len(records)))
         for name, count in counts(records).items():
-            self._log_count(name, count)
-        self._log_local({"pool/size": len(self.demonstrations)})
+            self._metrics.add_count(name, count)
+        self._metrics.add_local({"pool/size": len(self.demonstrations)})
         self._last_records = records
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the metrics since the last log, and prints the completions that were logged, if asked to."""
+        """Log with the metrics since the last log, and print completions if `log_completions` is set."""
         super().log(logs, start_time)
         if self.args.log_completions and "loss" in logs and self.is_world_process_zero():
             print_completions(self._last_records, self.state.global_step)
 
     # Checkpoints
 
-    def _fixed_settings(self) -> dict[str, Any]:
-        return {**super()._fixed_settings(), "num_interactions": self.args.num_interactions}
+    def _resume_settings(self) -> dict[str, Any]:
+        return {**super()._resume_settings(), "num_interactions": self.args.num_interactions}
 
-    def _kept_state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {"demonstrations": self.demonstrations.state_dict(), "agreed": sorted(self._agreed)}
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _load_state(self, state: dict[str, Any]) -> None:
         self.demonstrations.load_state_dict(state["demonstrations"])
         self._agreed = set(state["agreed"])
-        self._keep_ledger()
+        self._continue_ledger()
 
-    def _start_afresh(self) -> None:
+    def _start_new_run(self) -> None:
         self._agreed.clear()
         if self.is_world_process_zero():
-            for folder in (self.interaction_log.folder, self._ledgers):
+            for folder in (self.interaction_log.folder, self._ledger_folder):
                 set_folder_aside(folder)
         self.accelerator.wait_for_everyone()
-        self._keep_ledger()
+        self._continue_ledger()
 
-    # The ranker's budget
+    # Budget of the ranker
 
     @property
     def _budget(self) -> Budget | None:
         return getattr(self.ranker, "budget", None)
 
     @property
-    def _ledgers(self) -> Path:
+    def _ledger_folder(self) -> Path:
         return Path(self.args.output_dir, "spent")
 
-    def _keep_ledger(self) -> None:
-        """Counts what earlier parts of the run have spent, which no checkpoint knows in full."""
+    def _continue_ledger(self) -> None:
+        """Count what earlier parts of the run have spent. A checkpoint does not know what was spent after it."""
         if self._budget is not None:
-            self._budget.keep_ledger(self._ledgers, self.args.process_index, self.args.world_size)
+            self._budget.keep_ledger(self._ledger_folder, self.args.process_index, self.args.world_size)
         self._gather([])
+
+    # Publishing
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the model card, and the demonstrations of a run next to it; see `RankingTrainer.create_model_card`."""
+        if self.is_world_process_zero():
+            save_demonstrations(self.demonstrations, Path(self.args.output_dir))
+        super().create_model_card(*args, **kwargs)
+
+    def push_interactions_to_hub(
+        self, repo_id: str | None = None, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Publish the log of interactions as a data set with a card. Call it on all processes.
+
+        Args:
+            repo_id: Repository to publish to. Defaults to the model's repository with the suffix `-interactions`.
+            private: Whether a new repository is private. Defaults to `hub_private_repo`.
+            token: Token with write access. Defaults to `hub_token`, or to the one that is logged in.
+
+        Returns:
+            URL of the data set.
+
+        Raises:
+            FileNotFoundError: If the run has no log.
+            RuntimeError: On the other processes, if publishing failed on the main one, which raises its own error.
+        """
+        url: str | None = None
+        error: Exception | None = None
+        if self.is_world_process_zero():
+            try:
+                url = push_interactions(
+                    self.interaction_log.read(),
+                    repo_id or f"{self._repo_id}-interactions",
+                    run_settings(self.args, self.demonstrations, self.ranker),
+                    private=self.args.hub_private_repo if private is None else private,
+                    token=self.args.hub_token if token is None else token,
+                )
+            except Exception as raised:  # raised below, after the other processes know
+                error = raised
+        (url,) = broadcast_object_list([url])
+        if error is not None:
+            raise error
+        if url is None:
+            raise RuntimeError("The main process could not publish the log of interactions: see its error.")
+        return url
+
+    def _describe(self, model: TrainedModel) -> TrainedModel:
+        model = super()._describe(model)
+        return describe_run(model, self.args, self.demonstrations, self.ranker, self.interaction_log)
 
 
 def _check_corrector(corrector: Corrector | None, args: CycleAlignConfig) -> None:
     if corrector is not None and not isinstance(corrector, Corrector):
         raise TypeError(
-            f"corrector must have a method correct(prompts, answers); {type(corrector).__name__} has none."
+            f"corrector must have a method correct(prompts, answers), and {type(corrector).__name__} has none."
         )
     if (corrector is not None) != (args.sft_target == "corrector"):
         raise ValueError(
-            f"A corrector and sft_target='corrector' go together; got corrector={corrector!r} and "
+            f"A corrector and sft_target='corrector' must be set together, got corrector={corrector!r} and "
             f"sft_target={args.sft_target!r}."
         )
 
 
-def _cached(ranker: Ranker, args: CycleAlignConfig) -> Ranker:
-    """The ranker behind this process's database, and in view of those that other processes or runs left beside it."""
+def _with_cache(ranker: Ranker, args: CycleAlignConfig) -> Ranker:
+    """Return the ranker behind this process's database, which also reads those of other processes and earlier runs."""
     if not args.cache_rankings or isinstance(ranker, CachedRanker) or getattr(ranker, "fingerprint", None) is None:
         return ranker
     folder = Path(args.output_dir)

@@ -1,4 +1,4 @@
-"""The demonstrations that the ranker is shown: static ones that always stand, dynamic ones that the cycle earns."""
+"""The pool of demonstrations for the ranker: static ones, and dynamic ones from agreements."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ DEFAULT = Demonstration(
     ),
     order=(1, 2, 0, 3),
 )
-"""The static demonstration in the layout of the paper's: one helpful completion, one useless, two harmful."""
+"""The default static demonstration, in the layout of the paper: one helpful completion, one useless, two harmful."""
 
 
 @dataclass
 class _Group:
-    """The dynamic demonstrations that are shown together, oldest first, and how many there ever were."""
+    """Dynamic demonstrations that are shown together, oldest first, and the number ever observed."""
 
     observed: int = 0
     demonstrations: list[Demonstration] = field(default_factory=list)
 
 
 class DemonstrationPool:
-    """Static and dynamic demonstrations, and which of them a request shows.
+    """Pool of static and dynamic demonstrations.
 
     Args:
-        static: Demonstrations that every request shows, first and in this order.
-        capacity: How many dynamic demonstrations are kept, per prompt or per run. 0 keeps none.
-        scope: `"prompt"`: a demonstration is shown for its own prompt only. `"run"`: for every prompt.
-        selection: `"recent"`: the oldest demonstration leaves first. `"random"`: those kept are a uniform sample of
-            all that were ever observed, per prompt or per run (reservoir sampling).
-        seed: Seed of the random selection. Pools of one seed that observe the same keep the same.
+        static: Demonstrations that every request shows first, in this order.
+        capacity: Maximum number of dynamic demonstrations, per prompt or per run. 0 keeps none.
+        scope: `"prompt"` shows a dynamic demonstration for its own prompt only, `"run"` for every prompt.
+        selection: `"recent"` drops the oldest demonstration first. `"random"` keeps a uniform sample of all that were
+            observed, per prompt or per run (reservoir sampling).
+        seed: Seed of the random selection. Pools with equal seeds and observations keep the same demonstrations.
 
     Raises:
         ValueError: If `capacity` is negative, or `scope` or `selection` unknown.
@@ -74,16 +74,16 @@ class DemonstrationPool:
         self._dynamic: dict[Hashable, _Group] = {}
 
     def __len__(self) -> int:
-        """The number of dynamic demonstrations held."""
+        """Return the number of dynamic demonstrations."""
         return sum(len(group.demonstrations) for group in self._dynamic.values())
 
     def select(self, prompt: Prompt) -> tuple[Demonstration, ...]:
-        """What a request for `prompt` shows: static demonstrations, then dynamic ones from oldest to newest."""
+        """Return the demonstrations for a prompt: static ones, then dynamic ones from oldest to newest."""
         group = self._dynamic.get(self._key(prompt), _Group())
         return (*self.static, *group.demonstrations)
 
     def observe(self, demonstrations: Iterable[Demonstration]) -> None:
-        """Takes in dynamic demonstrations, oldest first."""
+        """Add dynamic demonstrations, oldest first."""
         for demonstration in demonstrations:
             key = self._key(demonstration.prompt)
             group = self._dynamic.setdefault(key, _Group())
@@ -93,13 +93,13 @@ class DemonstrationPool:
                 del group.demonstrations[self._leaving(key, group.observed)]
 
     def forget(self, prompts: Iterable[Prompt]) -> None:
-        """Drops the dynamic demonstrations of prompts whose interactions are over. Those of a run stay."""
+        """Drop the dynamic demonstrations of prompts without further interactions, unless the scope is "run"."""
         if self.scope == "prompt":
             for prompt in prompts:
                 self._dynamic.pop(self._key(prompt), None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The dynamic demonstrations as plain JSON data."""
+        """Return the dynamic demonstrations as JSON data."""
         return {
             "version": STATE_VERSION,
             "scope": self.scope,
@@ -118,10 +118,10 @@ class DemonstrationPool:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replaces the dynamic demonstrations by those of `state_dict`; of more than `capacity`, the newest stay.
+        """Replace the dynamic demonstrations by those of a `state_dict`, the newest ones up to `capacity`.
 
         Raises:
-            ValueError: If the state is of another version, scope or selection.
+            ValueError: If the state has another version, scope or selection.
         """
         saved = (state["version"], state["scope"], state.get("selection"))
         if saved != (STATE_VERSION, self.scope, self.selection):
@@ -138,11 +138,11 @@ class DemonstrationPool:
             self._dynamic[self._key(demonstrations[0].prompt)] = group
 
     def _leaving(self, key: Hashable, observed: int) -> int:
-        """Position of the one that leaves when there is one too many; the newcomer stands last."""
+        """Return the position of the demonstration to drop if there is one too many. The new one is last."""
         if self.selection == "recent":
             return 0
-        # Algorithm R: the newcomer stays with probability capacity / observed, in place of any other. No generator is
-        # carried along, so that every process of a run, and a resumed one, draws the same.
+        # Algorithm R: the new one stays with probability capacity / observed, in place of any other. The draw depends
+        # on the arguments alone, so that every process of a run, and a resumed run, draws the same.
         draw = random.Random(f"{self.seed}:{key}:{observed}").randrange(observed)  # noqa: S311
         return min(draw, self.capacity)
 
@@ -151,12 +151,12 @@ class DemonstrationPool:
 
 
 def from_agreement(prompt: Prompt, completions: Sequence[str], agreement: Sequence[int]) -> Demonstration:
-    """A dynamic demonstration: the agreed completions alone, renumbered in their original order.
+    """Return a demonstration of the agreed completions alone, renumbered in their original order.
 
     Args:
         prompt: The prompt.
         completions: All completions that were ranked.
-        agreement: Indices of those that both rankings order alike, best first; at least two.
+        agreement: Indices of at least two completions that both rankings order alike, best first.
     """
     shown = sorted(agreement)
     return Demonstration(

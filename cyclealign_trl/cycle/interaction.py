@@ -1,7 +1,7 @@
-"""One prompt's interaction, without torch or I/O: what is asked, and what follows from the answer.
+"""One prompt's interaction with the ranker, without torch or I/O.
 
-`open_interaction` turns sampled completions into a request for the ranker; `settle` turns the ranker's answer and the
-policy's own scores into what trains, what is remembered and what is logged.
+`open_interaction` turns sampled completions into a request. `resolve` turns the ranker's outcome and the policy's
+scores into an `InteractionResult`: what the prompt trains on, the demonstration that it adds, and its row in the log.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..types import Demonstration, Prompt, RankingFailure, RankingRequest, RankingResult, Trimmed, Usage
-from .agreement import agreement_ranking
+from .agreement import agreement_ranking, agreement_rate, without_ties
 from .demonstrations import from_agreement
 
 DUPLICATE_COMPLETIONS = "duplicate_completions"
 ALREADY_AGREED = "already_agreed"
 SKIPPED = (DUPLICATE_COMPLETIONS, ALREADY_AGREED)
-"""Why a prompt is not ranked at all. Listed beside ranking failures in the log, but no failure of the ranker."""
+"""Reasons not to rank a prompt. The log lists them with ranking failures, but the ranker did not fail."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """One prompt and its sampled completions, on the way to the ranker.
+    """One prompt with its sampled completions, before the ranker has answered.
 
     Args:
         prompt: The prompt.
         completions: The K sampled texts.
-        distinct: For each text that the ranker sees, its first index in `completions`.
-        request: What the ranker is asked; `None` if this prompt is not ranked.
-        skipped: Why not, one of `SKIPPED`.
+        distinct: First index in `completions` of each distinct text, in the order of the request.
+        request: Request for the ranker. `None` if the prompt is not ranked.
+        skipped: Reason why it is not ranked, one of `SKIPPED`.
     """
 
     prompt: Prompt
@@ -40,23 +40,23 @@ class Interaction:
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
-    """What follows from one interaction. All indices are into the K sampled completions.
+class InteractionResult:
+    """Result of one interaction. All indices refer to the K sampled completions.
 
     Args:
         prompt: The prompt.
         completions: The K sampled texts.
-        black_box_order: The ranker's order, best first; each distinct text is named once, by its first index.
-        white_box_order: The policy's order of the same.
-        agreement: What both say, best first.
-        ranks: Ranks to train on, K of them; `None` where there is no ranking.
-        improved_completion: A better completion, joined to the prompt as the policy's own are.
-        corrected: Whether that is a corrector's, and not the ranker's.
-        demonstration: The agreed completions, one of each rank, where they are enough to show an order.
-        failure: Why there is no ranking; `None` where there is one.
-        usage: What the ranker's answer took.
-        consistency: How far several passes of the ranker agreed.
-        trimmed: What the ranker was not shown, for want of room.
+        white_box_order: The policy's order of the distinct texts, best first, each named by its first index.
+        black_box_order: The ranker's order of the same texts. `None` without a ranking.
+        agreement: Completions that both orders agree on, best first.
+        ranks: K ranks to train on. `None` without a ranking.
+        improved_completion: Completion that is better than those sampled, joined to the prompt as they are.
+        corrected: Whether a corrector wrote it, not the ranker.
+        demonstration: The agreed completions, one per rank, if there are enough of them to show an order.
+        failure: Reason why there is no ranking. `None` with a ranking.
+        usage: Tokens and cost of the ranker's answer.
+        consistency: Agreement between several passes of the ranker.
+        trimmed: Parts of the request that did not fit into the ranker's context window.
     """
 
     prompt: Prompt
@@ -75,12 +75,19 @@ class Settlement:
 
     @property
     def best_completion(self) -> str:
-        """The completion that the ranker holds to be best, or without it the policy."""
+        """Completion that the ranker orders first, or the policy if there is no ranking."""
         return self.completions[(self.black_box_order or self.white_box_order)[0]]
 
     @property
+    def agreement_rate(self) -> float | None:
+        """Share of the distinct completions that both orders agree on. `None` without a ranking."""
+        if self.agreement is None or self.black_box_order is None:
+            return None
+        return agreement_rate(self.agreement, self.black_box_order)
+
+    @property
     def fully_agreed(self) -> bool:
-        """Whether the policy orders every distinct completion as the ranker does."""
+        """Whether policy and ranker order all distinct completions alike."""
         return self.agreement is not None and self.agreement == self.black_box_order
 
 
@@ -92,15 +99,15 @@ def open_interaction(
     already_agreed: bool = False,
     num_static: int = 0,
 ) -> Interaction:
-    """Prepares the ranking of one prompt's completions. Equal texts are shown, and paid for, once.
+    """Prepare the ranking of one prompt's completions. Equal texts are shown, and paid for, once.
 
     Args:
         prompt: The prompt.
         completions: The K sampled texts.
-        demonstrations: What the ranker is shown before them.
-        metadata: The prompt's other dataset columns.
-        already_agreed: Whether the prompt is left out, as policy and ranker order its completions alike.
-        num_static: How many of the demonstrations, from the first on, are static.
+        demonstrations: Demonstrations to show with the request.
+        metadata: The other dataset columns of the prompt.
+        already_agreed: Whether to skip the prompt because policy and ranker have ordered its completions alike.
+        num_static: Number of static demonstrations, which come first.
     """
     completions = tuple(completions)
     first_index: dict[str, int] = {}
@@ -119,48 +126,45 @@ def open_interaction(
     return Interaction(prompt, completions, distinct, request, skipped)
 
 
-def settle(
+def resolve(
     interaction: Interaction,
     outcome: RankingResult | RankingFailure | None,
     scores: Sequence[float],
     min_agreement: int = 2,
-) -> Settlement:
-    """Compares the ranker's answer with the policy's scores.
+) -> InteractionResult:
+    """Compare the ranker's order with the policy's.
 
     Args:
-        interaction: What was asked.
-        outcome: The ranker's answer; `None` if nothing was asked.
-        scores: The policy's score of each of the K completions, from before the update. Ties go to the lower index.
-        min_agreement: How many completions both sides must order alike to make a demonstration.
+        interaction: The interaction.
+        outcome: The ranker's answer. `None` if the prompt was not ranked.
+        scores: The policy's score of each of the K completions, from before the update. Ties are ordered by index.
+        min_agreement: Number of completions that both must order alike to make a demonstration.
 
     Raises:
-        ValueError: If the answer ranks another number of completions than were asked about.
+        ValueError: If the answer ranks another number of completions than the request has.
     """
     prompt, completions, distinct = interaction.prompt, interaction.completions, interaction.distinct
     white_box = tuple(sorted(distinct, key=lambda index: (-scores[index], index)))
     if outcome is None or isinstance(outcome, RankingFailure):
         failure = interaction.skipped if outcome is None else outcome.reason
         usage = None if outcome is None else outcome.usage
-        return Settlement(prompt, completions, white_box, failure=failure, usage=usage)
+        return InteractionResult(prompt, completions, white_box, failure=failure, usage=usage)
 
     if len(outcome.order) != len(distinct):
         raise ValueError(f"The ranker was shown {len(distinct)} completions and ranked {len(outcome.order)}.")
     black_box = tuple(distinct[position] for position in outcome.order)
     agreement = agreement_ranking(black_box, white_box)
+    rank_of_text = {completions[index]: rank for index, rank in zip(distinct, outcome.resolved_ranks, strict=True)}
+    ranks = tuple(rank_of_text[completion] for completion in completions)
+    ordered = without_ties(agreement, ranks)
     improved = outcome.improved_completion
-    rank_of = {completions[index]: rank for index, rank in zip(distinct, outcome.resolved_ranks, strict=True)}
-    # Tied completions stand in the order of their indices, which is nobody's opinion: a demonstration shows the first.
-    first_of: dict[int, int] = {}
-    for index in agreement:
-        first_of.setdefault(rank_of[completions[index]], index)
-    ordered = tuple(first_of.values())
-    return Settlement(
+    return InteractionResult(
         prompt,
         completions,
         white_box,
         black_box_order=black_box,
         agreement=agreement,
-        ranks=tuple(rank_of[completion] for completion in completions),
+        ranks=ranks,
         improved_completion=improved if improved is None else _join_like(completions[black_box[0]], improved),
         demonstration=from_agreement(prompt, completions, ordered) if len(ordered) >= min_agreement else None,
         usage=outcome.usage,
@@ -169,18 +173,18 @@ def settle(
     )
 
 
-def correct(settlement: Settlement, correction: str) -> Settlement:
-    """Adds a corrector's version of the best completion, unless that was left as it is."""
-    improved = _join_like(settlement.best_completion, correction)
-    if improved == settlement.best_completion:
-        return settlement
-    return replace(settlement, improved_completion=improved, corrected=True)
+def add_correction(result: InteractionResult, correction: str) -> InteractionResult:
+    """Add a corrector's version of the best completion, unless the corrector left it unchanged."""
+    improved = _join_like(result.best_completion, correction)
+    if improved == result.best_completion:
+        return result
+    return replace(result, improved_completion=improved, corrected=True)
 
 
 def _join_like(sampled: str, improved: str) -> str:
-    """Gives the improved completion the leading white space that the policy's own have.
+    """Give an improved completion the leading white space of a sampled one.
 
-    A plain-text prompt is continued by whatever the policy emits first, often a space. Training on a text without it
-    would teach another join than the one that sampling uses.
+    The policy continues a plain-text prompt with any token, often a space. Training on a text without it would teach
+    a different continuation than the one that is sampled.
     """
     return sampled[: len(sampled) - len(sampled.lstrip())] + improved.lstrip()

@@ -1,4 +1,7 @@
-"""Every interaction of a run, as Parquet files that `datasets.load_dataset("parquet", ...)` reads."""
+"""The log of a run's interactions: writing and reading it, what it adds up to, and its export as training data.
+
+The log is a folder of Parquet files, which `datasets.load_dataset("parquet", ...)` reads too.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from datasets import Dataset, DatasetInfo, Features, List, Value
 from .._files import atomic_write
 from ..data.formats import text_feature
 from ..types import as_completion
-from .interaction import SKIPPED, Settlement
+from .agreement import agreement_rate, without_ties
+from .interaction import SKIPPED, InteractionResult
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _ORDER = pa.list_(pa.int64())
@@ -33,113 +37,119 @@ _USAGE = pa.struct(
         ("cached", pa.bool_()),
     ]
 )
+_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "step": (pa.int64(), "optimiser steps before the interaction"),
+    "interaction": (pa.int64(), "position in the cycle of its prompt, from 0"),
+    "prompt": (pa.string(), "text or messages"),
+    "completions": (pa.list_(pa.string()), "completions that the policy sampled"),
+    "black_box_order": (
+        _ORDER,
+        "order of the ranker: indices into `completions`, best first; equal texts are named once",
+    ),
+    "white_box_order": (_ORDER, "order of the policy, by its own probabilities before the step"),
+    "agreement": (_ORDER, "completions that both order alike, best first"),
+    "ranks": (_ORDER, "rank of each completion by the ranker, 0 = best, equal for ties"),
+    "improved_completion": (pa.string(), "better completion that the ranker or a corrector wrote"),
+    "failure": (pa.string(), "reason why there is no ranking"),
+    "usage": (_USAGE, "tokens, cost in US dollars if known, attempts, and whether the answer came from a cache"),
+    "consistency": (pa.float64(), "agreement between several passes of the ranker, Kendall's tau-b from -1 to 1"),
+}
+COLUMN_DESCRIPTIONS: Mapping[str, str] = {name: description for name, (_, description) in _COLUMNS.items()}
+SUMMARY_COLUMNS = ["step", "black_box_order", "agreement", "ranks", "failure", "usage"]
+"""Columns that `summarize` reads."""
+
+
+# Writing and reading
 
 
 def schema(conversational: bool) -> pa.Schema:
-    """The columns of the log. Prompts are chat messages or text, orders list indices into `completions`.
-
-    `ranks` holds the rank of each completion (0 = best), where ties show, which orders cannot.
-    """
-    return pa.schema(
-        [
-            ("step", pa.int64()),
-            ("interaction", pa.int64()),
-            ("prompt", _MESSAGES if conversational else pa.string()),
-            ("completions", pa.list_(pa.string())),
-            ("black_box_order", _ORDER),
-            ("white_box_order", _ORDER),
-            ("agreement", _ORDER),
-            ("ranks", _ORDER),
-            ("improved_completion", pa.string()),
-            ("failure", pa.string()),
-            ("usage", _USAGE),
-            ("consistency", pa.float64()),
-        ]
-    )
+    """Return the Arrow schema of the log. Prompts are messages if `conversational`, else text."""
+    types = {name: dtype for name, (dtype, _) in _COLUMNS.items()}
+    return pa.schema({**types, "prompt": _MESSAGES if conversational else pa.string()})
 
 
 class InteractionLog:
-    """Writes `interactions/step-NNNNNN-R.parquet`: one file per optimiser step and process.
+    """Log of interactions in `<output_dir>/interactions`, one file `step-NNNNNN-R.parquet` per step and process R.
 
-    A file is renamed into place when it is complete, and overwritten when a resumed run replays its step.
+    A file appears when it is complete, and is overwritten if a resumed run repeats its step.
 
     Args:
-        output_dir: The run's output directory.
-        process_index: This process, R.
+        output_dir: Output directory of the run.
+        process_index: Index of this process, R.
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], process_index: int) -> None:
+    def __init__(self, output_dir: str | os.PathLike[str], process_index: int = 0) -> None:
         self.folder = Path(output_dir) / "interactions"
         self._process_index = process_index
 
-    def write(self, step: int, interaction: int, settlements: Sequence[Settlement]) -> None:
-        """Writes what became of each of the process's prompts in one step.
+    def write(self, step: int, interaction: int, results: Sequence[InteractionResult]) -> None:
+        """Write the results of one step, one per prompt of this process.
 
         Args:
-            step: Optimiser steps finished before this one.
+            step: Optimiser steps before this one.
             interaction: Position in the cycle, from 0.
-            settlements: One per prompt.
+            results: The results.
         """
-        rows = [_row(step, interaction, settlement) for settlement in settlements]
-        conversational = isinstance(settlements[0].prompt, list)
+        rows = [_row(step, interaction, result) for result in results]
+        conversational = isinstance(results[0].prompt, list)
         path = self.folder / f"step-{step:06d}-{self._process_index}.parquet"
         with atomic_write(path) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema(conversational)), temporary)
 
     @property
     def paths(self) -> list[Path]:
-        """The files of all processes, by step."""
+        """Files of all processes, by step."""
         return sorted(self.folder.glob("*.parquet"))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The log of all processes, by step.
+        """Return the log of all processes, by step.
 
         Args:
-            columns: Those to read; `None` reads all.
+            columns: Columns to read. `None` reads all.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If there is no log.
         """
         if not self.paths:
-            raise FileNotFoundError(f"No interaction log in {self.folder}: train first, in this output directory.")
+            raise FileNotFoundError(
+                f"No interaction log in {self.folder}: pass the output directory of a CycleAlign run."
+            )
         return pa.concat_tables(pq.read_table(path, columns=columns) for path in self.paths)
 
 
-def _row(step: int, interaction: int, settlement: Settlement) -> dict[str, Any]:
+def _row(step: int, interaction: int, result: InteractionResult) -> dict[str, Any]:
     return {
         "step": step,
         "interaction": interaction,
-        "prompt": settlement.prompt,
-        "completions": settlement.completions,
-        "black_box_order": settlement.black_box_order,
-        "white_box_order": settlement.white_box_order,
-        "agreement": settlement.agreement,
-        "ranks": settlement.ranks,
-        "improved_completion": settlement.improved_completion,
-        "failure": settlement.failure,
-        "usage": None if settlement.usage is None else asdict(settlement.usage),
-        "consistency": settlement.consistency,
+        "prompt": result.prompt,
+        "completions": result.completions,
+        "black_box_order": result.black_box_order,
+        "white_box_order": result.white_box_order,
+        "agreement": result.agreement,
+        "ranks": result.ranks,
+        "improved_completion": result.improved_completion,
+        "failure": result.failure,
+        "usage": None if result.usage is None else asdict(result.usage),
+        "consistency": result.consistency,
     }
 
 
-COLUMNS = ["step", "black_box_order", "agreement", "ranks", "failure", "usage"]
-"""The columns of the log that a summary reads."""
-
+# Summary
 
 CurvePoint = tuple[int, float]
-"""A step, and the agreement of the rankings since the point before it."""
+"""A step, and the mean agreement of the rankings since the point before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expense:
-    """What some of the ranker's answers took.
+    """Tokens and cost of some of the ranker's answers.
 
     Args:
-        answers: How many.
+        answers: Number of answers.
         prompt_tokens: Tokens sent.
         completion_tokens: Tokens received.
-        cost: US dollars, of the answers whose price is known.
-        priced: How many those are.
+        cost: US dollars, over the answers with a known price.
+        priced: Number of answers with a known price.
     """
 
     answers: int = 0
@@ -150,12 +160,12 @@ class Expense:
 
     @property
     def tokens_text(self) -> str:
-        """The tokens in words."""
+        """Tokens as text."""
         return f"{self.prompt_tokens:,} prompt, {self.completion_tokens:,} completion"
 
     @property
     def cost_text(self) -> str:
-        """The cost in words. Where no price is known it is none, and never 0."""
+        """Cost as text: `unpriced`, not 0, if no price is known."""
         if self.priced == 0:
             return "unpriced"
         dollars = f"${self.cost:,.2f}" if self.cost >= 0.1 else f"${self.cost:.2g}"
@@ -166,17 +176,17 @@ class Expense:
 
 @dataclass(frozen=True, slots=True)
 class InteractionSummary:
-    """The sums of a log.
+    """Totals of a log.
 
     Args:
-        interactions: Rows.
-        rankings: Those with a ranking.
-        agreed: Rankings whose agreement is long enough for a demonstration.
-        failures: Failed rankings by kind.
-        skipped: Prompts that were not ranked, by why.
-        billed: What the answers took that were paid for.
-        cached: What those took that came from the cache, when they were first asked for.
-        agreement: Per step, the share of completions that policy and ranker order alike, for each ranking.
+        interactions: Number of rows.
+        rankings: Number of rows with a ranking.
+        agreed: Number of rankings whose agreement made a demonstration.
+        failures: Number of failed rankings by reason.
+        skipped: Number of prompts that were not ranked by reason.
+        billed: Expense of the answers that were paid for.
+        cached: Expense of the cached answers, when they were first asked for.
+        agreement: By step, the agreement rate of each ranking.
     """
 
     interactions: int
@@ -189,7 +199,7 @@ class InteractionSummary:
     agreement: Mapping[int, Sequence[float]]
 
     def curve(self, max_points: int) -> list[CurvePoint]:
-        """The mean agreement over the run, in so many points at most; every ranking weighs the same in its point."""
+        """Return the mean agreement over the run in up to `max_points` points, all rankings weighted alike."""
         steps = sorted(self.agreement)
         size = max(1, math.ceil(len(steps) / max_points))
         parts = [steps[start : start + size] for start in range(0, len(steps), size)]
@@ -197,11 +207,11 @@ class InteractionSummary:
 
 
 def summarize(rows: Iterable[Mapping[str, Any]], min_agreement: int) -> InteractionSummary:
-    """Adds up the rows of a log.
+    """Add up the rows of a log.
 
     Args:
-        rows: With the columns `COLUMNS` at least.
-        min_agreement: How many completions make a demonstration.
+        rows: Rows with at least the columns `SUMMARY_COLUMNS`.
+        min_agreement: Number of completions that make a demonstration.
     """
     number = rankings = agreed = 0
     reasons: Counter[str] = Counter()
@@ -213,8 +223,8 @@ def summarize(rows: Iterable[Mapping[str, Any]], min_agreement: int) -> Interact
             reasons[row["failure"]] += 1
         if row["agreement"] is not None:
             rankings += 1
-            agreed += len({row["ranks"][index] for index in row["agreement"]}) >= min_agreement  # ties show no order
-            agreement[row["step"]].append(len(row["agreement"]) / len(row["black_box_order"]))
+            agreed += len(without_ties(row["agreement"], row["ranks"])) >= min_agreement
+            agreement[row["step"]].append(agreement_rate(row["agreement"], row["black_box_order"]))
         if row["usage"] is not None:
             usages[row["usage"]["cached"]].append(row["usage"])
     return InteractionSummary(
@@ -229,21 +239,6 @@ def summarize(rows: Iterable[Mapping[str, Any]], min_agreement: int) -> Interact
     )
 
 
-def plot_agreement(curve: Sequence[CurvePoint], path: Path) -> None:
-    """Draws the curve as a PNG. Needs `matplotlib`."""
-    from matplotlib.figure import Figure  # without pyplot, which would keep the figure and ask for a display
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*curve, strict=True), marker="o", markersize=3)
-    axes.set(xlabel="optimiser step", ylabel="agreement", ylim=(0, 1.02))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-
-
 def _expense(usages: Sequence[Mapping[str, Any]]) -> Expense:
     costs = [usage["cost"] for usage in usages if usage["cost"] is not None]
     return Expense(
@@ -255,24 +250,27 @@ def _expense(usages: Sequence[Mapping[str, Any]]) -> Expense:
     )
 
 
+# Export
+
 ExportType = Literal["preference", "ranked", "prompt-completion"]
 
 
 def export_interactions(run: str | os.PathLike[str], to: ExportType = "preference") -> Dataset:
-    """Turns the interaction log of a `CycleAlignTrainer` run into a dataset for another trainer.
+    """Turn the interaction log of a `CycleAlignTrainer` run into a data set for another trainer.
 
     Interactions without a ranking are left out, and counted in `info.description`. Completions of a conversational
     prompt are lists of one assistant message.
 
     Args:
-        run: The run's output directory.
-        to: `"preference"`, for TRL's `DPOTrainer`: `prompt`, `chosen` (the top-ranked completion), `rejected` (the
-            one ranked last; none where all are tied). `"ranked"`, for `RankingTrainer`: `prompt`, `completions`,
-            `ranks` (equal where the ranker saw a tie). `"prompt-completion"`, for TRL's `SFTTrainer`: `prompt`,
-            `completion` (the ranker's improved completion; the top-ranked one where there is none).
+        run: Output directory of the run.
+        to: `"preference"`, for TRL's `DPOTrainer`: `prompt`, `chosen` (the completion that is ranked first) and
+            `rejected` (the one that is ranked last). Rankings that tie all completions are left out. `"ranked"`, for
+            `RankingTrainer`: `prompt`, `completions` and `ranks` (equal for ties). `"prompt-completion"`, for TRL's
+            `SFTTrainer`: `prompt` and `completion` (the improved completion, or the one that is ranked first if there
+            is none).
 
     Returns:
-        One row per ranked interaction, in the order in which they were made.
+        One row per ranked interaction, in the order of the run.
 
     Raises:
         FileNotFoundError: If there is no log in the directory.
@@ -285,13 +283,10 @@ def export_interactions(run: str | os.PathLike[str], to: ExportType = "preferenc
     """
     if to not in get_args(ExportType):
         raise ValueError(f"to must be one of {get_args(ExportType)}, got {to!r}.")
-    folder = Path(run) / "interactions"
-    paths = sorted(folder.glob("*.parquet"))
-    if not paths:
-        raise FileNotFoundError(f"No interaction log in {folder}: name the output directory of a CycleAlign run.")
-    entries = [entry for path in paths for entry in pq.read_table(path).to_pylist()]
+    log = InteractionLog(run)
+    entries = log.read().to_pylist()
     rows = [row for entry in entries if entry["ranks"] is not None and (row := _export_row(entry, to)) is not None]
-    description = f"{folder}: {len(entries)} interactions, {len(rows)} exported as {to}"
+    description = f"{log.folder}: {len(entries)} interactions, {len(rows)} exported as {to}"
     conversational = bool(entries) and isinstance(entries[0]["prompt"], list)
     features = _export_features(to, conversational)
     columns = {name: [row[name] for row in rows] for name in features}

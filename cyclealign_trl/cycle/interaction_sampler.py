@@ -1,4 +1,4 @@
-"""Which prompts an optimiser step sees: windows of prompts, each repeated for all its interactions."""
+"""Sampler that repeats windows of prompts, so that every optimiser step is one interaction."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch.utils.data import Sampler
 
 
 class InteractionSampler(Sampler[int]):
-    """Shuffles prompts, cuts them into windows of one optimiser step, and repeats each window.
+    """Shuffle prompts, divide them into windows of one optimiser step, and repeat each window.
 
-    So every optimiser step of the Trainer's loop is one interaction, and schedules, DeepSpeed and callbacks work
-    untouched. The last window is filled from the start of the shuffled order.
+    Every optimiser step of the Trainer's loop is then one interaction, so schedules, DeepSpeed and callbacks need no
+    change. The last window is filled up from the start of the shuffled order.
 
     Args:
-        num_prompts: Prompts in the dataset.
-        window: Prompts of one optimiser step, over all processes and micro-batches.
-        num_interactions: How often each window is repeated.
+        num_prompts: Number of prompts in the data set.
+        window: Number of prompts per optimiser step, over all processes and micro-batches.
+        num_interactions: Number of repetitions of each window.
         seed: Seed of the order.
-        epoch: Tells the current epoch when the sampler is iterated. Read from the trainer's state, as a run that
-            resumes in a later epoch is never told by `set_epoch` in time.
+        epoch: Returns the current epoch when iteration starts. It reads the trainer's state, because `set_epoch`
+            comes too late for a run that resumes in a later epoch.
 
     Raises:
         ValueError: If there are fewer prompts than one window takes.
@@ -35,7 +35,7 @@ class InteractionSampler(Sampler[int]):
     ) -> None:
         if num_prompts < window:
             raise ValueError(
-                f"The training set has {num_prompts} prompts, but one optimiser step takes {window} different ones "
+                f"The training set has {num_prompts} prompts, but one optimiser step needs {window} different ones "
                 "(per_device_train_batch_size x gradient_accumulation_steps x processes). Lower one of these."
             )
         self.num_prompts = num_prompts
@@ -49,7 +49,7 @@ class InteractionSampler(Sampler[int]):
         return num_windows * self.window * self.num_interactions
 
     def __iter__(self) -> Iterator[int]:
-        # One stream per (seed, epoch): seeds of neighbouring runs must not be each other's later epochs.
+        # One stream per (seed, epoch): epoch 1 of seed 0 must differ from epoch 0 of seed 1.
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch())
         order = torch.randperm(self.num_prompts, generator=generator).tolist()
         order += order[: -len(order) % self.window]

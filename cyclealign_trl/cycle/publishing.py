@@ -1,74 +1,96 @@
-"""What a run publishes beside its model: its log as a data set, its demonstrations, and what the card says of them."""
+"""Publishing a run of the cycle: its part of the model card, its demonstrations, and its log as a data set."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
-from ..training.model_card import CYCLEALIGN, LIBRARY, table
+from .._files import atomic_write
+from ..rankers.base import Ranker, ranker_name
+from ..training.model_card import LIBRARY, Paper, TrainedModel, public_name, table
+from .cyclealign_config import CycleAlignConfig
 from .demonstrations import DemonstrationPool
-from .interaction_log import ExportType, InteractionSummary, plot_agreement
-
-NOT_WITH_THE_MODEL = (
-    "rankings-*.sqlite*",
-    "interactions/*",
-    "interactions-*/*",
-    "spent/*",
-    "spent-*/*",
-    *(f"{name}/*" for name in get_args(ExportType)),
-    "runs/*",
-    "*.tmp",
+from .interaction_log import (
+    COLUMN_DESCRIPTIONS,
+    SUMMARY_COLUMNS,
+    CurvePoint,
+    InteractionLog,
+    InteractionSummary,
+    summarize,
 )
-"""Files of the output directory that belong to no model: prompts and replies, reports, and what is half written."""
 
+PAPER = Paper(
+    "CycleAlign",
+    "CycleAlign: Iterative Distillation from Black-box LLM to White-box Models for Better Human Alignment",
+    "Hong, Jixiang and Tu, Quan and Chen, Changyu and Gao, Xing and Zhang, Ji and Yan, Rui",
+    2023,
+    "2310.16271",
+)
 DEMONSTRATIONS = "demonstrations.json"
 PLOT = "agreement.png"
-DATA_FILE = "interactions/train-00000-of-00001.parquet"  # where `export_interactions` looks for a log, too
+DATA_FILE = "interactions/train-00000-of-00001.parquet"  # a path that `export_interactions` reads too
 
-_PLOTTED = 100  # points of the curve
-_LISTED = 10
-
-_COLUMNS = {
-    "`step`": "optimiser steps finished before the interaction",
-    "`interaction`": "its position in the cycle of its prompt, from 0",
-    "`prompt`": "text or messages",
-    "`completions`": "what the policy sampled",
-    "`black_box_order`": "the ranker's order: indices into `completions`, best first; equal texts are named once",
-    "`white_box_order`": "the policy's order, by its own probabilities before the step",
-    "`agreement`": "what both order alike, best first",
-    "`ranks`": "the ranker's rank of each completion, 0 = best, where ties show",
-    "`improved_completion`": "a better completion that the ranker wrote, or a corrector",
-    "`failure`": "why there is no ranking",
-    "`usage`": "tokens, cost in US dollars where known, attempts, and whether the answer came from a cache",
-    "`consistency`": "how far several passes of the ranker agree, Kendall's tau-b from -1 to 1",
+_PLOTTED_POINTS = 100
+_LISTED_POINTS = 10
+_SFT_TARGETS = {
+    "improved": "the ranker's improved completion",
+    "top_ranked": "the top-ranked completion",
+    "corrector": "the ranker's improved completion, or the corrected best one",
 }
 
 
-def save_demonstrations(pool: DemonstrationPool, folder: Path) -> None:
-    """Writes the demonstrations of a whole run for `DemonstrationPool.load_state_dict`; a prompt's own come and go."""
-    path = folder / DEMONSTRATIONS
-    if pool.scope == "run":
-        path.write_text(json.dumps(pool.state_dict(), ensure_ascii=False), encoding="utf-8")
-    else:
-        path.unlink(missing_ok=True)
+# Model card
+
+
+def describe_run(
+    model: TrainedModel, args: CycleAlignConfig, pool: DemonstrationPool, ranker: Ranker, log: InteractionLog
+) -> TrainedModel:
+    """Add the cycle to the description of a model that was trained with a ranking loss."""
+    (loss,) = model.papers
+    sections: list[str] = []
+    if log.paths:
+        summary = summarize(log.read(SUMMARY_COLUMNS).to_pylist(), args.min_agreement)
+        sections = interaction_sections(summary, Path(args.output_dir))
+    return replace(
+        model,
+        papers=(PAPER, loss),
+        method=f"{PAPER.link}: it sampled completions, a ranker ordered them, completions that both ordered alike "
+        f"became demonstrations for the ranker, and it learned the ranker's order by {loss.link}.",
+        settings={**model.settings, **run_settings(args, pool, ranker)},
+        sections=sections,
+    )
+
+
+def run_settings(args: CycleAlignConfig, pool: DemonstrationPool, ranker: Ranker) -> dict[str, str]:
+    """Return the settings of a run as rows of a table."""
+    dynamic = f"at most {pool.capacity} dynamic per {pool.scope}" if pool.capacity else "no dynamic"
+    target = _SFT_TARGETS[args.sft_target]
+    return {
+        "SFT loss": f"{args.sft_weight} (K - 1)², on {target}" if args.sft_weight else "none",
+        "ranker": f"`{public_name(ranker_name(ranker))}`",
+        "completions per prompt, K": str(args.num_generations),
+        "interactions per prompt": f"{'at most ' if args.stop_on_agreement else ''}{args.num_interactions}",
+        "demonstrations": f"{len(pool.static)} static, {dynamic}",
+        "sampling": f"temperature {args.temperature}, top_p {args.top_p}, top_k {args.top_k}",
+    }
 
 
 def interaction_sections(summary: InteractionSummary, folder: Path) -> list[str]:
-    """What the log says, for the model's card. With `matplotlib`, draws the curve of agreement into the folder."""
+    """Return Markdown sections on the log, and plot the agreement into the folder if `matplotlib` is installed."""
     rows = {
         "interactions": f"{summary.interactions:,}",
         "rankings": f"{summary.rankings:,}",
-        "rankings that failed": _by_kind(summary.failures),
-        "prompts that were not ranked": _by_kind(summary.skipped),
+        "rankings that failed": _by_reason(summary.failures),
+        "prompts that were not ranked": _by_reason(summary.skipped),
         "agreements that made a demonstration": f"{summary.agreed:,}",
     }
     if summary.billed.answers:
@@ -79,32 +101,62 @@ def interaction_sections(summary: InteractionSummary, folder: Path) -> list[str]
             f"{summary.cached.answers:,} (when first asked for: {summary.cached.tokens_text}; "
             f"{summary.cached.cost_text})"
         )
-    sections = ["## Interactions", "Training alone; what evaluations asked for is not in it.", table(rows)]
+    sections = ["## Interactions", "Training only, without the rankings of evaluations.", table(rows)]
     if summary.agreement:
-        sections += ["## Agreement", "The share of a prompt's completions that policy and ranker order alike, mean:"]
+        sections += ["## Agreement", "Mean share of a prompt's completions that policy and ranker order alike:"]
         if importlib.util.find_spec("matplotlib") is not None:
-            plot_agreement(summary.curve(_PLOTTED), folder / PLOT)
+            plot_agreement(summary.curve(_PLOTTED_POINTS), folder / PLOT)
             sections.append(f"![Agreement over the optimiser steps]({PLOT})")
         else:
-            points = {str(step): f"{rate:.3f}" for step, rate in summary.curve(_LISTED)}
+            points = {str(step): f"{rate:.3f}" for step, rate in summary.curve(_LISTED_POINTS)}
             sections.append(table(points, ("up to step", "agreement")))
     return sections
+
+
+def plot_agreement(curve: Sequence[CurvePoint], path: Path) -> None:
+    """Plot the agreement over the steps of a run as a PNG file. Needs `matplotlib`."""
+    from matplotlib.figure import Figure  # without pyplot, which keeps figures and needs a display
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*curve, strict=True), marker="o", markersize=3)
+    axes.set(xlabel="optimiser step", ylabel="agreement", ylim=(0, 1.02))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+# Files next to the model
+
+
+def save_demonstrations(pool: DemonstrationPool, folder: Path) -> None:
+    """Write the demonstrations of a run for `DemonstrationPool.load_state_dict`, if they have scope "run"."""
+    path = folder / DEMONSTRATIONS
+    if pool.scope == "run":
+        path.write_text(json.dumps(pool.state_dict(), ensure_ascii=False), encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+
+
+# Log as a data set
 
 
 def push_interactions(
     log: pa.Table, repo_id: str, settings: Mapping[str, str], *, private: bool | None, token: str | None
 ) -> str:
-    """Publishes a log as a data set with a card.
+    """Publish a log as a data set with a card.
 
     Args:
         log: The log.
-        repo_id: Where to; made where it is missing.
-        settings: What the card says about the run.
+        repo_id: Repository to publish to, created if missing.
+        settings: Settings of the run, for the card.
         private: Whether a new repository is private.
-        token: A token that may write.
+        token: Token with write access.
 
     Returns:
-        The repository's address.
+        URL of the repository.
     """
     api = HfApi(library_name=LIBRARY, library_version=version(LIBRARY))
     repository = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True, token=token)
@@ -124,7 +176,7 @@ def push_interactions(
 
 
 def interactions_card(repo_id: str, num_rows: int, settings: Mapping[str, str]) -> DatasetCard:
-    """The card of a published log. It names no license: prompts and replies come from elsewhere."""
+    """Return the card of a published log. It declares no license, because prompts and completions have their own."""
     name = repo_id.split("/")[-1]
     metadata = DatasetCardData(
         pretty_name=name,
@@ -134,27 +186,27 @@ def interactions_card(repo_id: str, num_rows: int, settings: Mapping[str, str]) 
     )
     parts = [
         f"# {name}",
-        f"The {num_rows:,} interactions of a training run with {CYCLEALIGN.link}: in each, a policy sampled "
-        "completions of a prompt, and a ranker put them in order.",
+        f"The {num_rows:,} interactions of a training run with {PAPER.link}. In each, a policy sampled completions of "
+        "a prompt, and a ranker ordered them.",
         f'```python\nfrom datasets import load_dataset\n\nlog = load_dataset("{repo_id}", split="train")\n```',
         "As training data for DPO, PRO, RRHF or SFT:",
         "```python\nfrom cyclealign_trl import export_interactions\nfrom huggingface_hub import snapshot_download\n\n"
         f'run = snapshot_download("{repo_id}", repo_type="dataset")\n'
         'pairs = export_interactions(run, "preference")\n```',
         "## Columns",
-        table(_COLUMNS, ("column", "")),
+        table({f"`{name}`": text for name, text in COLUMN_DESCRIPTIONS.items()}, ("column", "")),
         "## The run",
         table(settings),
         "## License",
-        "None is declared. Prompts, completions and the ranker's replies are under the terms of where they come from.",
+        "None is declared. Prompts, completions and the ranker's replies are under the terms of their sources.",
         "## Citation",
-        f"```bibtex\n{CYCLEALIGN.bibtex}\n```",
+        f"```bibtex\n{PAPER.bibtex}\n```",
     ]
     return DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
-def _by_kind(counts: Mapping[str, int]) -> str:
+def _by_reason(counts: Mapping[str, int]) -> str:
     if not counts:
         return "0"
-    kinds = ", ".join(f"{kind}: {count:,}" for kind, count in sorted(counts.items()))
-    return f"{sum(counts.values()):,} ({kinds})"
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items()))
+    return f"{sum(counts.values()):,} ({reasons})"

@@ -1,7 +1,7 @@
-"""What a run will ask of its ranker, before it asks for anything: the cycle rehearsed on a few prompts, and scaled up.
+"""Estimate the calls, tokens and cost of a run before it asks the ranker for anything.
 
-The rehearsal is the cycle itself, with real prompts, samples of the policy and a real pool of demonstrations. Only the
-two orders are made up, as nobody is asked: opposite, by chance, or the same.
+The estimate rehearses the cycle on a few prompts and scales up. It uses real prompts, completions of the policy and a
+real pool of demonstrations. Only the two orders are assumed: opposite, random, or equal.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from ..types import Prompt, RankingRequest, RankingResult, Usage, prompt_key
 from .cyclealign_config import CycleAlignConfig, make_pool
 from .cyclealign_trainer import CycleAlignTrainer
 from .demonstrations import DemonstrationPool
-from .interaction import Interaction, open_interaction, settle
+from .interaction import Interaction, open_interaction, resolve
 from .interaction_sampler import InteractionSampler
 
 Agreement = Literal["never", "by chance", "always"]
 
 Means = tuple[float, ...]
-"""Prompt tokens, completion tokens, calls and dollars of one prompt's ranking; dollars are nan where unpriced."""
+"""Prompt tokens, completion tokens, calls and US dollars of one ranking. Dollars are nan if no price is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt and K completions of it by the policy.
+    """A prompt with K completions.
 
     Args:
         prompt: The prompt.
-        completions: What one interaction samples.
-        longest: The same, made as long as the policy may make them.
+        completions: The completions.
+        longest: The same completions, extended to `max_completion_length`.
     """
 
     prompt: Prompt
@@ -50,14 +50,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class RunEstimate:
-    """What a run takes, evaluations included and retries not. The `attempts` of each `Usage` are its calls.
+    """Estimated usage of a run, including evaluations and without retries. `Usage.attempts` is the number of calls.
 
     Args:
-        num_steps: Optimiser steps.
-        num_evaluations: Evaluations.
-        low: If policy and ranker never agree, so that no dynamic demonstration is earned.
-        expected: If they agree as often as chance has it. Completions are as long as those sampled.
-        high: If they always agree, and every completion is `max_completion_length` tokens long.
+        num_steps: Number of optimiser steps.
+        num_evaluations: Number of evaluations.
+        low: Usage if policy and ranker never agree, so that there are no dynamic demonstrations.
+        expected: Usage if they agree at random, with completions of the sampled lengths.
+        high: Usage if they always agree, with completions of `max_completion_length` tokens.
     """
 
     num_steps: int
@@ -68,11 +68,11 @@ class RunEstimate:
 
 
 def sample_completions(trainer: CycleAlignTrainer, num_prompts: int) -> list[Sample]:
-    """Samples completions from a trainer's policy as it is now, and leaves the random state as it was.
+    """Sample completions from a trainer's policy, without changing the random state.
 
     Args:
         trainer: The trainer.
-        num_prompts: Prompts of its training set, at most.
+        num_prompts: Maximum number of prompts of its training set.
     """
     args, renderer = trainer.args, trainer.renderer
     prompts = _some_prompts(trainer.train_dataset, num_prompts, args.seed)
@@ -90,18 +90,18 @@ def sample_completions(trainer: CycleAlignTrainer, num_prompts: int) -> list[Sam
 
 
 def assume_completions(args: CycleAlignConfig, dataset: Dataset, num_prompts: int = 64) -> list[Sample]:
-    """Makes up completions of `max_completion_length` tokens, for where there is no policy to sample from.
+    """Return artificial completions of `max_completion_length` tokens, for an estimate without a policy.
 
     Args:
-        args: The run's arguments.
-        dataset: Its training set.
-        num_prompts: Prompts of it, at most.
+        args: Arguments of the run.
+        dataset: Training set of the run.
+        num_prompts: Maximum number of prompts.
 
     Raises:
-        ValueError: If it is a stream, or has no prompts.
+        ValueError: If the data set is a stream or has no column `prompt`.
     """
     if isinstance(dataset, IterableDataset) or "prompt" not in dataset.column_names:
-        raise ValueError(f"An estimate takes a data set with a length and a column 'prompt', not {dataset}.")
+        raise ValueError(f"An estimate needs a data set with a length and a column 'prompt', got {dataset}.")
     length = args.max_completion_length * BYTES_PER_TOKEN
     texts = tuple(str(index).ljust(length, ".") for index in range(args.num_generations))
     return [Sample(prompt, texts, texts) for prompt in _some_prompts(dataset, num_prompts, args.seed)]
@@ -117,39 +117,40 @@ def estimate_run(
     demonstrations: DemonstrationPool | None = None,
     num_processes: int | None = None,
 ) -> RunEstimate:
-    """Estimates what a run will ask of its ranker. Nothing is asked of it now.
+    """Estimate what a run will ask of its ranker, without asking it.
 
     Args:
-        args: The run's arguments.
-        ranker: Its ranker. One without a method `estimate(request) -> Usage`, such as `LLMRanker` has, is taken to
-            make one call per ranking, of no tokens.
+        args: Arguments of the run.
+        ranker: Ranker of the run. A ranker without a method `estimate(request) -> Usage` counts as one call without
+            tokens per ranking.
         samples: Completions to rehearse with, from `sample_completions` or `assume_completions`.
-        num_prompts: Prompts in the training set.
-        num_eval_prompts: Prompts of one evaluation; they are taken to be as long as those of the samples.
-        demonstrations: The pool, as for `CycleAlignTrainer`.
-        num_processes: Processes that train; by default as many as there are now.
+        num_prompts: Number of prompts in the training set.
+        num_eval_prompts: Number of prompts in one evaluation. The estimate assumes that they are as long as the
+            samples.
+        demonstrations: Pool of demonstrations, as for `CycleAlignTrainer`.
+        num_processes: Number of training processes. Defaults to the current one.
 
     Raises:
         ValueError: If there are no samples, or fewer prompts than one optimiser step takes.
     """
     if not samples:
-        raise ValueError("An estimate takes at least 1 sample; got 0.")
+        raise ValueError("An estimate needs at least 1 sample, got 0.")
     window = args.train_batch_size * args.gradient_accumulation_steps * (num_processes or args.world_size)
     sampler = InteractionSampler(num_prompts, window, args.num_interactions, seed=0, epoch=lambda: 0)
     steps_per_epoch = len(sampler) // window
     num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     num_evaluations = _num_evaluations(args, num_steps, steps_per_epoch) if num_eval_prompts else 0
-    # At least two windows, as the first one may differ.
+    # At least two windows, because the first one can differ.
     size = min(window, max(1, len(samples) // 2))
     windows = [samples[start : start + size] for start in range(0, len(samples), size)]
 
     def total(agreement: Agreement, long: bool) -> Usage:
         pool = make_pool(args, None) if demonstrations is None else deepcopy(demonstrations)
         rehearsed = list(_rehearse(args, ranker, pool, windows, agreement, long))
-        # The pool of a run is empty in the first window alone; that of a prompt in each.
-        special = pool.scope == "run" and len(rehearsed) > 1
-        usual = [_mean(interactions) for interactions in zip(*rehearsed[special:], strict=True)]
-        first = rehearsed[0] if special else usual
+        # A pool with scope "run" is empty in the first window only, a pool with scope "prompt" in every window.
+        first_differs = pool.scope == "run" and len(rehearsed) > 1
+        usual = [_mean(interactions) for interactions in zip(*rehearsed[first_differs:], strict=True)]
+        first = rehearsed[0] if first_differs else usual
         evaluated = _mean([_usage(ranker, _open(pool, sample, long).request) for sample in samples])
         terms = [(num_evaluations * num_eval_prompts, evaluated)]
         for step in range(num_steps):
@@ -178,13 +179,13 @@ def _rehearse(
     agreement: Agreement,
     long: bool,
 ) -> Iterator[list[Means]]:
-    """Yields, for each window, what one prompt's ranking takes in each of its interactions."""
+    """Yield the mean usage of one prompt's ranking in each interaction, window by window."""
     rng = random.Random(args.seed)  # noqa: S311 (no secret is made here)
     for window in windows:
         agreed: set[str] = set()
         interactions = []
         for _ in range(args.num_interactions):
-            rankings, settlements = [], []
+            rankings, results = [], []
             for sample in window:
                 interaction = _open(pool, sample, long, prompt_key(sample.prompt) in agreed)
                 rankings.append(_usage(ranker, interaction.request))
@@ -194,11 +195,11 @@ def _rehearse(
                     order = rng.sample(range(number), number) if agreement == "by chance" else list(range(number))
                     outcome = RankingResult(tuple(reversed(order) if agreement == "never" else order))
                 scores = [-float(index) for index in range(len(interaction.completions))]
-                settlements.append(settle(interaction, outcome, scores, args.min_agreement))
+                results.append(resolve(interaction, outcome, scores, args.min_agreement))
             interactions.append(_mean(rankings))
-            pool.observe(settled.demonstration for settled in settlements if settled.demonstration is not None)
+            pool.observe(result.demonstration for result in results if result.demonstration is not None)
             if args.stop_on_agreement:
-                agreed.update(prompt_key(settled.prompt) for settled in settlements if settled.fully_agreed)
+                agreed.update(prompt_key(result.prompt) for result in results if result.fully_agreed)
         pool.forget(sample.prompt for sample in window)
         yield interactions
 
@@ -226,7 +227,7 @@ def _mean(rankings: Sequence[Means]) -> Means:
 
 
 def _num_evaluations(args: CycleAlignConfig, num_steps: int, steps_per_epoch: int) -> int:
-    """How often the Trainer evaluates, by asking the callback that tells it when."""
+    """Return the number of evaluations, from the Trainer's own callback."""
     state, flow = TrainerState(max_steps=num_steps), DefaultFlowCallback()
     state.compute_steps(args, num_steps)
     number = int(args.eval_on_start)

@@ -1,7 +1,7 @@
-"""From texts to token ids: prompts and completions as the policy reads and writes them, and batches of both.
+"""Batches of token ids for ranking losses.
 
-Batches stay plain Python lists: a float that passes through the Trainer's input preparation is cast to the training
-dtype under DeepSpeed, and lengths, not token ids, say what is padding.
+Batches keep token ids and numbers in Python lists. Under DeepSpeed, the Trainer casts every float tensor of its inputs
+to the training dtype, which would round rewards and log-probabilities, and padding follows from lengths, not from ids.
 """
 
 from __future__ import annotations
@@ -14,48 +14,69 @@ from ..data.formats import ranked_row
 from ..models.renderer import Renderer
 from ..types import ABSENT
 
+TokenIds = list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Base of all batches."""
+
+    def __contains__(self, name: object) -> bool:
+        return False  # the Trainer looks for tensors such as "labels" by name, and there are none
+
+
+@dataclass(frozen=True)
+class RankedBatch(Batch):
+    """B prompts with K ranked completions each. Prompts with fewer completions are filled up with absent ones.
+
+    Args:
+        prompt_ids: Token ids of B prompts.
+        completion_ids: Token ids of B x K completions, empty for absent ones.
+        ranks: `(B, K)`, 0 = best, -1 = absent.
+        rewards: `(B, K)`, 0 for absent completions. `None` if the data has no rewards.
+        prompt_truncated: B flags, whether the prompt was longer than `max_prompt_length`.
+        completion_truncated: One flag per completion that is present, in a flat list.
+    """
+
+    prompt_ids: list[TokenIds]
+    completion_ids: list[list[TokenIds]]
+    ranks: list[list[int]]
+    rewards: list[list[float]] | None
+    prompt_truncated: list[bool]
+    completion_truncated: list[bool]
+
 
 @dataclass(frozen=True)
 class RankingCollator:
-    """Batches ranked or preference rows.
-
-    A row has `prompt`, `completions`, and `ranks` (0 = best) or `rewards` (largest = best) or both; or `chosen` and
-    `rejected`, with `prompt` or with the prompt as what both begin with. Rows with fewer completions are filled up
-    with absent ones (no tokens, rank -1, reward 0).
-
-    Returns:
-        `{"prompt_ids", "completion_ids", "ranks", "rewards", "prompt_cut", "completion_cut"}`: lists of B prompts, of
-        B x K completions, ranks and rewards, of B flags and of one flag per completion that is there, in a flat list;
-        `rewards` is `None` unless all rows have them.
-
-    Raises:
-        ValueError: If a row has another number of ranks or rewards than of completions, or a completion is neither a
-            text nor one assistant message.
-    """
+    """Collate ranked rows or preference pairs, in the formats of `data.formats.ranked_row`, into a `RankedBatch`."""
 
     renderer: Renderer
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> RankedBatch:
+        """Tokenise and pad the rows.
+
+        Raises:
+            ValueError: If a row cannot be read, or some rows have rewards and others do not.
+        """
         rows = [ranked_row(row) for row in rows]
-        width = max(len(row["completions"]) for row in rows)
-        batch: dict[str, Any] = {
-            name: [] for name in ("prompt_ids", "completion_ids", "ranks", "rewards", "prompt_cut", "completion_cut")
-        }
-        for row in rows:
-            prompt_ids, prompt_cut = self.renderer.prompt(row["prompt"])
-            completions = [self.renderer.completion(row["prompt"], text) for text in row["completions"]]
-            missing = width - len(completions)
-            batch["prompt_ids"].append(prompt_ids)
-            batch["prompt_cut"].append(prompt_cut)
-            batch["completion_ids"].append([ids for ids, _ in completions] + [[] for _ in range(missing)])
-            batch["completion_cut"].extend(cut for _, cut in completions)
-            batch["ranks"].append([*row["ranks"], *[ABSENT] * missing])
-            batch["rewards"].append(None if row["rewards"] is None else [*row["rewards"], *[0.0] * missing])
-        without = sum(rewards is None for rewards in batch["rewards"])
-        if 0 < without < len(rows):  # what a row trains on must not depend on its neighbours
+        prompts = [self.renderer.prompt(row["prompt"]) for row in rows]
+        completions = [[self.renderer.completion(row["prompt"], text) for text in row["completions"]] for row in rows]
+        missing = [max(map(len, completions)) - len(group) for group in completions]
+        without_rewards = sum(row["rewards"] is None for row in rows)
+        if 0 < without_rewards < len(rows):  # the loss of a row must not depend on the other rows of its batch
             raise ValueError(
-                f"Of {len(rows)} rows, {without} have no rewards: give rewards for all rows, or for none."
+                f"Of {len(rows)} rows, {without_rewards} have no rewards: give rewards for all rows, or for none."
             )
-        if without:
-            batch["rewards"] = None
-        return batch
+        return RankedBatch(
+            prompt_ids=[ids for ids, _ in prompts],
+            completion_ids=[
+                [ids for ids, _ in group] + [[] for _ in range(padding)]
+                for group, padding in zip(completions, missing, strict=True)
+            ],
+            ranks=[[*row["ranks"], *[ABSENT] * padding] for row, padding in zip(rows, missing, strict=True)],
+            rewards=None
+            if without_rewards
+            else [[*row["rewards"], *[0.0] * padding] for row, padding in zip(rows, missing, strict=True)],
+            prompt_truncated=[truncated for _, truncated in prompts],
+            completion_truncated=[truncated for group in completions for _, truncated in group],
+        )

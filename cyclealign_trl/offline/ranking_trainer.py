@@ -1,13 +1,9 @@
-"""`RankingTrainer`: PRO and RRHF on ranked completions, and the base of the cycle."""
+"""`RankingTrainer`: PRO and RRHF on ranked completions, and the base of the cycle and of DLMA."""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,80 +11,83 @@ from accelerate.utils import is_peft_model, set_seed
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    SchedulerType,
-    TrainerCallback,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, TrainerCallback
 
 from .._compat import EvalLoopOutput, get_config_model_id
-from ..models.loading import as_dict, check_positions, hub_kwargs, load_policy, model_name, sync_special_tokens
+from ..models.loading import (
+    check_positions,
+    dict_field,
+    hub_kwargs,
+    load_policy,
+    short_model_name,
+    sync_special_tokens,
+)
 from ..models.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from ..models.renderer import Renderer
-from ..training.base_trainer import CardBeforePush, Optimizers, PublishedTrainer, ResumableTrainer
-from ..training.dataset_checks import check_no_stream, column_names, named_datasets
-from ..training.model_card import LOSSES, TrainedModel
+from ..training.base_trainer import BaseTrainer, Optimizers
+from ..training.dataset_checks import check_first_row, check_map_style, column_names, named_datasets
+from ..training.metrics import MetricStore, Mode
+from ..training.model_card import Paper, TrainedModel
 from ..types import ABSENT
-from .losses import pair_margins, pro_loss, rrhf_loss
-from .ranking_collator import RankingCollator
+from .losses import LOSSES, pair_margins
+from .ranking_collator import Batch, RankedBatch, RankingCollator, TokenIds
 from .ranking_config import RankingConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from peft import PeftConfig
 
 
 @dataclass(frozen=True, slots=True)
 class RankingTargets:
-    """What a batch of B prompts with K completions each trains on.
+    """Targets of a batch of B prompts with K completions each.
 
     Args:
-        ranks: `(B, K)`, -1 = absent. A row of -1 weighs nothing.
+        ranks: `(B, K)`, -1 = absent. A prompt whose ranks are all -1 has no ranking loss.
         rewards: `(B, K)` for PRO's temperatures, or `None`.
-        sft_ids: Token ids of B completions to imitate; an empty one stands for the top-ranked completion. `None` if
-            no prompt has one of its own. A row of -1 with a target trains on that alone.
-        rank_sft_ids: Whether these targets also rank above their prompt's completions, so that K + 1 compete.
-        weights: `(B,)`, what each prompt's loss is multiplied by; `None` weighs all alike. The divisor of the batch's
-            mean stays B.
+        sft_ids: Token ids of the completions to imitate, one per prompt. `None` for a prompt imitates its top-ranked
+            completion. A prompt without ranks but with a target trains on that alone. `None` for the batch means that
+            no batch of the run has targets.
+        rank_sft_ids: Whether the targets also rank above their prompt's completions, so that K + 1 compete.
+        weights: `(B,)`, factors of the prompts' losses. The divisor of the batch's mean stays B. `None` means 1.
     """
 
     ranks: Tensor
     rewards: Tensor | None = None
-    sft_ids: list[list[int]] | None = None
+    sft_ids: list[TokenIds | None] | None = None
     rank_sft_ids: bool = False
     weights: Tensor | None = None
 
 
-class RankingTrainer(PublishedTrainer, ResumableTrainer):
-    """Trains a policy on completions in order of merit: a ranking loss plus SFT on the best completion.
+class RankingTrainer(BaseTrainer):
+    """Train a policy on ranked completions: a ranking loss, plus SFT on the best completion.
 
-    The loss of a prompt with K completions is `ranking + sft_weight * (K - 1)^2 * SFT`, with PRO (arXiv 2306.17492) or
-    RRHF (arXiv 2304.05302) as the ranking loss and a sum over tokens as SFT; a batch takes the mean over its prompts.
+    The loss of a prompt with K completions is `ranking + sft_weight * (K - 1)^2 * SFT`. The ranking loss is PRO (arXiv
+    2306.17492) or RRHF (arXiv 2304.05302), and the SFT loss is a sum over tokens. A batch takes the mean over its
+    prompts.
 
     Args:
         model: A causal language model, or its name on the Hub or on disk.
         args: The arguments.
         train_dataset: Rows of `prompt`, `completions` (K texts, or K lists of one assistant message), and `ranks`
-            (K integers, 0 = best, equal ranks tie) or `rewards` (K numbers, largest = best) or both; with rewards,
-            PRO uses its temperatures. Or TRL's preference data, which is K = 2: `chosen` and `rejected`, with
-            `prompt` or with the prompt as what both begin with.
-        eval_dataset: Likewise, or a mapping of several.
-        processing_class: The policy's tokenizer; by default the one of the model's name.
+            (K integers, 0 = best, equal ranks tie) or `rewards` (K numbers, largest = best) or both. With rewards, PRO
+            uses its temperatures. TRL's preference data has K = 2: `chosen` and `rejected`, with `prompt` or with the
+            prompt as their common beginning.
+        eval_dataset: Data set of the same format, or a mapping of several.
+        processing_class: The policy's tokenizer. Defaults to the one of the model's name.
         peft_config: Trains an adapter instead of all weights.
         callbacks: Further callbacks.
-        optimizers: An optimiser and a schedule of your own.
+        optimizers: Custom optimiser and schedule.
 
     Raises:
-        ValueError: If a column is missing, a data set's first row cannot be read, the tokenizer has neither a pad nor
-            an end-of-sequence token, or prompts and completions together can be longer than the model's positions.
+        ValueError: If a column is missing, the first row of a data set cannot be read, the tokenizer has neither a pad
+            nor an end-of-sequence token, or prompt and completion together can exceed the model's positions.
     """
 
     # Each micro-batch's loss is a mean over its prompts: the Trainer divides by the number of micro-batches.
     loss_is_scaled_for_ga = False
     args: RankingConfig
+    _config_class: type[RankingConfig] = RankingConfig
+    _method_name = "Ranking"  # in the default output directory
 
     def __init__(
         self,
@@ -106,18 +105,16 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             self._check_dataset(name, dataset, args)
 
-        set_seed(args.seed)  # before PEFT draws the adapter's weights
+        set_seed(args.seed)  # before PEFT initialises the adapter
         if args.data_seed is None:
-            args.data_seed = args.seed  # or each process would shuffle by a seed of its own, and take others' rows
+            args.data_seed = args.seed  # else each process would shuffle by its own seed, and processes share rows
         given = model
         if isinstance(model, str):
             model = load_policy(model, args)
         elif args.model_init_kwargs is not None:
-            raise ValueError(
-                "model_init_kwargs has no effect on a model that is loaded already: pass its name instead."
-            )
+            raise ValueError("model_init_kwargs has no effect on a loaded model. Pass the model's name instead.")
         if processing_class is None:
-            source = hub_kwargs(as_dict(args.model_init_kwargs))
+            source = hub_kwargs(dict_field(args.model_init_kwargs))
             processing_class = AutoTokenizer.from_pretrained(get_config_model_id(model.config), **source)
         eos_token_ids = sync_special_tokens(model, processing_class)
         check_positions(
@@ -128,7 +125,7 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
             eos_token_ids,
             args.max_prompt_length,
             args.max_completion_length,
-            as_dict(args.chat_template_kwargs),
+            dict_field(args.chat_template_kwargs),
         )
 
         self._receive_policy(given, model, args, peft_config)
@@ -138,20 +135,9 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
 
             model = cast("PreTrainedModel", get_peft_model(model, peft_config))
         self._fused_lm_head = has_plain_lm_head(model)
-        # The Trainer would say that it cannot count floating-point operations: our batches are lists.
-        model.warnings_issued = {**getattr(model, "warnings_issued", {}), "estimate_tokens": True}
-
-        # Since they were last drained: values to average, with weights, and counts to add up.
-        self._metrics: dict[str, defaultdict[str, list[tuple[float, float]]]] = {
-            "train": defaultdict(list),
-            "eval": defaultdict(list),
-        }
-        self._counts: dict[str, defaultdict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
-        self._seconds: defaultdict[str, float] = defaultdict(float)  # of the current step, by what they went into
         collator = self._make_collator()
         for name, dataset in named_datasets(train_dataset, eval_dataset):
-            if hasattr(dataset, "__len__") and len(dataset):
-                _try_first_row(name, dataset, collator)
+            check_first_row(name, dataset, collator)
         super().__init__(
             model=model,
             args=args,
@@ -162,17 +148,18 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.add_callback(CardBeforePush(self.create_model_card))
-        set_seed(args.seed, device_specific=True)  # every process samples for itself
+        self._metrics = MetricStore(self.accelerator, self._mode)
+        set_seed(args.seed, device_specific=True)  # every process samples different completions
 
-    # What a subclass changes
+    # Hooks of subclasses
 
-    @staticmethod
-    def _default_args(model: str | PreTrainedModel) -> RankingConfig:
-        return RankingConfig(f"{model_name(model)}-Ranking")
+    @classmethod
+    def _default_args(cls, model: str | PreTrainedModel) -> Any:  # cls._config_class
+        return cls._config_class(f"{short_model_name(model)}-{cls._method_name}")
 
     def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
-        check_no_stream(name, dataset)
+        """Raise `ValueError` if a data set lacks what the trainer reads."""
+        check_map_style(name, dataset)
         columns = column_names(dataset)
         ranked = {"prompt", "completions"} <= columns and columns & {"ranks", "rewards"}
         if not ranked and not {"chosen", "rejected"} <= columns:
@@ -188,40 +175,46 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
         args: RankingConfig,
         peft_config: PeftConfig | None,
     ) -> None:
-        """Called with the policy as it was loaded, before anything is added to it."""
+        """Use the loaded policy before its head is fused and an adapter is added. `given` is the argument `model`."""
 
-    def _make_collator(self) -> Callable[[Any], Any]:
+    def _make_collator(self) -> Callable[[Any], Batch]:
         return RankingCollator(self.renderer)
 
-    def _targets(self, inputs: dict[str, Any], sums: Tensor, lengths: Tensor) -> RankingTargets:
-        """What the batch trains on, given the policy's summed log-probabilities and lengths, both `(B, K)`."""
-        self._log_batch(
+    def _targets(self, batch: Any, sums: Tensor, lengths: Tensor) -> RankingTargets:
+        """Return the targets of a batch.
+
+        Args:
+            batch: The batch, from the collator or from `_prepare_inputs`.
+            sums: The policy's summed log-probabilities, `(B, K)`.
+            lengths: Tokens of the completions, `(B, K)`.
+        """
+        assert isinstance(batch, RankedBatch)
+        self._metrics.add_tensors(
             {
-                "prompts/cut_ratio": torch.tensor(inputs["prompt_cut"], device=sums.device),
-                "completions/clipped_ratio": torch.tensor(inputs["completion_cut"], device=sums.device),
+                "prompts/cut_ratio": torch.tensor(batch.prompt_truncated, device=sums.device),
+                "completions/clipped_ratio": torch.tensor(batch.completion_truncated, device=sums.device),
             }
         )
-        ranks = torch.tensor(inputs["ranks"], device=sums.device)
-        rewards = inputs["rewards"]
-        return RankingTargets(ranks, None if rewards is None else torch.tensor(rewards, device=sums.device))
+        ranks = torch.tensor(batch.ranks, device=sums.device)
+        rewards = None if batch.rewards is None else torch.tensor(batch.rewards, device=sums.device)
+        return RankingTargets(ranks, rewards)
 
-    # The loss
+    # Loss
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Any,  # a batch with `prompt_ids` and `completion_ids`
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """Mean over the batch's prompts of the ranking loss plus weighted SFT."""
-        prompt_ids, completion_ids = inputs["prompt_ids"], inputs["completion_ids"]
-        shape = (len(prompt_ids), len(completion_ids[0]))  # (B, K)
-        with self._timer("forward"):
+        """Return the mean over the batch's prompts of the ranking loss plus weighted SFT."""
+        shape = (len(inputs.prompt_ids), len(inputs.completion_ids[0]))  # (B, K)
+        with self._metrics.timer("forward"):
             sums, lengths = self._sequence_logps(
                 model,
-                [prompt for prompt in prompt_ids for _ in range(shape[1])],
-                [ids for completions in completion_ids for ids in completions],
+                [prompt for prompt in inputs.prompt_ids for _ in range(shape[1])],
+                [ids for completions in inputs.completion_ids for ids in completions],
             )
         sums, lengths = sums.view(shape), lengths.view(shape)
         targets = self._targets(inputs, sums, lengths)
@@ -233,29 +226,26 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
         return (loss, {"scores": scores.detach(), "ranks": targets.ranks}) if return_outputs else loss
 
     def _losses(
-        self, model: nn.Module, inputs: dict[str, Any], sums: Tensor, lengths: Tensor, targets: RankingTargets
+        self, model: nn.Module, batch: Any, sums: Tensor, lengths: Tensor, targets: RankingTargets
     ) -> tuple[Tensor, Tensor]:
-        """The loss of each prompt `(B,)`, and the scores that order its completions `(B, K)`."""
+        """Return the loss of each prompt `(B,)`, and the scores that order its completions `(B, K)`."""
         scores = sums / lengths.clamp(min=1)  # (B, K)
         margins = pair_margins(scores.detach(), targets.ranks)
         competing, ranks, target_sums = scores, targets.ranks, None
-        # Every process decides alike, by the configuration alone: a forward that only some run would hang the others.
+        # The configuration alone decides on this forward pass: one that only some processes run would hang.
         if targets.sft_ids is not None and (self.args.sft_weight > 0 or targets.rank_sft_ids):
-            with self._timer("forward"):
-                target_sums, _ = self._sequence_logps(model, inputs["prompt_ids"], targets.sft_ids)  # (B,)
-            target_lengths = torch.tensor([len(ids) for ids in targets.sft_ids], device=sums.device)  # (B,)
+            target_ids = [ids or [] for ids in targets.sft_ids]
+            with self._metrics.timer("forward"):
+                target_sums, target_lengths = self._sequence_logps(model, batch.prompt_ids, target_ids)  # (B,), (B,)
             if targets.rank_sft_ids:
                 target_scores = target_sums / target_lengths.clamp(min=1)
                 competing = torch.cat([target_scores.unsqueeze(1), scores], dim=1)  # (B, K + 1)
-                ranks = _with_first(ranks, present=target_lengths > 0)  # (B, K + 1)
+                ranks = _insert_first(ranks, present=target_lengths > 0)  # (B, K + 1)
 
-        if self.args.loss_type == "pro":
-            losses = pro_loss(competing, ranks, targets.rewards)  # (B,)
-        else:
-            losses = rrhf_loss(competing, ranks)  # (B,)
+        losses = LOSSES[self.args.loss_type].function(competing, ranks, targets.rewards)  # (B,)
         metrics = {"ranking_loss": losses}
         if self.args.sft_weight > 0:
-            sft_losses = -_best(sums, targets.ranks)  # (B,)
+            sft_losses = -_top_ranked(sums, targets.ranks)  # (B,)
             if target_sums is not None:
                 sft_losses = torch.where(target_lengths > 0, -target_sums, sft_losses)
             num_competing = (ranks != ABSENT).sum(dim=1)  # (B,)
@@ -263,11 +253,11 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
             num_competing = num_competing.where((targets.ranks != ABSENT).any(dim=1), sums.shape[1])
             losses = losses + self.args.sft_weight * (num_competing - 1) ** 2 * sft_losses
             metrics["sft_loss"] = sft_losses
-        self._log_batch({**metrics, "ranking/accuracy": margins > 0, "ranking/margin": margins})
+        self._metrics.add_tensors({**metrics, "ranking/accuracy": margins > 0, "ranking/margin": margins})
         return losses, scores
 
     def _sequence_logps(
-        self, model: nn.Module, prompt_ids: list[list[int]], completion_ids: list[list[int]]
+        self, model: nn.Module, prompt_ids: list[TokenIds], completion_ids: list[TokenIds]
     ) -> tuple[Tensor, Tensor]:
         return sequence_logps(
             model,
@@ -278,34 +268,36 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
             fused=self._fused_lm_head,
         )
 
-    # The Trainer's seams
+    # Overrides of the Trainer
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs  # lists, moved to the device where they become tensors
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs  # lists, which become tensors on the device where they are used
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch, forward and backward."""
-        started, before = time.perf_counter(), sum(self._seconds.values())
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.device.type != "cpu":
-            torch.accelerator.synchronize()  # or the backward pass would be charged to whatever waits for it next
-        timed = sum(self._seconds.values()) - before
-        self._seconds["backward"] += time.perf_counter() - started - timed
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: the Trainer counts operations by `input_ids`, which batches do not have."""
+        return 0
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Run the forward and backward pass of one micro-batch."""
+        with self._metrics.timer("backward"):  # what is not timed inside
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            if self.accelerator.device.type != "cpu":
+                torch.accelerator.synchronize()  # else the next timer that waits for the device is charged
         if self.accelerator.sync_gradients:
-            self._log_seconds()
+            self._metrics.add_times()
         return loss
 
     def prediction_step(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Any,
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Loss, scores `(B, K)` and ranks `(B, K)` of a batch."""
+        """Return the loss, the scores `(B, K)` and the ranks `(B, K)` of a batch."""
         with torch.no_grad():
             loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
-        self._log_seconds()
+        self._metrics.add_times()
         if prediction_loss_only:
             return loss, None, None
         return loss, outputs["scores"], outputs["ranks"]
@@ -318,44 +310,38 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluates or predicts, and adds what was measured meanwhile to the metrics."""
+        """Evaluate or predict, and add the metrics of the evaluation to the output."""
         output: EvalLoopOutput = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         assert output.metrics is not None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._drain("eval").items()})
+        measured = self._metrics.drain("eval")
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what was measured in training since its last log."""
+        """Log, with the metrics of training since its last log."""
         if "loss" in logs or "train_runtime" in logs:
-            logs.update(self._drain("train"))
+            logs.update(self._metrics.drain("train"))
         super().log(logs, start_time)
 
-    # Checkpoints
-
-    def _fixed_settings(self) -> dict[str, Any]:
-        args = self.args
-        return {
-            "per_device_train_batch_size": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "seed": args.seed,
-            "data_seed": args.data_seed,
-            "rows of train_dataset": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
-        }
+    def _mode(self) -> Mode:
+        return "train" if self.model.training else "eval"
 
     # Publishing
 
+    @property
+    def _paper(self) -> Paper:
+        return LOSSES[self.args.loss_type].paper
+
     def _describe(self, model: TrainedModel) -> TrainedModel:
-        """Adds to a description of the model how it was trained."""
-        args = self.args
-        loss = LOSSES[args.loss_type]
+        args, paper = self.args, self._paper
         return replace(
             model,
-            papers=(loss,),
-            method=f"{loss.link}: it learned an order of completions that was already there.",
+            papers=(paper,),
+            method=f"{paper.link} on completions that were already ranked.",
             settings={
-                "ranking loss": loss.link,
+                "ranking loss": paper.link,
                 "SFT loss": f"{args.sft_weight} (K - 1)², on the top-ranked completion" if args.sft_weight else "none",
                 "learning rate": f"{args.learning_rate}, {SchedulerType(args.lr_scheduler_type).value}",
                 "prompts per step": str(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
@@ -363,75 +349,16 @@ class RankingTrainer(PublishedTrainer, ResumableTrainer):
             },
         )
 
-    # Metrics
 
-    @contextmanager
-    def _timer(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[name] += time.perf_counter() - started
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    def _drain(self, mode: str) -> dict[str, float]:
-        """The means and counts since the last call, and a fresh start."""
-        drained = {name: fmean(*zip(*values, strict=True)) for name, values in self._metrics[mode].items()}
-        drained.update(self._counts[mode])
-        self._metrics[mode].clear()
-        self._counts[mode].clear()
-        return drained
-
-    def _log_metric(self, name: str, value: float, weight: float = 1.0) -> None:
-        self._metrics[self._mode][name].append((value, weight))
-
-    def _log_count(self, name: str, count: float) -> None:
-        self._counts[self._mode][name] += count
-
-    def _log_seconds(self) -> None:
-        self._log_local({f"time/{name}": seconds for name, seconds in self._seconds.items()})
-        self._seconds.clear()
-
-    def _log_local(self, metrics: Mapping[str, float]) -> None:
-        """Logs the means over processes of what each has measured for itself, all of them the same metrics."""
-        values = torch.tensor(list(metrics.values()), dtype=torch.float32, device=self.accelerator.device)
-        for name, value in zip(metrics, self.accelerator.reduce(values, "mean").tolist(), strict=True):
-            self._log_metric(name, value)
-
-    def _log_batch(self, metrics: Mapping[str, Tensor]) -> None:
-        """Logs means over all elements of all processes' tensors, which may be of any number, even none."""
-        totals = torch.stack(
-            [part for values in metrics.values() for part in (values.detach().float().sum(), _count(values))]
-        )
-        summed = self.accelerator.reduce(totals).view(-1, 2).tolist()
-        for name, (total, count) in zip(metrics, summed, strict=True):
-            if count:
-                self._log_metric(name, total / count, weight=count)
-
-
-def _best(sums: Tensor, ranks: Tensor) -> Tensor:
-    """The sum `(B,)` of each prompt's top-ranked completion, 0 where nothing is ranked."""
+def _top_ranked(sums: Tensor, ranks: Tensor) -> Tensor:
+    """Return the sum `(B,)` of each prompt's top-ranked completion, 0 if none is ranked."""
     absent = ranks == ABSENT
     best = ranks.masked_fill(absent, ranks.shape[1]).argmin(dim=1, keepdim=True)  # (B, 1)
     return sums.gather(1, best).squeeze(1).masked_fill(absent.all(dim=1), 0.0)
 
 
-def _with_first(ranks: Tensor, present: Tensor) -> Tensor:
-    """Ranks `(B, K + 1)` with one more completion before all others, where it is present and they are ranked."""
+def _insert_first(ranks: Tensor, present: Tensor) -> Tensor:
+    """Return ranks `(B, K + 1)` with a further completion above all others, if it is present and they are ranked."""
     ranked = ranks != ABSENT
     first = torch.zeros_like(ranks[:, :1]).masked_fill(~(present & ranked.any(dim=1)).unsqueeze(1), ABSENT)
     return torch.cat([first, ranks + ranked.long()], dim=1)
-
-
-def _count(values: Tensor) -> Tensor:
-    return torch.tensor(float(values.numel()), device=values.device)
-
-
-def _try_first_row(name: str, dataset: Any, collator: Callable[[Any], Any]) -> None:
-    try:
-        collator([dataset[0]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"The first row of {name} cannot be used: {error}") from error

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..demo.held_out import HeldOut
@@ -29,13 +29,13 @@ SWAP_IN = 'CycleAlignTrainer("Qwen/Qwen3-0.6B", LLMRanker("gpt-5-mini"), args, t
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    from ..offline.ranking_config import LossType
+    from ..offline.losses import LOSSES
 
     parser = argparse.ArgumentParser(prog="cyclealign demo", description=__doc__.split("\n\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="Where everything is written.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of corpus, weights and sampling.")
     parser.add_argument("--num_train_epochs", type=int, default=2, help="Passes over the training questions.")
-    parser.add_argument("--loss_type", choices=get_args(LossType), default="pro", help="Ranking loss.")
+    parser.add_argument("--loss_type", choices=tuple(LOSSES), default="pro", help="Ranking loss.")
     parser.add_argument("--sft_target", choices=("improved", "top_ranked"), default="improved", help="SFT target.")
     parser.add_argument("--sft_weight", type=float, default=0.05, help="SFT weight, times (K-1)^2.")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""A `Trainer` that publishes its model with our card, and without what belongs to no model."""
+"""`BaseTrainer`: what all trainers of the package add to the Trainer."""
 
 from __future__ import annotations
 
@@ -9,43 +9,151 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import nn
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import is_conversational
 
-from .._compat import (
-    PREFIX_CHECKPOINT_DIR,
-    get_config_model_id,
-    uploading_without,
-)
-from ..cycle.publishing import NOT_WITH_THE_MODEL
+from .._compat import PREFIX_CHECKPOINT_DIR, get_config_model_id, uploading_without
 from . import checkpoints
-from .dataset_checks import dataset_size
+from .dataset_checks import describe_dataset
 from .model_card import TrainedModel, evaluation_metrics, hub_link, model_card
 
+Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
 
-class PublishedTrainer(Trainer):
-    """Writes the card, and pushes model, tokenizer and card. A subclass says how the model was trained."""
+UNPUBLISHED = (
+    "rankings-*.sqlite*",
+    "interactions/*",
+    "interactions-*/*",
+    "spent/*",
+    "spent-*/*",
+    "preference/*",
+    "ranked/*",
+    "prompt-completion/*",
+    "pairs/*",
+    "iteration-*/*",
+    "runs/*",
+    "*.tmp",
+)
+"""Files in an output directory that are never pushed with a model: prompts, completions, spending, and reports.
+
+All trainers share the list, because runs of several methods can share an output directory.
+"""
+
+
+class BaseTrainer(Trainer):
+    """Trainer that resumes from complete checkpoints only, and publishes its model with a card of the package.
+
+    A subclass says how it was trained (`_describe`), which settings a resumed run must share (`_resume_settings`), and
+    what else a checkpoint keeps (`_state`, `_load_state`).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(_CardBeforePush(self.create_model_card))
+
+    # Hooks of subclasses
+
+    def _resume_settings(self) -> dict[str, Any]:
+        """Return the settings that decide which rows come in which step. A resumed run must share them."""
+        args = self.args
+        return {
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+            "rows of train_dataset": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of this process in addition to the Trainer's part, as JSON data."""
+        return {}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `_state` returned."""
+
+    def _start_new_run(self) -> None:
+        """Prepare a run that starts from step 0, possibly in the output directory of an earlier one."""
 
     def _describe(self, model: TrainedModel) -> TrainedModel:
-        """Adds to a description of the model how it was trained."""
+        """Add how the model was trained to its description."""
         raise NotImplementedError
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # huggingface_hub.CommitInfo
-        """Publishes model or adapter, tokenizer and card, and what a subclass writes beside its card.
+    # Checkpoints
 
-        See `Trainer.push_to_hub`. A log of interactions stays here, and so do stored rankings and exports.
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:  # transformers.trainer_utils.TrainOutput
+        """Train from the start or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: `True` resumes from the last complete checkpoint, a path from that one.
+
+        Raises:
+            CheckpointError: If there is no complete checkpoint, or it was saved by another number of processes or with
+                settings under which other rows would come next.
         """
-        with uploading_without(NOT_WITH_THE_MODEL):
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if checkpoint is None:
+            if self.args.should_save:
+                checkpoints.set_aside(Path(self.args.output_dir))
+            self.accelerator.wait_for_everyone()
+            self._start_new_run()
+            return super().train(None, *args, **kwargs)
+        state = checkpoints.load(checkpoint, self.args.process_index, self.args.world_size, self._resume_settings())
+        self._load_state(state)
+        return super().train(str(checkpoint), *args, **kwargs)
+
+    def end(self) -> None:
+        """End the run on all processes; see `Trainer.end`. Call it last in a script."""
+        self.accelerator.wait_for_everyone()
+        # References to the process group that are left would be torn down at exit, which can abort the program.
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()
+
+    def _checkpoint_to_resume(self, requested: str | bool | None) -> Path | None:
+        # A command line passes every value as text.
+        wanted = {"true": True, "false": None}.get(str(requested).lower(), requested)
+        if wanted is True:
+            return checkpoints.last_complete_checkpoint(Path(self.args.output_dir))
+        return Path(str(wanted)) if wanted else None
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Fetch the micro-batches of the next optimiser step, or none if a finished run was resumed."""
+        if self.state.global_step >= self.state.max_steps:  # the Trainer would take one more step before it checks
+            return [], None
+        samples: tuple[list[Any], torch.Tensor | int | None]
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Our part comes first: the Trainer's part pushes the folder to the Hub and may delete old ones.
+        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.mark_incomplete(checkpoint)
+        self.accelerator.wait_for_everyone()
+        checkpoints.save(checkpoint, self.args.process_index, self._resume_settings(), self._state())
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # every process writes this last; only the Trainer's state follows
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.mark_complete(Path(output_dir), self.args.world_size)
+
+    # Publishing
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # huggingface_hub.CommitInfo
+        """Publish the model or adapter, its tokenizer and its card; see `Trainer.push_to_hub`.
+
+        Logs, stored rankings and exported data are not uploaded.
+        """
+        with uploading_without(UNPUBLISHED):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with uploading_without(NOT_WITH_THE_MODEL):
+        with uploading_without(UNPUBLISHED):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(
@@ -60,15 +168,15 @@ class PublishedTrainer(Trainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Writes the model card into the output directory, as `README.md`. `push_to_hub` does so by itself.
+        """Write the model card to `README.md` in the output directory. `push_to_hub` calls this.
 
         Args:
-            language: The model's language, for the metadata.
-            license: Its license, for the metadata. None is declared by default.
+            language: Language of the model, for the metadata.
+            license: License of the model, for the metadata. By default, none is declared.
             tags: Further tags.
-            model_name: The heading; by default the name of the repository.
-            finetuned_from: What it was trained from; by default the name that the model was loaded by.
-            tasks: Its task on the Hub; by default text generation.
+            model_name: Heading of the card. Defaults to the name of the repository.
+            finetuned_from: Model that was trained. Defaults to the name that it was loaded by.
+            tasks: Task on the Hub. Defaults to text generation.
             dataset_tags: Names of the data sets on the Hub.
             dataset: The same.
             dataset_args: Their configurations.
@@ -89,8 +197,8 @@ class PublishedTrainer(Trainer):
                 conversational=self.train_dataset is not None and is_conversational(next(iter(self.train_dataset))),
                 data={
                     **({"source": source} if source else {}),
-                    "training": dataset_size(self.train_dataset),
-                    "evaluation": dataset_size(self.eval_dataset),
+                    "training": describe_dataset(self.train_dataset),
+                    "evaluation": describe_dataset(self.eval_dataset),
                 },
                 evaluation=evaluation_metrics(self.state.log_history),
             )
@@ -104,107 +212,17 @@ class PublishedTrainer(Trainer):
         return self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
 
 
-def _as_list(names: str | list[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or [])
+class _CardBeforePush(TrainerCallback):
+    """Write the card before every push, also of checkpoints, for which the Trainer writes none."""
 
-
-Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
-
-
-class ResumableTrainer(Trainer):
-    """Marks each checkpoint when all processes have written all of it, and keeps what a subclass wants kept there."""
-
-    # What a subclass changes
-
-    def _fixed_settings(self) -> dict[str, Any]:
-        """What a resumed run must share with the one that it goes on with: whatever says what comes in which step."""
-        return {}
-
-    def _kept_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this process beside the Trainer's part, as JSON."""
-        return {}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Takes back what `_kept_state` gave."""
-
-    def _start_afresh(self) -> None:
-        """Makes room for a new run."""
-
-    # The Trainer's seams
-
-    def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
-    ) -> Any:  # transformers.trainer_utils.TrainOutput
-        """Trains, from the start or from a checkpoint: the last complete one (`True`), or a given folder.
-
-        Raises:
-            CheckpointError: If there is no complete checkpoint, or it was saved by another number of processes or
-                with settings under which other prompts would come next.
-        """
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        if checkpoint is None:
-            if self.args.should_save:
-                checkpoints.set_aside(Path(self.args.output_dir))
-            self.accelerator.wait_for_everyone()
-            self._start_afresh()
-            return super().train(None, *args, **kwargs)
-        state = checkpoints.load(checkpoint, self.args.process_index, self.args.world_size, self._fixed_settings())
-        self._restore(state)
-        return super().train(str(checkpoint), *args, **kwargs)
-
-    def end(self) -> None:
-        """Ends the run for good, on all processes together; see `Trainer.end`. Call it last in a script."""
-        self.accelerator.wait_for_everyone()
-        # What still held on to the group of processes would be torn down with the program, and may abort it then.
-        self.model_wrapped = self.model
-        self.accelerator.free_memory()
-        super().end()
-
-    def _checkpoint_to_resume(self, asked: str | bool | None) -> Path | None:
-        # A command line has only texts.
-        wanted = {"true": True, "false": None}.get(str(asked).lower(), asked)
-        if wanted is True:
-            return checkpoints.last_complete_checkpoint(Path(self.args.output_dir))
-        return Path(str(wanted)) if wanted else None
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """Fetches the micro-batches of the next optimiser step; none where a run was resumed that was finished."""
-        if self.state.global_step >= self.state.max_steps:  # the Trainer would take one more step before it looks
-            return [], None
-        samples: tuple[list[Any], torch.Tensor | int | None]
-        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return samples
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Before the Trainer's own part, which pushes the folder to the Hub and may delete old ones.
-        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            checkpoints.mark_incomplete(checkpoint)
-        self.accelerator.wait_for_everyone()
-        checkpoints.save(checkpoint, self.args.process_index, self._fixed_settings(), self._kept_state())
-        super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)  # the last that each process writes: the Trainer's own state follows
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.mark_complete(Path(output_dir), self.args.world_size)
-
-
-class CardBeforePush(TrainerCallback):
-    """Has the card written whenever the Trainer starts a push, also those of checkpoints, for which it writes none.
-
-    Args:
-        write: Writes the card.
-    """
-
-    def __init__(self, write: Callable[[], None]) -> None:
-        self._write = write
+    def __init__(self, write_card: Callable[[], None]) -> None:
+        self._write_card = write_card
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Writes it."""
-        self._write()
+        self._write_card()
+
+
+def _as_list(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])

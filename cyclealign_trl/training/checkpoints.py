@@ -1,4 +1,4 @@
-"""What our trainers add to a checkpoint: plain JSON, one file per process, and a mark that the checkpoint is whole."""
+"""The part of a checkpoint that the package adds: one JSON file per process, and a marker of completeness."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ logger = logging.getLogger(__name__)
 
 VERSION = 2
 COMPLETE = "cyclealign.complete"
-EARLIER = "cyclealign.earlier"  # the same mark, of a run before the present one in the same folder
+EARLIER = "cyclealign.earlier"  # the marker of a checkpoint that an earlier run in the same folder completed
 TRAINER_STATE = "trainer_state.json"  # the last file that the Trainer writes
 
 
 def save(checkpoint: Path, process_index: int, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Writes one process's state into a checkpoint folder.
+    """Write the state of one process into a checkpoint folder.
 
     Args:
         checkpoint: The folder.
-        process_index: The process.
-        settings: Arguments that a resumed run must share, by name.
-        state: What the trainer needs back.
+        process_index: Index of the process.
+        settings: Settings that a resumed run must share, by name.
+        state: State to restore on resume.
     """
     text = json.dumps({"version": VERSION, "settings": dict(settings), "state": dict(state)})
     with atomic_write(_path(checkpoint, process_index)) as temporary:
@@ -36,7 +36,7 @@ def save(checkpoint: Path, process_index: int, settings: Mapping[str, Any], stat
 
 
 def mark_incomplete(checkpoint: Path) -> None:
-    """Takes the marks of an earlier run off a folder that is about to be overwritten.
+    """Remove the markers from a folder that is about to be overwritten.
 
     Call it on one process, before a barrier.
     """
@@ -45,19 +45,19 @@ def mark_incomplete(checkpoint: Path) -> None:
 
 
 def mark_complete(checkpoint: Path, num_processes: int) -> None:
-    """Says that all processes have written all that is theirs. Call it on one of them, after a barrier."""
+    """Mark a checkpoint that all processes have written. Call it on one process, after a barrier."""
     (checkpoint / COMPLETE).write_text(f"{num_processes}\n", encoding="utf-8")
 
 
 def set_aside(output_dir: Path) -> None:
-    """Has a run that starts afresh in a used folder never go on from another run's checkpoints unless told to."""
+    """Exclude the checkpoints of an earlier run in the same folder from automatic resumption."""
     for mark in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}"):
         mark.rename(mark.with_name(EARLIER))
-        logger.warning("%s belongs to an earlier run: it is resumed from only where it is named.", mark.parent)
+        logger.warning("%s belongs to an earlier run. It is resumed only if it is passed by name.", mark.parent)
 
 
 def set_folder_aside(folder: Path) -> None:
-    """Moves what an earlier run in the same directory left to `FOLDER-K`, so that no two runs mix."""
+    """Rename a folder that an earlier run left to `FOLDER-K`, so that two runs do not mix."""
     if not folder.exists():
         return
     number = 1
@@ -67,32 +67,32 @@ def set_folder_aside(folder: Path) -> None:
 
 
 def is_complete(checkpoint: Path, mark: str = COMPLETE) -> bool:
-    """Whether a checkpoint was written to its end, the Trainer's own last file included."""
+    """Return whether a checkpoint was written completely, including the last file of the Trainer."""
     try:
         json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
         return bool((checkpoint / mark).read_text(encoding="utf-8").strip())
-    except (FileNotFoundError, ValueError):  # not there, or cut off in the middle
+    except (FileNotFoundError, ValueError):  # missing or truncated
         return False
 
 
 def load(checkpoint: Path, process_index: int, num_processes: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads one process's state.
+    """Read the state of one process.
 
     Raises:
-        CheckpointError: If the checkpoint is incomplete, was written by another number of processes or another
-            version, or its run had other settings.
+        CheckpointError: If the checkpoint is incomplete, or was written by another number of processes, by another
+            version, or with other settings.
     """
     mark = COMPLETE if is_complete(checkpoint) else EARLIER
     if not is_complete(checkpoint, mark):
         raise CheckpointError(
-            f"{checkpoint} cannot be resumed from: one of our trainers did not write it, the run was killed before it "
-            "was whole, or save_only_model left out what resuming takes. Resume from another checkpoint."
+            f"{checkpoint} is not a complete checkpoint: a trainer of another package wrote it, the run was killed "
+            "while it was written, or save_only_model left out the optimiser. Resume from another checkpoint."
         )
     num_saved = int((checkpoint / mark).read_text(encoding="utf-8"))
     if num_saved != num_processes:
         raise CheckpointError(
-            f"{checkpoint} was saved by {num_saved} processes, and this run has {num_processes}. Resume with as many "
-            "as it was saved with."
+            f"{checkpoint} was saved by {num_saved} processes, and this run has {num_processes}. Resume with "
+            f"{num_saved}."
         )
     path = _path(checkpoint, process_index)
     saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -105,15 +105,15 @@ def load(checkpoint: Path, process_index: int, num_processes: int, settings: Map
     ]
     if changed:
         raise CheckpointError(
-            f"{checkpoint} cannot be resumed with these settings, which say what comes in which step: "
-            f"{'; '.join(changed)}. Set them back, or start afresh."
+            f"{checkpoint} cannot be resumed with changed settings that decide which rows come in which step: "
+            f"{'; '.join(changed)}. Restore them, or start a new run."
         )
     state: dict[str, Any] = saved["state"]
     return state
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path:
-    """The newest checkpoint that was written to the end; says which newer ones were not.
+    """Return the newest complete checkpoint, and warn of newer ones that are incomplete.
 
     Raises:
         CheckpointError: If there is none.
@@ -123,13 +123,13 @@ def last_complete_checkpoint(output_dir: Path) -> Path:
         for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name))
     }
-    whole = [step for step, folder in steps.items() if is_complete(folder)]
-    if not whole:
+    complete = [step for step, folder in steps.items() if is_complete(folder)]
+    if not complete:
         raise CheckpointError(f"No complete checkpoint found in {output_dir}: there is nothing to resume from.")
-    newest = steps[max(whole)]
+    newest = steps[max(complete)]
     for step in sorted(steps):
-        if step > max(whole):
-            logger.warning("%s was not written to its end: resuming from %s instead.", steps[step], newest.name)
+        if step > max(complete):
+            logger.warning("%s is incomplete: resuming from %s instead.", steps[step], newest.name)
     return newest
 
 

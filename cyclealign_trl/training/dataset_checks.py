@@ -1,44 +1,56 @@
-"""What every trainer checks of its data sets."""
+"""Checks of data sets before a run, and their description in a model card."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from datasets import IterableDataset
 
 
-def named_datasets(train: Any, evaluation: Any) -> Iterator[tuple[str, Any]]:
-    if train is not None:
-        yield "train_dataset", train
-    if isinstance(evaluation, Mapping):
-        yield from ((f"eval_dataset[{name!r}]", dataset) for name, dataset in evaluation.items())
-    elif evaluation is not None:
-        yield "eval_dataset", evaluation
-
-
-def check_no_stream(name: str, dataset: Any) -> None:
-    if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
-        raise ValueError(
-            f"{name} is a stream. Load it without streaming=True, or take a part: "
-            "Dataset.from_list(list(stream.take(1000)))."
-        )
-
-
-def dataset_size(dataset: Any) -> str:
-    """How many rows of which columns, for the card."""
-    if dataset is None:
-        return "none"
-    if isinstance(dataset, Mapping):
-        return "; ".join(f"{name}: {dataset_size(part)}" for name, part in dataset.items())
-    columns = ", ".join(f"`{name}`" for name in sorted(column_names(dataset)))
-    return f"{len(dataset):,} rows of {columns}" if hasattr(dataset, "__len__") else f"a stream of {columns}"
+def named_datasets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each data set of a trainer with the name that messages call it by."""
+    if train_dataset is not None:
+        yield "train_dataset", train_dataset
+    if isinstance(eval_dataset, Mapping):
+        yield from ((f"eval_dataset[{name!r}]", dataset) for name, dataset in eval_dataset.items())
+    elif eval_dataset is not None:
+        yield "eval_dataset", eval_dataset
 
 
 def column_names(dataset: Any) -> set[str]:
-    """The columns of any kind of data set."""
+    """Return the columns of a data set of any kind."""
     columns = getattr(dataset, "column_names", None)
-    if columns is None:  # any other map-style dataset, or a stream that does not know its columns yet
+    if columns is None:  # another map-style dataset, or a stream that has not read its columns yet
         columns = next(iter(dataset))
     return set(columns)
+
+
+def check_map_style(name: str, dataset: Any) -> None:
+    """Raise `ValueError` if a data set is a stream."""
+    if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
+        raise ValueError(
+            f"{name} is a stream, and the trainer needs a data set with a length. Load it without streaming=True, or "
+            "take a part: Dataset.from_list(list(stream.take(1000)))."
+        )
+
+
+def check_first_row(name: str, dataset: Any, collator: Callable[[Any], Any]) -> None:
+    """Raise `ValueError` if the collator cannot read the first row of a data set."""
+    if not hasattr(dataset, "__len__") or not len(dataset):
+        return
+    try:
+        collator([dataset[0]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The first row of {name} cannot be used: {error}") from error
+
+
+def describe_dataset(dataset: Any) -> str:
+    """Return the number of rows and the columns of a data set, for the model card."""
+    if dataset is None:
+        return "none"
+    if isinstance(dataset, Mapping):
+        return "; ".join(f"{name}: {describe_dataset(part)}" for name, part in dataset.items())
+    columns = ", ".join(f"`{name}`" for name in sorted(column_names(dataset)))
+    return f"{len(dataset):,} rows of {columns}" if hasattr(dataset, "__len__") else f"a stream of {columns}"

@@ -1,4 +1,4 @@
-"""The model card: what a model is, how to load it, what it was trained on and by whom it was ranked."""
+"""The model card: how a model was trained, how to load it, its data and its metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOT_QUALITY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """A method and where it comes from."""
+    """A method and its paper."""
 
     name: str
     title: str
@@ -30,12 +30,12 @@ class Paper:
 
     @property
     def link(self) -> str:
-        """The name, linked to the paper."""
+        """Name of the method, linked to the paper."""
         return f"[{self.name}](https://arxiv.org/abs/{self.arxiv})"
 
     @property
     def bibtex(self) -> str:
-        """How to cite it."""
+        """BibTeX entry of the paper."""
         return (
             f"@article{{{self.name.lower()}{self.year},\n"
             f"  title   = {{{{{self.title}}}}},\n"
@@ -46,46 +46,6 @@ class Paper:
         )
 
 
-CYCLEALIGN = Paper(
-    "CycleAlign",
-    "CycleAlign: Iterative Distillation from Black-box LLM to White-box Models for Better Human Alignment",
-    "Hong, Jixiang and Tu, Quan and Chen, Changyu and Gao, Xing and Zhang, Ji and Yan, Rui",
-    2023,
-    "2310.16271",
-)
-DLMA = Paper(
-    "DLMA",
-    "Direct Large Language Model Alignment Through Self-Rewarding Contrastive Prompt Distillation",
-    "Liu, Aiwei and Bai, Haoping and Lu, Zhiyun and Kong, Xiang and Wang, Simon and Shan, Jiulong and Cao, Meng and "
-    "Wen, Lijie",
-    2024,
-    "2402.11907",
-)
-LOSSES = {
-    "pro": Paper(
-        "PRO",
-        "Preference Ranking Optimization for Human Alignment",
-        "Song, Feifan and Yu, Bowen and Li, Minghao and Yu, Haiyang and Huang, Fei and Li, Yongbin and Wang, Houfeng",
-        2023,
-        "2306.17492",
-    ),
-    "rrhf": Paper(
-        "RRHF",
-        "RRHF: Rank Responses to Align Language Models with Human Feedback without tears",
-        "Yuan, Zheng and Yuan, Hongyi and Tan, Chuanqi and Wang, Wei and Huang, Songfang and Huang, Fei",
-        2023,
-        "2304.05302",
-    ),
-    "dlma": DLMA,
-}
-ALIGNER = Paper(
-    "Aligner",
-    "Aligner: Efficient Alignment by Learning to Correct",
-    "Ji, Jiaming and Chen, Boyuan and Lou, Hantao and Hong, Donghai and Zhang, Borong and Pan, Xuehai and Dai, Juntao "
-    "and Qiu, Tianyi and Yang, Yaodong",
-    2024,
-    "2402.02416",
-)
 _TRL = """\
 @software{vonwerra2020trl,
   title   = {{TRL: Transformers Reinforcement Learning}},
@@ -99,21 +59,21 @@ Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallouédec, Quentin},
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What a card says about a model.
+    """Content of a model card.
 
     Args:
-        name: The heading.
-        repo_id: What it is loaded by.
-        base_model: What it was trained from: a name on the Hub or a folder, of which no more than its name is told.
-        is_adapter: Whether it is a PEFT adapter.
+        name: Heading of the card.
+        repo_id: Name that the model is loaded by.
+        base_model: Model that was trained: a name on the Hub, or a folder, of which the card shows only the last part.
+        is_adapter: Whether the model is a PEFT adapter.
         conversational: Whether its prompts are messages.
-        papers: Whose methods trained it, the one that gave the run its name first.
-        method: How they did: a sentence that begins with what follows "trained by".
-        quick_start: How to use it, as Markdown. `None`: as any language model.
-        settings: How it was trained, as rows of a table.
-        data: What it was trained on, as rows of a table.
+        papers: Papers of the methods, the one that the run is named after first.
+        method: Sentence on the method, continuing "trained by".
+        quick_start: Markdown on how to use the model. `None` shows how to use a language model.
+        settings: Rows of the table of settings.
+        data: Rows of the table of data sets.
         sections: Further Markdown sections.
-        evaluation: The last value of each metric.
+        evaluation: Last value of each metric.
     """
 
     name: str
@@ -133,11 +93,11 @@ class TrainedModel:
 def model_card(
     model: TrainedModel, *, datasets: Sequence[str] = (), tags: Sequence[str] = (), **data: Any
 ) -> ModelCard:
-    """The card of a model.
+    """Return the card of a model.
 
     Args:
-        model: What it says.
-        datasets: Names of the data sets; those on the Hub go into the metadata.
+        model: Content of the card.
+        datasets: Names of the data sets. Those on the Hub go into the metadata.
         tags: Further tags.
         **data: Further metadata, such as `license` and `language`.
     """
@@ -149,7 +109,7 @@ def model_card(
         library_name="peft" if model.is_adapter else "transformers",
         tags=[*own_tags, *tags],
         model_name=model.name,
-        # Whose numbers they are can only be said where there is one name to say.
+        # The metadata attribute metrics to one data set, so they need exactly one.
         eval_results=_eval_results(model.evaluation, hub_datasets[0]) if len(hub_datasets) == 1 else None,
         **{"pipeline_tag": "text-generation", **data},
     )
@@ -157,7 +117,7 @@ def model_card(
 
 
 def evaluation_metrics(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last value of each metric of quality that an evaluation logged, without `eval_`."""
+    """Return the last value of each quality metric that an evaluation logged, without `eval_`."""
     metrics: dict[str, float] = {}
     for logs in log_history:
         metrics |= {
@@ -169,26 +129,26 @@ def evaluation_metrics(log_history: Sequence[Mapping[str, Any]]) -> dict[str, fl
 
 
 def hub_id(name: str | None) -> str | None:
-    """The name, if it can be one on the Hub rather than a file or folder."""
+    """Return the name if it can be one on the Hub rather than a file or folder, else `None`."""
     if not name or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or Path(name).exists():
         return None
     return name
 
 
 def public_name(name: str) -> str:
-    """The name; of a path, the last part only: where somebody keeps a model is nobody's business."""
+    """Return the name, of a path only the last part: cards must not show the folders of a machine."""
     path = Path(name)
     is_path = path.is_absolute() or name.startswith((".", "~")) or path.exists()
     return path.name if is_path else name
 
 
 def hub_link(name: str, kind: str = "") -> str:
-    """A link to a repository of the Hub, or the public name of what is none."""
+    """Return a link to a repository on the Hub, or the public name of a local model."""
     return f"[{name}](https://huggingface.co/{kind}{name})" if hub_id(name) else f"`{public_name(name)}`"
 
 
 def table(rows: Mapping[str, str], head: tuple[str, str] = ("", "")) -> str:
-    """A Markdown table of two columns."""
+    """Return a Markdown table with two columns."""
     lines = [head, ("---", "---"), *rows.items()]
     return "\n".join(f"| {left} | {right} |" for left, right in lines)
 

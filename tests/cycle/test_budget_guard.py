@@ -115,7 +115,7 @@ def test_sft_alone_imitates_what_the_policy_ranks_first(tmp_path, sft_target):
     def look(inputs, sums, lengths):
         found = targets(inputs, sums, lengths)
         best = (sums / lengths).argmax(dim=1).tolist()
-        seen.append((found, [ids[index] for ids, index in zip(inputs["completion_ids"], best, strict=True)]))
+        seen.append((found, [ids[index] for ids, index in zip(inputs.completion_ids, best, strict=True)]))
         return found
 
     trainer._targets = look

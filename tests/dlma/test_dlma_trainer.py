@@ -97,7 +97,7 @@ def test_every_way_to_a_reference_trains_alike(tmp_path, way):
     copied = make_trainer(tmp_path / "copied", eval_dataset=Dataset.from_list(ROWS), max_steps=4, **adapter)
     if adapter:  # the copy holds for an adapter, too
         assert copied.ref_model is None
-        copied.ref_model = copied._ready_to_score(make_model())
+        copied.ref_model = copied._prepare_reference(make_model())
     other = make_trainer(
         tmp_path / "other",
         model=str(folder) if way == "by name" else None,

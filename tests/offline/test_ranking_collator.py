@@ -71,9 +71,9 @@ def test_an_empty_prompt_raises(renderer):
 
 def test_prompt_collator_keeps_the_other_columns_as_metadata(renderer):
     batch = PromptCollator(renderer)([{"prompt": "A", "topic": "tea"}, {"prompt": "B", "topic": "milk"}])
-    assert batch["prompt"] == ["A", "B"]
-    assert batch["metadata"] == [{"topic": "tea"}, {"topic": "milk"}]
-    assert [len(ids) for ids in batch["prompt_ids"]] == [1, 1]
+    assert batch.prompts == ["A", "B"]
+    assert batch.metadata == [{"topic": "tea"}, {"topic": "milk"}]
+    assert [len(ids) for ids in batch.prompt_ids] == [1, 1]
 
 
 def test_ranking_collator_fills_rows_up_with_absent_completions(renderer):
@@ -87,14 +87,14 @@ def test_ranking_collator_fills_rows_up_with_absent_completions(renderer):
             },
         ]
     )
-    assert batch["ranks"] == [[1, 0, 1], [0, 1, -1]]
-    assert batch["rewards"] == [[0.0, 2.0, 0.0], [1.0, 0.5, 0.0]]
-    assert [len(ids) for ids in batch["completion_ids"][1]] == [2, 2, 0]
+    assert batch.ranks == [[1, 0, 1], [0, 1, -1]]
+    assert batch.rewards == [[0.0, 2.0, 0.0], [1.0, 0.5, 0.0]]
+    assert [len(ids) for ids in batch.completion_ids[1]] == [2, 2, 0]
 
 
 def test_given_ranks_win_and_rewards_are_optional(renderer):
     batch = RankingCollator(renderer)([{"prompt": "A", "completions": ["x", "y"], "ranks": [1, 0]}])
-    assert (batch["ranks"], batch["rewards"]) == ([[1, 0]], None)
+    assert (batch.ranks, batch.rewards) == ([[1, 0]], None)
 
 
 def test_rows_that_do_not_fit_raise(renderer):

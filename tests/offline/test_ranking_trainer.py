@@ -1,11 +1,14 @@
 """The objective against golden values, training on ranked data, wrong use."""
 
+import dataclasses
+
 import pytest
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from cyclealign_trl import RankingConfig, RankingTrainer
+from cyclealign_trl.offline.ranking_collator import RankedBatch
 from cyclealign_trl.offline.ranking_trainer import RankingTargets
 from tests.conftest import make_model, make_tokenizer
 
@@ -49,11 +52,11 @@ def test_golden_objective(golden, tmp_path, monkeypatch, loss_type, target, weig
         coefficient = expected["lambda"][weight] / (size - 1) ** 2
         trainer = make_trainer(tmp_path, loss_type=loss_type, sft_weight=coefficient)
         improved = target == "better_response_sum"
-        answers = iter([(sums, lengths), (torch.tensor([inputs["better_sum_logprob"]]), None)])
+        answers = iter([(sums, lengths), (torch.tensor([inputs["better_sum_logprob"]]), torch.tensor([1]))])
         monkeypatch.setattr(trainer, "_sequence_logps", lambda *args, answers=answers: next(answers))
         targets = RankingTargets(torch.tensor([ranks]), sft_ids=[[7]] if improved else None)
         monkeypatch.setattr(trainer, "_targets", lambda *args, targets=targets: targets)
-        batch = {"prompt_ids": [[5]], "completion_ids": [[[6]] * size]}
+        batch = RankedBatch([[5]], [[[6]] * size], [ranks], None, [False], [False] * size)
         loss = trainer.compute_loss(trainer.model, batch).item()
         assert loss == pytest.approx(expected["total"][f"{loss_type}|{weight}|{target}"], abs=2e-4)
 
@@ -147,9 +150,9 @@ def test_rewards_give_ranks_and_temperatures(tmp_path):
         tmp_path, rows=[{"prompt": "Say hi:", "completions": [" hi", " go away"], "rewards": [3.0, 0.5]}]
     )
     batch = rewarded.data_collator(rewarded.train_dataset)
-    assert batch["ranks"] == [[0, 1]]
+    assert batch.ranks == [[0, 1]]
     heated = rewarded.compute_loss(rewarded.model, batch)
-    plain = ranked.compute_loss(ranked.model, {**batch, "rewards": None})
+    plain = ranked.compute_loss(ranked.model, dataclasses.replace(batch, rewards=None))
     assert heated.item() != pytest.approx(plain.item())
 
 
@@ -263,8 +266,8 @@ def test_conversational_rows_train_the_same_tokens_as_text(tmp_path):
     rows = [{"prompt": [message], "completions": [[{"role": "assistant", "content": text}] for text in "ab"]}]
     trainer = make_trainer(tmp_path, rows=[{**rows[0], "ranks": [0, 1]}])
     batch = trainer.data_collator(trainer.train_dataset)
-    assert trainer.processing_class.decode(batch["prompt_ids"][0]) == "<user>Hi</s>\n<assistant>"
-    assert [trainer.processing_class.decode(ids) for ids in batch["completion_ids"][0]] == ["a</s>", "b</s>"]
+    assert trainer.processing_class.decode(batch.prompt_ids[0]) == "<user>Hi</s>\n<assistant>"
+    assert [trainer.processing_class.decode(ids) for ids in batch.completion_ids[0]] == ["a</s>", "b</s>"]
 
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True])

@@ -8,10 +8,10 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 
 from cyclealign_trl import FunctionRanker, LLMRanker, RankingConfig, RankingTrainer
+from cyclealign_trl.cycle.publishing import PAPER as CYCLEALIGN
+from cyclealign_trl.offline.losses import LOSSES
 from cyclealign_trl.rankers.base import ranker_name
 from cyclealign_trl.training.model_card import (
-    CYCLEALIGN,
-    LOSSES,
     TrainedModel,
     evaluation_metrics,
     hub_id,
@@ -25,7 +25,7 @@ MODEL = TrainedModel(
     "aligned",
     "org/aligned",
     base_model="org/base",
-    papers=(CYCLEALIGN, LOSSES["pro"]),
+    papers=(CYCLEALIGN, LOSSES["pro"].paper),
     method=f"{CYCLEALIGN.link}: it learned.",
     settings={"learning rate": "1e-06"},
     data={"training": "8 rows"},
@@ -195,7 +195,7 @@ def test_the_card_of_ranked_training(tmp_path, loss_type):
     trainer.evaluate()
     trainer.create_model_card(tasks="text-classification")
     card = read(tmp_path / loss_type)
-    paper = LOSSES[loss_type]
+    paper = LOSSES[loss_type].paper
     assert card.data.tags == ["cyclealign-trl", loss_type, "trl", "generated_from_trainer"]
     assert card.data.pipeline_tag == "text-classification"
     assert f"trained by {paper.link}" in card.text

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from cyclealign_trl import DemonstrationPool
-from cyclealign_trl.cycle.interaction_log import COLUMNS, InteractionLog, schema, summarize
+from cyclealign_trl.cycle.interaction_log import SUMMARY_COLUMNS, InteractionLog, schema, summarize
 from cyclealign_trl.cycle.publishing import DATA_FILE, interaction_sections, interactions_card, save_demonstrations
 from tests.cycle.stubs import DigestRanker, make_trainer
 from tests.hub import StandInHub
@@ -120,7 +120,7 @@ def test_the_card_of_a_log():
 def test_without_matplotlib_the_curve_is_a_table(tmp_path, monkeypatch):
     make_trainer(tmp_path, max_steps=2).train()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    summary = summarize(InteractionLog(tmp_path, 0).read(COLUMNS).to_pylist(), 2)
+    summary = summarize(InteractionLog(tmp_path, 0).read(SUMMARY_COLUMNS).to_pylist(), 2)
     text = "\n".join(interaction_sections(summary, tmp_path))
     assert "| up to step | agreement |" in text
     assert f"| 1 | {summary.curve(10)[-1][1]:.3f} |" in text
@@ -130,7 +130,7 @@ def test_without_matplotlib_the_curve_is_a_table(tmp_path, monkeypatch):
 def test_failures_are_told_by_kind(tmp_path):
     ranker = DigestRanker(fail=lambda request: "timeout" if request.prompt == "Question 1:" else None)
     make_trainer(tmp_path, ranker=ranker, num_interactions=1, max_ranking_failures=1.0).train()
-    summary = summarize(InteractionLog(tmp_path, 0).read(COLUMNS).to_pylist(), 2)
+    summary = summarize(InteractionLog(tmp_path, 0).read(SUMMARY_COLUMNS).to_pylist(), 2)
     assert "| rankings that failed | 1 (timeout: 1) |" in "\n".join(interaction_sections(summary, tmp_path))
 
 
@@ -149,7 +149,7 @@ def test_a_failure_of_the_main_process_leaves_nobody_waiting(tmp_path, monkeypat
         return [None]
 
     trainer = make_trainer(tmp_path)
-    monkeypatch.setattr("cyclealign_trl.cycle.published_cycle.broadcast_object_list", broadcast)
+    monkeypatch.setattr("cyclealign_trl.cycle.cyclealign_trainer.broadcast_object_list", broadcast)
     with pytest.raises(FileNotFoundError):
         trainer.push_interactions_to_hub()
     monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from cyclealign_trl import CachedRanker, LLMRanker, RankerError, RankingFailure, RankingRequest, RankingResult
-from cyclealign_trl.cycle.rollout import PendingRanking
+from cyclealign_trl.cycle.pending_rankings import PendingRankings
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 
 REPLY = Reply('{"ranking": ["A", "B"]}')
@@ -39,17 +39,17 @@ class Slow:
 def test_answers_stand_in_the_order_of_the_requests():
     with LoopbackEndpoint(lambda body: Reply(REPLY.content, delay=0.2 * ("slow" in str(body)))) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url, shuffle=False)
-        pending = PendingRanking(ranker, [*requests("slow"), RankingRequest("fast", ("a", "b", "c"))])
-        first, second = pending.outcomes(soon(20))
+        pending = PendingRankings(ranker, [*requests("slow"), RankingRequest("fast", ("a", "b", "c"))])
+        first, second = pending.wait(soon(20))
         ranker.close()
     assert first.order == (0, 1)
     assert second.reason == "invalid_ranking"
-    assert PendingRanking(ranker, []).outcomes(soon()) == []
+    assert PendingRankings(ranker, []).wait(soon()) == []
 
 
 def test_what_has_arrived_counts_and_the_rest_is_late():
     ranker = Slow()
-    outcomes = PendingRanking(ranker, requests("x", "hang", "y")).outcomes(soon())
+    outcomes = PendingRankings(ranker, requests("x", "hang", "y")).wait(soon())
     ranker.released.set()
     assert outcomes[0] == RankingResult((0, 1))
     assert [outcome.reason for outcome in outcomes[1:]] == ["deadline"] * 2
@@ -64,7 +64,7 @@ def test_of_a_ranker_that_does_not_stream_nothing_has_arrived():
             return [outcome for _, outcome in self.inner.stream(requests)]
 
     ranker = AllAtOnce()
-    outcomes = PendingRanking(ranker, requests("x", "hang")).outcomes(soon())
+    outcomes = PendingRankings(ranker, requests("x", "hang")).wait(soon())
     ranker.inner.released.set()
     assert [outcome.reason for outcome in outcomes] == ["deadline"] * 2
 
@@ -73,11 +73,11 @@ def test_late_calls_are_cancelled_and_leave_the_endpoint_to_others(tmp_path):
     with LoopbackEndpoint(lambda body: Reply(REPLY.content, delay=60.0 * ("hang" in str(body)))) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url, max_concurrency=4)
         cached = CachedRanker(ranker, tmp_path / "rankings.sqlite")
-        parts = [PendingRanking(cached, requests("x", f"hang {part}", f"hang again {part}")) for part in range(2)]
+        parts = [PendingRankings(cached, requests("x", f"hang {part}", f"hang again {part}")) for part in range(2)]
         deadline = soon(2)
-        outcomes = [outcome for part in parts for outcome in part.outcomes(deadline)]
+        outcomes = [outcome for part in parts for outcome in part.wait(deadline)]
         # All four calls at once are free again.
-        after = PendingRanking(cached, requests(*"abcd")).outcomes(soon(20))
+        after = PendingRankings(cached, requests(*"abcd")).wait(soon(20))
         cached.close()
         ranker.close()
     assert [getattr(outcome, "reason", None) for outcome in outcomes] == [None, "deadline", "deadline"] * 2
@@ -91,7 +91,7 @@ def test_what_the_ranker_raises_is_raised():
             yield
 
     with pytest.raises(RankerError, match="no key"):
-        PendingRanking(Broken(), requests("x")).outcomes(soon())
+        PendingRankings(Broken(), requests("x")).wait(soon())
 
 
 def test_a_ranker_that_answers_too_few_is_no_ranker():
@@ -100,4 +100,4 @@ def test_a_ranker_that_answers_too_few_is_no_ranker():
             return [RankingFailure("timeout")]
 
     with pytest.raises(RankerError, match="Mute was given 2 requests and answered 1"):
-        PendingRanking(Mute(), requests("x", "y")).outcomes(soon())
+        PendingRankings(Mute(), requests("x", "y")).wait(soon())
