@@ -1,4 +1,4 @@
-"""Scores: the fused head and the plain one agree with arithmetic, and with each other's gradients."""
+"""Log-probabilities with the fused and with the plain head, against a direct computation."""
 
 import pytest
 import torch
@@ -15,17 +15,17 @@ def logps(model, prompts=PROMPTS, completions=COMPLETIONS, fused=True):
     return sequence_logps(model, prompts, completions, pad_token_id=0, device=device, fused=fused)
 
 
-def by_hand(model, prompt, completion):
+def plain_logp(model, prompt, completion):
     logits = model(torch.tensor([prompt + completion])).logits[0].log_softmax(dim=-1)
     return sum(logits[len(prompt) - 1 + position, token] for position, token in enumerate(completion))
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_sums_and_lengths(fused):
+def test_sums_match_a_direct_computation(fused):
     model = make_model()
     fuse_lm_head(model)
     sums, lengths = logps(model, fused=fused)
-    expected = [by_hand(model, prompt, completion) for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+    expected = [plain_logp(model, prompt, completion) for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
     torch.testing.assert_close(sums, torch.stack(expected), rtol=1e-5, atol=1e-5)
     assert lengths.tolist() == [3, 5, 1]
 
@@ -41,7 +41,7 @@ def test_both_heads_give_the_same_gradients():
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_does_not_see_its_neighbours():
+def test_a_row_does_not_depend_on_the_other_rows():
     model = make_model()
     fuse_lm_head(model)
     together, _ = logps(model)
@@ -50,7 +50,7 @@ def test_a_row_does_not_see_its_neighbours():
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_an_absent_completion_sums_to_zero_and_has_no_gradient(fused):
+def test_an_absent_completion_has_a_zero_sum_and_no_gradient(fused):
     model = make_model()
     fuse_lm_head(model)
     sums, lengths = logps(model, PROMPTS[:1], [[]], fused=fused)
@@ -60,7 +60,7 @@ def test_an_absent_completion_sums_to_zero_and_has_no_gradient(fused):
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
-def test_an_adapter_on_the_head_is_not_bypassed():
+def test_an_adapter_on_the_head_is_applied():
     peft = pytest.importorskip("peft")
     targets = {False: ["q_proj"], True: ["q_proj", "lm_head"]}
     for on_head, modules in targets.items():
@@ -69,16 +69,16 @@ def test_an_adapter_on_the_head_is_not_bypassed():
         wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=modules, init_lora_weights=False))
         assert has_plain_lm_head(wrapped) is not on_head
         sums, _ = logps(wrapped, PROMPTS[:1], COMPLETIONS[:1], fused=has_plain_lm_head(wrapped))
-        torch.testing.assert_close(sums[0], by_hand(wrapped, PROMPTS[0], COMPLETIONS[0]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sums[0], plain_logp(wrapped, PROMPTS[0], COMPLETIONS[0]), rtol=1e-4, atol=1e-4)
 
 
-def test_a_copy_of_a_prepared_model_computes_with_its_own_weights():
+def test_a_copy_of_a_fused_model_uses_its_own_weights():
     import copy
 
     model = make_model()
     fuse_lm_head(model)
     copied = copy.deepcopy(model)
-    fuse_lm_head(copied)  # prepared already
+    fuse_lm_head(copied)  # has no effect
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.mul_(1.1)

@@ -1,4 +1,4 @@
-"""Sampling from weights that two processes share, each of which samples another number of tokens."""
+"""Sampling from weights that are sharded over two processes, which sample different numbers of tokens."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from tests.conftest import make_model
 torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
 rank = torch.distributed.get_rank()
 
-def sample(model, split, eos):  # on CPU, accelerate makes DDP of FSDP
+def sample(model, split, eos):  # a stub, because accelerate turns FSDP into DDP on CPUs
     accelerator = SimpleNamespace(
         distributed_type=DistributedType.FSDP if split else DistributedType.NO, is_fsdp2=split, num_processes=2,
         device=torch.device("cpu"), state=SimpleNamespace(deepspeed_plugin=None), unwrap_model=lambda model: model,
@@ -52,7 +52,7 @@ for step in range(2):
 torch.distributed.destroy_process_group()
 import os, sys
 sys.stdout.flush()
-os._exit(0)  # all is done; the exit of torch with gloo has aborted now and then
+os._exit(0)  # a normal exit of torch with gloo aborts now and then
 """
 
 ZERO3 = """
@@ -110,13 +110,13 @@ def run(folder, code):
     return [int(length) for length in re.findall(r"<(\d+)>", finished.stdout)]
 
 
-def test_fsdp2(tmp_path):
+def test_fsdp2_matches_the_whole_model(tmp_path):
     lengths = run(tmp_path, FSDP2)
     assert len(lengths) == 4
     assert min(lengths) < max(lengths) == 12
 
 
-def test_zero3(tmp_path):
+def test_zero3_matches_the_whole_model(tmp_path):
     pytest.importorskip("deepspeed")
     lengths = run(tmp_path, ZERO3)
     assert len(lengths) == 4

@@ -1,4 +1,4 @@
-"""Sampling: grouping, ends, padding, cache."""
+"""TransformersBackend: grouping, end-of-sequence tokens, padding and the KV cache."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ def backend(num_generations=1, eos=(1,), **sampling):
     return TransformersBackend(Accelerator(cpu=True), num_generations, eos, pad_token_id=0, sampling=sampling)
 
 
-def test_batched_prompts_continue_as_they_do_alone():
+def test_a_batch_gives_the_same_completions_as_single_prompts():
     model = make_model()
     prompts = [[40, 41, 42, 43, 44], [50], [60, 61, 62]]
     together = backend().generate(model, prompts)
@@ -33,14 +33,14 @@ def test_completions_are_grouped_by_prompt():
 
 def test_every_end_of_sequence_token_ends_a_completion():
     model = make_model()
-    (free,) = backend().generate(model, [[40, 41]])[0]
-    assert len(free) == 12
-    stop = free[5]
+    (unstopped,) = backend().generate(model, [[40, 41]])[0]
+    assert len(unstopped) == 12
+    stop = unstopped[5]
     (ended,) = backend(eos=(1, stop)).generate(model, [[40, 41]])[0]
-    assert ended == free[: free.index(stop) + 1]
+    assert ended == unstopped[: unstopped.index(stop) + 1]
 
 
-def test_a_completion_that_ends_beside_longer_ones_carries_no_padding():
+def test_a_completion_that_ends_before_the_others_has_no_padding():
     model = make_model()
     prompts = [[40, 41], [50], [60, 61, 62]]
     first_tokens = [backend().generate(model, [prompt])[0][0][0] for prompt in prompts]
@@ -50,9 +50,9 @@ def test_a_completion_that_ends_beside_longer_ones_carries_no_padding():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_of_the_model_is_restored_and_the_cache_is_used(training):
+def test_the_training_mode_is_restored_and_the_cache_is_used(training):
     model = make_model().train(training)
-    model.config.use_cache = False  # as the Trainer leaves it
+    model.config.use_cache = False  # the Trainer sets this
     widths = []
     model.model.embed_tokens.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
     backend().generate(model, [[40, 41, 42]])
@@ -60,7 +60,7 @@ def test_the_mode_of_the_model_is_restored_and_the_cache_is_used(training):
     assert widths == [3, *[1] * 11]
 
 
-def test_a_policy_that_fsdp_1_splits():
+def test_fsdp_1_is_refused():
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False)
     with pytest.raises(ValueError, match="Set fsdp_version: 2"):
         TransformersBackend(accelerator, 1, (1,), pad_token_id=0, sampling={})

@@ -1,4 +1,4 @@
-"""Sampling with vLLM: TRL's own `VLLMGeneration` around an engine, or a server's client, that only writes down."""
+"""VLLMBackend with TRL's `VLLMGeneration` around a fake engine or client that records requests."""
 
 import importlib.util
 import re
@@ -20,7 +20,7 @@ EOS = 1
 
 
 class FakeEngine(vllm_generation.VLLMGeneration):
-    """TRL's class without vLLM: every completion is its prompt's last token, its own index, an end, and one more."""
+    """VLLMGeneration without vLLM. A completion is the prompt's last token, 40 + its index, EOS and one more token."""
 
     def _init_vllm(self):
         self.requests, self.sampling, self.syncs = [], [], []
@@ -44,7 +44,7 @@ class FakeEngine(vllm_generation.VLLMGeneration):
 
     def _colocated(self, prompts, sampling_params, use_tqdm):
         ids = [prompt["prompt_token_ids"] for prompt in prompts]
-        self._write_down(ids, vars(sampling_params))
+        self._record(ids, vars(sampling_params))
         return [
             SimpleNamespace(
                 prompt_token_ids=prompt,
@@ -54,11 +54,11 @@ class FakeEngine(vllm_generation.VLLMGeneration):
         ]
 
     def _serve(self, prompts, features, n, generation_kwargs, **sampling):
-        self._write_down(prompts, {"n": n, **sampling, **generation_kwargs})
+        self._record(prompts, {"n": n, **sampling, **generation_kwargs})
         completions = [[prompt[-1], 40 + index, EOS, 50] for prompt in prompts for index in range(n)]
         return {"prompt_ids": prompts, "completion_ids": completions, "logprobs": None}
 
-    def _write_down(self, prompts, sampling):
+    def _record(self, prompts, sampling):
         self.requests.append(prompts)
         self.sampling.append(sampling)
 
@@ -84,7 +84,7 @@ MODES = pytest.mark.parametrize("mode", ["colocate", "server"])
 
 
 @MODES
-def test_completions_are_grouped_by_prompt_and_cut_after_their_end(mode):
+def test_completions_are_grouped_by_prompt_and_truncated_after_their_end(mode):
     sampled = backend(mode).generate(None, [[10, 11], [20]])
     assert sampled == [[[last, 40 + index, EOS] for index in range(K)] for last in (11, 20)]
 
@@ -97,18 +97,18 @@ def test_every_end_of_sequence_token_ends_a_completion(mode):
 
 
 @MODES
-def test_a_completion_without_an_end_is_whole(mode):
+def test_a_completion_without_an_end_is_not_truncated(mode):
     assert backend(mode, eos=(2,)).generate(None, [[20]])[0][0] == [20, 40, EOS, 50]
 
 
-def test_beside_the_training_each_prompt_is_sent_k_times():
+def test_a_colocated_engine_gets_each_prompt_k_times():
     engine = backend("colocate")
     engine.generate(None, [[10, 11], (20,)])
     assert engine._engine.requests == [[[10, 11]] * K + [[20]] * K]
     assert engine._engine.sampling[0]["n"] == 1
 
 
-def test_a_server_is_sent_each_prompt_once():
+def test_a_server_gets_each_prompt_once():
     engine = backend("server")
     engine.generate(None, [[10, 11], (20,)])
     assert engine._engine.requests == [[[10, 11], [20]]]
@@ -116,7 +116,7 @@ def test_a_server_is_sent_each_prompt_once():
 
 
 @MODES
-def test_sampling_arguments_arrive(mode):
+def test_sampling_arguments_reach_vllm(mode):
     engine = backend(
         mode, max_completion_length=9, temperature=0.7, top_p=0.9, top_k=5, min_p=None,
         generation_kwargs={"presence_penalty": 0.5},
@@ -126,7 +126,7 @@ def test_sampling_arguments_arrive(mode):
     assert expected.items() <= engine._engine.sampling[0].items()
 
 
-def test_a_model_that_vllm_could_not_load():
+def test_a_colocated_policy_needs_a_name():
     with pytest.raises(ValueError, match="this model has none"):
         vllm.VLLMBackend(make_model(), Accelerator(cpu=True), make_tokenizer(), K, (EOS,), {"mode": "colocate"})
     vllm.VLLMBackend(make_model(), Accelerator(cpu=True), make_tokenizer(), K, (EOS,), {"mode": "server"})
@@ -141,20 +141,20 @@ def test_weights_are_synchronised_once_per_optimiser_step(tmp_path, mode):
         tmp_path, model=named_model(), generation_backend="vllm", vllm_mode=mode, max_steps=3,
         gradient_accumulation_steps=2,
     )  # fmt: skip
-    engine, seen = trainer.generation._engine, []
+    engine, in_sync = trainer.generation._engine, []
 
     class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-            seen.append(same_weights(engine, model))
+            in_sync.append(same_weights(engine, model))
 
     trainer.add_callback(Watch())
     trainer.train()
     assert [len(batch) for batch in engine.requests] == [2 * (K if mode == "colocate" else 1)] * 6
     assert engine.syncs == [0, 2, 4]
-    assert seen == [True] * 3
+    assert in_sync == [True] * 3
 
 
-def test_an_evaluation_samples_from_the_weights_of_its_time(tmp_path):
+def test_an_evaluation_samples_from_the_current_weights(tmp_path):
     trainer = make_trainer(
         tmp_path, model=named_model(), generation_backend="vllm", eval_dataset=prompts(2), eval_strategy="steps",
         save_strategy="steps", save_steps=1, eval_steps=1, max_steps=2, load_best_model_at_end=True,
@@ -163,9 +163,9 @@ def test_an_evaluation_samples_from_the_weights_of_its_time(tmp_path):
     engine = trainer.generation._engine
     trainer.evaluate()
     trainer.train()
-    # Before training, when it starts, after each step.
+    # Synchronised before training, at its start, and after each step.
     assert engine.syncs == [0, 1, 2, 4]
-    assert not same_weights(engine, trainer.model)  # the best were those of the first step
+    assert not same_weights(engine, trainer.model)  # training ends with the weights of step 1 loaded
     trainer.evaluate()
     assert same_weights(engine, trainer.model)
 
@@ -174,7 +174,7 @@ def same_weights(engine, model):
     return all(torch.equal(engine.weights[name], value) for name, value in model.named_parameters())
 
 
-def test_an_adapter_is_merged_into_what_vllm_gets(tmp_path):
+def test_vllm_gets_weights_with_the_adapter_merged(tmp_path):
     peft = pytest.importorskip("peft")
     trainer = make_trainer(
         tmp_path, model=named_model(), generation_backend="vllm", max_steps=1,
@@ -190,7 +190,7 @@ def test_an_adapter_is_merged_into_what_vllm_gets(tmp_path):
     assert not torch.equal(merged[name], make_model().state_dict()[name])
 
 
-def test_the_arguments_reach_the_engine(tmp_path):
+def test_config_fields_reach_vllm(tmp_path):
     trainer = make_trainer(
         tmp_path, model=named_model(), generation_backend="vllm", vllm_gpu_memory_utilization=0.4,
         max_prompt_length=20, max_completion_length=10, temperature=0.8, generation_kwargs={"seed": 7},
@@ -210,16 +210,16 @@ def test_the_arguments_reach_the_engine(tmp_path):
     assert (engine.mode, engine.server_base_url, engine.max_model_length) == ("server", address, None)
 
 
-def test_without_vllm(tmp_path, monkeypatch):
+def test_a_missing_vllm_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(cyclealign_trainer, "is_vllm_available", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'cyclealign-trl\[vllm\]'"):
         make_trainer(tmp_path, generation_backend="vllm")
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"generation_backend": "tgi"}, "generation_backend must be one of 'transformers', 'vllm'; got 'tgi'"),
+        ({"generation_backend": "tgi"}, "generation_backend must be one of 'transformers', 'vllm', got 'tgi'"),
         ({"generation_backend": "vllm", "vllm_mode": "remote"}, "vllm_mode must be one of 'colocate', 'server'"),
         ({"vllm_mode": "server"}, "vllm_mode='server' has no effect with generation_backend='transformers'"),
         ({"vllm_gpu_memory_utilization": 0.5}, "Set generation_backend='vllm', or leave vllm_gpu_memory_utilization"),
@@ -235,18 +235,18 @@ def test_without_vllm(tmp_path, monkeypatch):
         ({"generation_backend": "vllm", "vllm_tensor_parallel_size": 0}, "must be at least 1, got 0"),
     ],
 )
-def test_settings_that_contradict_each_other(tmp_path, settings, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_contradictory_settings_raise(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         CycleAlignConfig(str(tmp_path), use_cpu=True, **settings)
 
 
 @pytest.mark.skipif(
     not torch.cuda.is_available() or importlib.util.find_spec("vllm") is None, reason="needs a GPU and vLLM"
 )
-def test_a_run_with_vllm_itself(tmp_path, monkeypatch):
-    monkeypatch.undo()  # the fake
+def test_cyclealign_trains_with_vllm(tmp_path, monkeypatch):
+    monkeypatch.undo()  # removes the fake engine
     policy = tmp_path / "policy"
-    make_model(hidden_size=256, intermediate_size=256).to(torch.bfloat16).save_pretrained(policy)  # heads of 64
+    make_model(hidden_size=256, intermediate_size=256).to(torch.bfloat16).save_pretrained(policy)  # head size 64
     make_tokenizer().save_pretrained(policy)
     trainer = make_trainer(
         tmp_path, model=str(policy), generation_backend="vllm", use_cpu=False, max_steps=3,
