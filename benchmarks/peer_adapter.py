@@ -1,7 +1,7 @@
 """Entry points for side-by-side benchmarks against other projects.
 
-A harness that compares several projects imports this file and calls `loss_step`, `trainer` and `rank_many`. The file is
-not a benchmark of its own.
+A harness that compares several projects imports this file and calls `loss_step`, `trainer` and `rank_many`. The file
+itself is not a benchmark.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def loss_step() -> Callable[[Any, Any], torch.Tensor]:
         )
         ranks = torch.arange(group.n)[None]  # (1, K)
         loss = pro_loss((sums / lengths)[None], ranks, group.rewards[None].to(sums)).mean()
-        return loss - SFT_WEIGHT * (group.n - 1) ** 2 * sums[0]
+        objective: torch.Tensor = loss - SFT_WEIGHT * (group.n - 1) ** 2 * sums[0]
+        return objective
 
     return step
 

@@ -1,4 +1,4 @@
-"""What two rankings agree on: their longest common subsequence."""
+"""The agreement of two rankings: their longest common subsequence."""
 
 from __future__ import annotations
 

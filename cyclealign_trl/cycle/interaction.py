@@ -87,7 +87,7 @@ class InteractionResult:
 
     @property
     def fully_agreed(self) -> bool:
-        """Whether policy and ranker order all distinct completions alike."""
+        """True if policy and ranker order all distinct completions alike."""
         return self.agreement is not None and self.agreement == self.black_box_order
 
 

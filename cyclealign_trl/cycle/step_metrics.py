@@ -37,7 +37,7 @@ class InteractionRecord:
 
     @property
     def asked(self) -> bool:
-        """Whether the ranker was asked."""
+        """True if the ranker was asked."""
         return self.result.failure not in (*SKIPPED, BUDGET_EXHAUSTED)
 
 
