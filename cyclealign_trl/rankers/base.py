@@ -148,4 +148,4 @@ def check_positive(**settings: int | None) -> None:
     """Raise `ValueError` if a setting is less than 1. `None` is accepted."""
     for name, value in settings.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")

@@ -1,4 +1,4 @@
-"""A ranker behind any OpenAI-compatible chat endpoint."""
+"""Ranker over a language model behind an OpenAI-compatible chat endpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..chat.dialect import ReplySchema
 from ..chat.messages import estimate_tokens, message_bytes
 from ..chat.settings import ChatSettings
 from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
-from .base import CANCELLED, Outcome
+from .base import CANCELLED, Outcome, check_positive, in_request_order
 from .context import FittedRequest, fit_request
 from .parsing import parse_ranking
 from .passes import shown_order, stream_in_passes
@@ -31,18 +31,19 @@ _REFUSAL_NOTE = (
 
 
 class LLMRanker:
-    """Ranks completions by asking a language model behind an OpenAI-compatible endpoint.
+    """Rank completions with a language model behind an OpenAI-compatible endpoint.
 
-    Calls of `rank` from any number of threads share one client, one event loop in one daemon thread, and one bound on
-    the calls in flight. The completions are shown in a shuffled order that depends on `seed` and the request alone.
-    A parameter that the endpoint refuses (`temperature`, `seed`, `max_tokens`, `response_format`) is dropped once,
-    remembered and logged.
+    `rank` is thread-safe. All threads share one client, one event loop in a daemon thread, and one limit on the calls
+    in flight. The completions are shuffled before they are shown, in an order that depends on `seed` and the request
+    alone. If the endpoint rejects a parameter (`temperature`, `seed`, `max_tokens`, `response_format`), the ranker
+    drops or replaces it, logs this once, and does not send the parameter again.
 
-    With `num_passes`, each request is asked so many times, at once, in shown orders of which every second one is the
-    reverse of the one before; the rankings are merged by Borda's count, and how far they agree is the result's
-    `consistency`. With a `context_window`, a request that is too long loses its oldest dynamic demonstrations, then
-    its static ones, then the ends of its completions, as many as it must; the result's `trimmed` says so. What does
-    not even fit then is a `RankingFailure("too_long")`, without a call.
+    With `num_passes`, each request is ranked several times concurrently. Every second pass shows the completions in
+    reverse order. The rankings are merged by Borda count, and `RankingResult.consistency` is their agreement.
+
+    With a `context_window`, requests that are too long are shortened: first the oldest dynamic demonstrations are
+    dropped, then the static ones, and then the completions are truncated. `RankingResult.trimmed` counts both. A
+    request that still does not fit becomes `RankingFailure("too_long")` without a call.
 
     Model, endpoint, limits and sampling are the arguments of
     [`ChatSettings`][cyclealign_trl.chat.settings.ChatSettings], which describes them. `seed` also determines the shown
@@ -86,17 +87,16 @@ class LLMRanker:
         context_window: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        if num_passes < 1:
-            raise ValueError(f"`num_passes` must be at least 1; got {num_passes}.")
+        check_positive(num_passes=num_passes)
         if num_passes > 1 and not shuffle:
             raise ValueError(
-                f"`num_passes={num_passes}` with `shuffle=False` would show the same order {num_passes} times: leave "
-                "one of them out."
+                f"`num_passes={num_passes}` with `shuffle=False` would show the same order {num_passes} times. Set "
+                "`shuffle=True` or `num_passes=1`."
             )
         if context_window is not None and context_window <= max_tokens:
             raise ValueError(
-                f"`context_window` ({context_window} tokens) holds request and reply, so it must be larger than "
-                f"`max_tokens` ({max_tokens})."
+                f"`context_window` must be larger than `max_tokens`, because it includes the reply, got "
+                f"{context_window} and {max_tokens}."
             )
         settings = ChatSettings(
             model,
@@ -130,22 +130,25 @@ class LLMRanker:
 
     @property
     def name(self) -> str:
-        """The model's name, without the endpoint."""
+        """Name of the model, without the endpoint."""
         return self._settings.model
 
     @property
     def num_passes(self) -> int:
-        """How many passes make a ranking."""
+        """Number of passes that are merged into a ranking."""
         return self._num_passes
 
     @property
     def budget(self) -> Budget:
-        """What it may spend, and has spent."""
+        """Spending limits and the amounts spent so far."""
         return self._client.budget
 
     @property
     def fingerprint(self) -> str:
-        """JSON text that changes whenever the answers might. It holds no key, and of `extra_body` only a hash."""
+        """JSON object with everything that determines the rankings.
+
+        It does not contain the API key, and contains only a hash of `extra_body`.
+        """
         identity = self._client.identity
         return json.dumps(
             {
@@ -165,54 +168,42 @@ class LLMRanker:
         )
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
-        """Ranks each request; see `Ranker.rank`.
+        """Rank the completions of each request. See `Ranker.rank`.
 
         Raises:
-            RankerError: If the endpoint refuses the key, the model or every form of the request.
+            RankerError: If the endpoint rejects the API key, the model, or every form of the request.
             ValueError: If a request has fewer than two completions.
         """
-        answers = dict(self.stream(requests))
-        return [answers[position] for position in range(len(requests))]
+        return in_request_order(self.stream(requests))
 
     def stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
-        """Yields (position of the request, its answer) as the replies arrive; raises as `rank` does.
+        """Yield (index of the request, outcome) in order of arrival.
 
-        Leaving the iterator early cancels the calls that are still open.
+        Closing the iterator early cancels the open calls.
+
+        Raises:
+            RankerError: If the endpoint rejects the API key, the model, or every form of the request.
+            ValueError: If a request has fewer than two completions.
         """
         for request in requests:
             if len(request.completions) < 2:
-                raise ValueError(f"A ranking takes at least 2 completions; got {len(request.completions)}.")
-        yield from stream_in_passes(self._stream, requests, self._num_passes)
-
-    def _stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
-        """As `stream`, of single passes."""
-        fits = [self._fit(request) for request in requests]
-        waiting = {position: fitted for position, fitted in enumerate(fits) if fitted is not None}
-        for position, fitted in enumerate(fits):
-            if fitted is None:
-                yield position, RankingFailure("too_long", f"More than context_window={self._context_window} tokens.")
-        positions = list(waiting)
-        for index, answer in self._client.stream(self._task(requests[at], waiting[at]) for at in positions):
-            position = positions[index]
-            del waiting[position]
-            if isinstance(answer, ChatFailure):
-                yield position, RankingFailure(answer.reason, answer.detail, answer.usage)
-            else:
-                yield position, replace(answer.value, usage=answer.usage)
-        for position in waiting:
-            yield position, RankingFailure(CANCELLED, "It was cancelled before its answer had arrived.")
+                raise ValueError(
+                    f"A ranking request must have at least 2 completions, got {len(request.completions)}."
+                )
+        yield from stream_in_passes(self._stream_single_passes, requests, self._num_passes)
 
     def estimate(self, request: RankingRequest) -> Usage:
-        """What one ranking of the request is likely to take, by the length of its texts. Nothing is sent.
+        """Estimate the usage of one ranking from the lengths of its texts, without a call.
 
-        Tokens are counted as 4 bytes of text each, retries as none. An improved completion is taken to be longer than
-        the longest of K shown by a K-th, which is where the upper end of what K samples are drawn from is expected.
+        One token is counted per 4 bytes of text, and no retries. The improved completion is assumed to be longer than
+        the longest of the K completions by a factor of (K + 1) / K, which gives an unbiased estimate of the maximum of
+        a uniform distribution.
         """
-        fitted = self._fit(request)
+        fitted = self._fit_request(request)
         if fitted is None:
             return self._client.budget.priced(Usage(attempts=0))
         order = range(len(request.completions))
-        messages = self._messages(request, order, fitted.demonstrations, fitted.max_characters)
+        messages = self._build_messages(request, order, fitted.demonstrations, fitted.max_characters)
         reply = json.dumps({"ranking": labels(len(order)), **({"improved_response": ""} if self._improve else {})})
         longest = max(len(completion.encode(errors="replace")) for completion in request.completions)
         improved_bytes = longest * (len(order) + 1) // len(order) if self._improve else 0
@@ -226,33 +217,53 @@ class LLMRanker:
         return self._client.budget.priced(usage)
 
     def cancel(self) -> None:
-        """Cancels the calls in flight, on behalf of all threads: what they were for becomes a `RankingFailure`."""
+        """Cancel the calls in flight of all threads. Their requests become `RankingFailure("cancelled")`."""
         self._client.cancel()
 
     def check_connection(self) -> None:
-        """Asks for the list of models, which costs nothing; any answer shows that somebody listens.
+        """Check that a server answers at the endpoint, with a free request for its list of models.
 
         Raises:
-            RankerError: If nothing answers at the endpoint.
+            RankerError: If no server answers.
         """
         self._client.check_connection()
 
     def close(self) -> None:
-        """Cancels the calls in flight and frees the connections. Happens by itself when the ranker is dropped."""
+        """Cancel the calls in flight and close the connections. Garbage collection of the ranker does the same."""
         self._client.close()
 
-    def _fit(self, request: RankingRequest) -> FittedRequest | None:
-        """How much of the request is shown; `None` if it cannot be short enough."""
+    def _stream_single_passes(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+        pending: dict[int, FittedRequest] = {}
+        for index, request in enumerate(requests):
+            fitted = self._fit_request(request)
+            if fitted is None:
+                detail = f"the request exceeds context_window={self._context_window} tokens"
+                yield index, RankingFailure("too_long", detail)
+            else:
+                pending[index] = fitted
+        indices = list(pending)
+        for task_index, answer in self._client.stream(self._task(requests[i], pending[i]) for i in indices):
+            index = indices[task_index]
+            del pending[index]
+            if isinstance(answer, ChatFailure):
+                yield index, RankingFailure(answer.reason, answer.detail, answer.usage)
+            else:
+                yield index, replace(answer.value, usage=answer.usage)
+        for index in pending:
+            yield index, RankingFailure(CANCELLED, "the call was cancelled before its reply arrived")
+
+    def _fit_request(self, request: RankingRequest) -> FittedRequest | None:
+        """Return the part of the request that fits into the context window, or `None` if it cannot fit."""
         if self._context_window is None:
             return FittedRequest(request.demonstrations)
-        build = partial(self._messages, request, range(len(request.completions)))
+        build = partial(self._build_messages, request, range(len(request.completions)))
         fitted = fit_request(request, build, self._context_window, self._settings.max_tokens)
         if fitted is not None and fitted.trimmed is not None:
             self._once.warning(
                 "trimmed",
-                "Requests to %s exceed context_window=%d: demonstrations or ends of completions are left out (counted "
-                "in ranker/dropped_demonstrations, ranker/cut_completions). Lower max_demonstrations or "
-                "max_completion_length, or take a model with more room.",
+                "Requests to %s exceed context_window=%d, so demonstrations are dropped or completions truncated "
+                "(counted in ranker/dropped_demonstrations and ranker/cut_completions). Lower max_demonstrations or "
+                "max_completion_length, or use a model with a larger context window.",
                 self.name,
                 self._context_window,
             )
@@ -262,18 +273,19 @@ class LLMRanker:
         order = self._shown_order(request)
         names = labels(len(order))
         return ChatTask(
-            messages=partial(self._messages, request, order, fitted.demonstrations, fitted.max_characters),
+            messages=partial(self._build_messages, request, order, fitted.demonstrations, fitted.max_characters),
             schema=ReplySchema("ranking", reply_schema(names, improve=self._improve)),
-            read=partial(self._read, order, names, fitted),
+            read=partial(self._read_reply, order, names, fitted),
             refusal_note=_REFUSAL_NOTE,
-            seed_offset=request.pass_index or 0,  # few completions have fewer orders than there may be passes
+            # Two passes can show the same order, because a few completions have only a few orders.
+            seed_offset=request.pass_index or 0,
         )
 
     def _shown_order(self, request: RankingRequest) -> list[int]:
-        """The request's indices in the order in which they are shown."""
+        """Return the indices of the completions in the order in which they are shown."""
         return shown_order(request, self._settings.seed) if self._shuffle else list(range(len(request.completions)))
 
-    def _messages(
+    def _build_messages(
         self,
         request: RankingRequest,
         order: Sequence[int],
@@ -291,8 +303,10 @@ class LLMRanker:
             note=note,
         )
 
-    def _read(self, order: Sequence[int], names: Sequence[str], fitted: FittedRequest, reply: str) -> RankingResult:
-        """The ranking in a reply, as indices of the request."""
+    def _read_reply(
+        self, order: Sequence[int], names: Sequence[str], fitted: FittedRequest, reply: str
+    ) -> RankingResult:
+        """Parse a reply, and map its ranking from the order shown to the order of the request."""
         parsed = parse_ranking(reply, names)
         return RankingResult(
             tuple(order[index] for index in parsed.order),

@@ -58,5 +58,5 @@ def test_sorts_outcomes_by_request():
 
 def test_checks_that_settings_are_positive():
     check_positive(batch_size=1, max_length=None)
-    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0\."):
+    with pytest.raises(ValueError, match=r"`batch_size` must be at least 1, got 0\."):
         check_positive(max_length=1, batch_size=0)

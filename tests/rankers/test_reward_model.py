@@ -354,9 +354,9 @@ def test_invalid_arguments_raise(tmp_path):
     model, tokenizer = make_reward_model(), make_tokenizer()
     with pytest.raises(ValueError, match="num_labels=2"):
         RewardModelRanker(make_reward_model(num_labels=2), tokenizer)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         RewardModelRanker(model, tokenizer, batch_size=0)
-    with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`max_length` must be at least 1, got 0"):
         RewardModelRanker(model, tokenizer, max_length=0)
     with pytest.raises(ValueError, match="257 tokens, but LlamaForSequenceClassification has 256 positions"):
         RewardModelRanker(model, tokenizer, max_length=257)

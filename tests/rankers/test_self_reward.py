@@ -97,5 +97,5 @@ def test_loads_a_model_by_name_and_prompts_by_name_or_mapping(tmp_path):
 
 @pytest.mark.parametrize("name", ["batch_size", "max_prompt_length", "max_completion_length"])
 def test_invalid_arguments_raise(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
         make_ranker(**{name: 0})
