@@ -1,9 +1,8 @@
-"""`python -m cyclealign_trl`: the `cyclealign` command, which shows the demo unless told otherwise."""
+"""Run `python -m cyclealign_trl` as the `cyclealign` command. Without arguments, it runs the demo."""
 
 import sys
 
 from .cli import main
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    main(arguments or ["demo"])
+    main(sys.argv[1:] or ["demo"])

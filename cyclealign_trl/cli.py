@@ -1,4 +1,4 @@
-"""`cyclealign <command>`: finds the command's script and runs it."""
+"""Dispatch `cyclealign <command>` to the module of the command."""
 
 from __future__ import annotations
 
@@ -9,28 +9,36 @@ from collections.abc import Sequence
 
 from . import __version__
 
-# Each command is a module of `cyclealign_trl.scripts` with `make_parser()` and `main(argv)`, imported when it is run.
+# Each command is a module of `cyclealign_trl.scripts` with `make_parser()` and `main(argv)`. It is imported on use.
 COMMANDS = {
     "demo": "Align a tiny policy with a rule-based judge, offline, in under three minutes on two CPU cores.",
-    "train": "Align a policy with a black-box ranker (CycleAlign).",
+    "train": "Align a policy with the feedback of a black-box ranker (CycleAlign).",
     "train-ranked": "Train a policy on ranked completions or preference pairs (PRO, RRHF).",
-    "estimate": "Say what `train` with the same arguments will ask of its ranker: calls, tokens, cost.",
-    "dlma": "Align a policy with its own opinion of contrastive pairs (DLMA).",
-    "aligner": "Train a model to correct the answers of others (Aligner).",
-    "serve": "Serve an upstream and its aligner as one model, behind an OpenAI-compatible endpoint.",
-    "judge": "Measure a ranker on data with reference orders, before you pay for a run.",
-    "export": "Turn a run's feedback into data for DPO, PRO, RRHF or SFT.",
+    "estimate": "Estimate the ranker calls, tokens and cost of a `train` run.",
+    "dlma": "Align a policy with its own scores of contrastive pairs (DLMA).",
+    "aligner": "Train a model to correct the answers of other models (Aligner).",
+    "serve": "Serve an upstream model and its aligner as one model, behind an OpenAI-compatible endpoint.",
+    "judge": "Measure a ranker on data with reference orders, before paying for a run.",
+    "export": "Export the feedback of a run as data for DPO, PRO, RRHF or SFT.",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the `cyclealign` command."""
-    parser = argparse.ArgumentParser(prog="cyclealign", description="CycleAlign for the Hugging Face ecosystem.")
+    """Run a command.
+
+    Args:
+        argv: Name of the command and its arguments. Defaults to the arguments of the process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="cyclealign",
+        description="Align a language model with the feedback of a black-box ranker.",
+        epilog="Run `cyclealign COMMAND --help` for the arguments of a command.",
+    )
     parser.add_argument("--version", action="version", version=f"cyclealign-trl {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
     for name, description in COMMANDS.items():
         commands.add_parser(name, help=description, add_help=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # What follows the command is the command's own to parse, its --help included.
+    # Each command parses its own arguments, including --help.
     command = parser.parse_args(arguments[:1]).command
     importlib.import_module(f".scripts.{command.replace('-', '_')}", __package__).main(arguments[1:])

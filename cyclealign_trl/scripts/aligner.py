@@ -1,4 +1,4 @@
-"""`cyclealign aligner`: a model learns to correct the answers of others, on a data set of corrections."""
+"""`cyclealign aligner`: train a model to correct the answers of other models."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..aligner.aligner_config import AlignerConfig
 from ..aligner.aligner_trainer import AlignerTrainer
 from ..aligner.corrections import to_corrections
 from .arguments import CommandParser
-from .inputs import add_model_arguments, load_splits
-from .launch import start, work
+from .inputs import add_model_init_kwargs, load_splits
+from .launch import run_training, train_in_process
 
 
 def make_parser() -> CommandParser:
-    """The command's arguments."""
+    """Create the parser of the command."""
     return CommandParser(
         (ScriptArguments, AlignerConfig, ModelConfig, DatasetMixtureConfig),
         prog="cyclealign aligner",
-        description="Trains a model to correct the answers of others (Aligner, arXiv 2402.02416).",
+        description="Train a model to correct the answers of other models (Aligner, arXiv 2402.02416).",
     )
 
 
@@ -30,9 +30,9 @@ def make_trainer(
     model_args: ModelConfig,
     mixture_args: DatasetMixtureConfig,
 ) -> AlignerTrainer:
-    """The trainer that the arguments describe."""
+    """Create the trainer from the parsed arguments."""
     train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
-    add_model_arguments(training_args, model_args)
+    add_model_init_kwargs(training_args, model_args)
     return AlignerTrainer(
         model_args.model_name_or_path,
         training_args,
@@ -43,9 +43,9 @@ def make_trainer(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains as the arguments say."""
-    start(__name__, make_parser(), make_trainer, argv)
+    """Run the command."""
+    run_training(__name__, make_parser(), make_trainer, argv)
 
 
-if __name__ == "__main__":  # what `accelerate launch` runs
-    work(make_parser(), make_trainer, sys.argv[1:])
+if __name__ == "__main__":  # in each process that `accelerate launch` starts
+    train_in_process(make_parser(), make_trainer, sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What the commands are told, on the command line or in YAML."""
+"""Parse the arguments of the commands, from the command line and from YAML files."""
 
 from __future__ import annotations
 
@@ -17,66 +17,71 @@ from trl import TrlParser
 
 @dataclass
 class RankerArguments:
-    """Who ranks: an LLM behind an OpenAI-compatible endpoint, or whatever a function of yours returns."""
+    """Choice of the ranker: an LLM behind an OpenAI-compatible endpoint, or the result of a Python function."""
 
     ranker_model: str | None = field(
         default=None,
-        metadata={"help": "Name of the ranking LLM at its endpoint. The key is read from OPENAI_API_KEY."},
+        metadata={
+            "help": "Name of the ranking LLM at its endpoint. The API key is read from the environment variable "
+            "OPENAI_API_KEY."
+        },
     )
     ranker_base_url: str | None = field(
-        default=None, metadata={"help": "The endpoint. If not set: OPENAI_BASE_URL, else OpenAI's."}
+        default=None,
+        metadata={"help": "Base URL of the endpoint. Defaults to OPENAI_BASE_URL if set, and to OpenAI's otherwise."},
     )
     ranker_factory: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of a ranking LLM: dotted path of a class or function that returns a ranker, such as "
-            "cyclealign_trl.RewardModelRanker or my_module.make_ranker (looked for in the current directory, too)."
+            "help": "Dotted path of a class or function that returns a ranker, to use instead of an LLM: "
+            "cyclealign_trl.RewardModelRanker, or my_module.make_ranker in the current directory."
         },
     )
     ranker_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of LLMRanker, or the arguments of the factory, as JSON."}
+        default=None,
+        metadata={"help": "Keyword arguments for LLMRanker or for the factory, as JSON."},
     )
 
 
 @dataclass
 class CorrectorArguments:
-    """Who writes the SFT target where the ranker offers no improved completion, with sft_target corrector."""
+    """Choice of the aligner that writes the SFT target if the ranker offers none, for `sft_target="corrector"`."""
 
     corrector: str | None = field(
-        default=None, metadata={"help": "Name or path of an aligner, such as `cyclealign aligner` trains."}
+        default=None, metadata={"help": "Name or path of an aligner, such as one trained by `cyclealign aligner`."}
     )
     corrector_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of Aligner.from_pretrained, as JSON."}
+        default=None, metadata={"help": "Keyword arguments for Aligner.from_pretrained, as JSON."}
     )
 
 
 class CommandParser(TrlParser):
-    """`TrlParser` with a help that can be read, errors of one line, and an eye for accelerate's arguments.
+    """`TrlParser` with a readable help, one-line errors and support for the arguments of `accelerate launch`.
 
     Args:
-        dataclass_types: What the arguments are parsed into.
-        prog: The command.
-        description: What it does.
+        dataclass_types: Dataclasses to parse the arguments into.
+        prog: Name of the command.
+        description: Description of the command for its help.
     """
 
     def __init__(self, dataclass_types: Iterable[type[Any]], prog: str, description: str) -> None:
         self._sections = tuple(dataclass_types)
         super().__init__(
-            self._sections, prog=prog, description=description, formatter_class=_OneNameEach, allow_abbrev=False
+            self._sections, prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
         )
 
     def error(self, message: str) -> NoReturn:
-        """Says what is wrong, without the usage of two hundred arguments."""
+        """Print the error without the usage, which has about two hundred arguments, and exit with status 2."""
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         sys.exit(2)
 
     def split(self, argv: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The arguments of the command itself, and those of `accelerate launch`, its configuration file included.
+        """Split the arguments into those of the command and those of `accelerate launch`.
 
-        Builds no dataclass: `TrainingArguments` would take hold of a device. Exits with 2 where an argument belongs
-        to neither.
+        The arguments of `accelerate launch` are read from the YAML file, too. No dataclass is built, because
+        `TrainingArguments` would initialize a device. Exits with status 2 if an argument belongs to neither.
         """
-        argv = _separate_config(argv)
+        argv = _separate_config_value(argv)
         if argv[-1:] == ["--config"]:
             self.error("--config needs the path of a YAML file.")
         self.dataclass_types = []
@@ -91,46 +96,59 @@ class CommandParser(TrlParser):
                 close = difflib.get_close_matches(name, [*self._option_string_actions, *known], n=1)
                 self.error(f"unknown argument {name}." + (f" Did you mean {close[0]}?" if close else ""))
         if from_command_line and not from_command_line[0].startswith("-"):
-            self.error(f"unexpected {from_command_line[0]!r}: every value follows its --argument.")
-        flags = (_flag(name, value, known) for name, value in zip(from_file[::2], from_file[1::2], strict=True))
-        own = _without(argv, from_command_line)
-        return own, [token for flag in flags for token in flag] + from_command_line
+            self.error(f"unexpected {from_command_line[0]!r}: put an --argument in front of each value.")
+        accelerate_argv = [
+            token
+            for name, value in zip(from_file[::2], from_file[1::2], strict=True)
+            for token in _to_command_line(name, value, known)
+        ]
+        return _remove_subsequence(argv, from_command_line), accelerate_argv + from_command_line
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
-        """The dataclasses, from YAML and the command's own arguments; the command line wins."""
-        parsed: tuple[Any, ...] = self.parse_args_and_config(_separate_config(argv), fail_with_unknown_args=False)
+        """Parse the command's own arguments into the dataclasses. The command line takes precedence over YAML."""
+        parsed: tuple[Any, ...] = self.parse_args_and_config(
+            _separate_config_value(argv), fail_with_unknown_args=False
+        )
         return parsed
 
     def format_help(self) -> str:
-        """One section for each dataclass; of what `TrainingArguments` has, the names."""
+        """Return the help, with a section for each dataclass.
+
+        Arguments that `TrainingArguments` defines and no subclass changes are listed by name only. Deprecated
+        arguments and those marked with `argparse.SUPPRESS` are left out.
+        """
         inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
         trains = any(issubclass(dataclass_type, TrainingArguments) for dataclass_type in self._sections)
+        launch_usage = " [arguments of accelerate launch]" if trains else ""
+        launch_note = " and those of `accelerate launch`" if trains else ""
         formatter = self._get_formatter()
-        launch, included = (" [arguments of accelerate launch]", ", accelerate's included") if trains else ("", "")
-        formatter.add_text(f"usage: {self.prog} [--config FILE] [--argument VALUE ...]{launch}")
+        formatter.add_text(f"usage: {self.prog} [--config FILE] [--argument VALUE ...]{launch_usage}")
         formatter.add_text(self.description)
-        formatter.add_text(f"--config names a YAML file of the arguments below{included}. The command line wins.")
-        actions = {action.dest: action for action in reversed(self._actions)}  # not the `--no_` twin of a switch
-        shown = {"help"}
+        formatter.add_text(
+            f"--config takes a YAML file with the arguments below{launch_note}. The command line takes precedence."
+        )
+        # Reversed, so that a switch is not replaced by its `--no_` twin.
+        actions = {action.dest: action for action in reversed(self._actions)}
+        listed = {"help"}
         for dataclass_type in self._sections:
             names = [field.name for field in dataclasses.fields(dataclass_type) if field.init]
             if issubclass(dataclass_type, TrainingArguments):
-                # What it redefines has another default here.
-                changed = {name for base in _below(dataclass_type, TrainingArguments) for name in base.__annotations__}
+                changed = _fields_declared_below(dataclass_type, TrainingArguments)
                 names = [name for name in names if name in changed or name not in inherited or name == "output_dir"]
-            shown.update(names)
+            listed.update(names)
             formatter.start_section(f"{dataclass_type.__name__} ({dataclass_type.__module__.partition('.')[0]})")
-            formatter.add_arguments([actions[name] for name in names])
+            formatter.add_arguments([actions[name] for name in names if not _is_hidden(actions[name])])
             formatter.end_section()
         if trains:
-            formatter.start_section("Every other argument of transformers.TrainingArguments")
-            formatter.add_text(", ".join(sorted(actions.keys() - shown)))
+            others = [name for name, action in actions.items() if name not in listed and not _is_hidden(action)]
+            formatter.start_section("Other arguments of transformers.TrainingArguments")
+            formatter.add_text(", ".join(sorted(others)))
             formatter.end_section()
         return str(formatter.format_help())
 
 
-class _OneNameEach(argparse.ArgumentDefaultsHelpFormatter):
-    """`--num_generations INT` instead of each spelling with a metavariable of its own."""
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Format each argument as `--num_generations INT`, without its other spellings."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=36)
@@ -144,34 +162,38 @@ class _OneNameEach(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def _separate_config(argv: Sequence[str]) -> list[str]:
-    """`--config=FILE` in two parts, as `TrlParser` looks for it."""
+def _is_hidden(action: argparse.Action) -> bool:
+    return action.help == argparse.SUPPRESS or (action.help or "").startswith("Deprecated")
+
+
+def _fields_declared_below(dataclass_type: type[Any], base: type[Any]) -> set[str]:
+    """Return the fields that a dataclass, or a class between it and `base`, adds or changes."""
+    classes = (parent for parent in dataclass_type.__mro__ if issubclass(parent, base) and parent is not base)
+    return {name for parent in classes for name in parent.__annotations__}
+
+
+def _separate_config_value(argv: Sequence[str]) -> list[str]:
+    """Split `--config=FILE` into two tokens, because `TrlParser` looks for the token `--config`."""
     separated: list[str] = []
     for token in argv:
         separated.extend(token.split("=", 1) if token.startswith("--config=") else [token])
     return separated
 
 
-def _without(argv: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """The arguments less a subsequence of them."""
-    rest = iter(taken)
-    next_taken = next(rest, None)
+def _remove_subsequence(tokens: Sequence[str], removed: Sequence[str]) -> list[str]:
+    rest = iter(removed)
+    next_removed = next(rest, None)
     kept = []
-    for token in argv:
-        if token == next_taken:
-            next_taken = next(rest, None)
+    for token in tokens:
+        if token == next_removed:
+            next_removed = next(rest, None)
         else:
             kept.append(token)
     return kept
 
 
-def _flag(name: str, value: str, known: Mapping[str, argparse.Action]) -> tuple[str, ...]:
-    """An argument of accelerate from YAML, where a switch has a value."""
+def _to_command_line(name: str, value: str, known: Mapping[str, argparse.Action]) -> tuple[str, ...]:
+    """Convert an argument of `accelerate launch` from YAML, in which a switch has a value, to tokens."""
     if known[name].nargs != 0:
         return name, value
     return (name,) if value == "True" else ()
-
-
-def _below(dataclass_type: type[Any], base: type[Any]) -> list[type[Any]]:
-    """The classes between a dataclass and one that it derives from."""
-    return [parent for parent in dataclass_type.__mro__ if issubclass(parent, base) and parent is not base]

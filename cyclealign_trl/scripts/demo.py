@@ -1,8 +1,8 @@
-"""`cyclealign demo`: the whole cycle on an embedded default, offline on two CPU cores.
+"""`cyclealign demo`: run CycleAlign on a generated corpus, offline, on two CPU cores.
 
-A tiny policy is pretrained on a generated corpus whose replies are helpful, curt, off-topic or rude in equal shares. A
-rule-based judge stands behind a true chat-completions endpoint on loopback. The policy is aligned with it through the
-same `LLMRanker` and `CycleAlignTrainer` as any other.
+The demo pretrains a tiny policy on replies that are helpful, curt, off-topic or rude in equal shares. A rule-based
+judge runs behind a chat-completions endpoint on the loopback interface. `LLMRanker` and `CycleAlignTrainer` are used
+as with any other policy and judge.
 """
 
 from __future__ import annotations
@@ -21,31 +21,54 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..demo.held_out import HeldOut
 
-NUM_SAMPLES = 16  # replies per held-out question that the score is a mean over
+NUM_SAMPLES = 16  # replies per held-out question
 BATCH_SIZE = 16
 
-SWAP_IN = 'CycleAlignTrainer("Qwen/Qwen3-0.6B", LLMRanker("gpt-5-mini"), args, train_dataset=your_prompts).train()'
+REAL_RUN = 'CycleAlignTrainer("Qwen/Qwen3-0.6B", LLMRanker("gpt-5-mini"), args, train_dataset=your_prompts).train()'
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Create the parser of the command."""
     from ..offline.losses import LOSSES
 
-    parser = argparse.ArgumentParser(prog="cyclealign demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="Where everything is written.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of corpus, weights and sampling.")
-    parser.add_argument("--num_train_epochs", type=int, default=2, help="Passes over the training questions.")
-    parser.add_argument("--loss_type", choices=tuple(LOSSES), default="pro", help="Ranking loss.")
-    parser.add_argument("--sft_target", choices=("improved", "top_ranked"), default="improved", help="SFT target.")
-    parser.add_argument("--sft_weight", type=float, default=0.05, help="SFT weight, times (K-1)^2.")
+    parser = argparse.ArgumentParser(
+        prog="cyclealign demo",
+        description="Align a tiny policy with a rule-based judge, offline, in under three minutes on two CPU cores.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument(
-        "--control", action="store_true", help="Rank at random and improve nothing: what comes of the cycle alone."
+        "--output_dir",
+        type=Path,
+        default=Path("outputs/demo"),
+        metavar="DIR",
+        help="Folder for the model, the interaction log, summary.json and curves.png.",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="INT", help="Seed for the corpus, the weights and the sampling."
+    )
+    parser.add_argument(
+        "--num_train_epochs", type=int, default=2, metavar="INT", help="Number of epochs over the training questions."
+    )
+    parser.add_argument("--loss_type", choices=tuple(LOSSES), default="pro", help="Ranking loss.")
+    parser.add_argument(
+        "--sft_target",
+        choices=("improved", "top_ranked"),
+        default="improved",
+        help="Target of the SFT loss: the judge's improved completion, or the completion that it ranks first.",
+    )
+    parser.add_argument(
+        "--sft_weight", type=float, default=0.05, metavar="FLOAT", help="Weight of the SFT loss, times (K-1)^2."
+    )
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        help="Control run with a judge that ranks at random and improves nothing, to see the effect of the judge.",
     )
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the demo and writes the model, the interaction log, `summary.json` and `curves.png`."""
+    """Run the demo and write the model, the interaction log, `summary.json` and `curves.png`."""
     args = make_parser().parse_args(argv)
     started = time.perf_counter()
     from datasets import Dataset
@@ -60,17 +83,19 @@ def main(argv: Sequence[str]) -> None:
     from ..demo.policy import pretrain_policy
 
     class ProgressBarOnly(ProgressCallback):
-        """The Trainer's progress bar, without the metrics: the demo says what they come to."""
+        """Show the progress bar of the Trainer without its metrics, which the demo summarizes at the end."""
 
         def on_log(self, *args: Any, **kwargs: Any) -> None:
             pass
 
-    _say("1/4  Pretraining a tiny policy on a generated corpus (about half a minute) ...")
+    _print_step("1/4  Pretraining a tiny policy on a generated corpus (about half a minute) ...")
     model, tokenizer = pretrain_policy(args.seed)
 
     judge = DemoJudge(control=args.control, seed=args.seed)
     judge_name = "random-judge" if args.control else "rule-based-judge"
-    dataset = Dataset.from_list([{"prompt": [_user(question)]} for question in questions("train")])
+    dataset = Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": question}]} for question in questions("train")]
+    )
     with LoopbackEndpoint(judge.respond) as endpoint, closing(LLMRanker(judge_name, endpoint.base_url)) as ranker:
         trainer = CycleAlignTrainer(
             model,
@@ -98,10 +123,12 @@ def main(argv: Sequence[str]) -> None:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBarOnly)
         before = held_out(model, tokenizer, args.seed, NUM_SAMPLES)
-        _say(f"2/4  Held-out score before: {before.score:.3f} (0 to 1, mean over {NUM_SAMPLES} samples a question)")
-        _show(before)
+        _print_step(
+            f"2/4  Held-out score before: {before.score:.3f} (0 to 1, mean over {NUM_SAMPLES} samples per question)"
+        )
+        _print_samples(before)
         expected = estimate_run(trainer.args, ranker, sample_completions(trainer, NUM_SAMPLES), len(dataset)).expected
-        _say(f"3/4  Aligning it with the judge at {endpoint.base_url} ...")
+        _print_step(f"3/4  Aligning the policy with the judge at {endpoint.base_url} ...")
         trainer.train()
     after = held_out(model, tokenizer, args.seed, NUM_SAMPLES)
     trainer.save_model()
@@ -123,26 +150,29 @@ def main(argv: Sequence[str]) -> None:
     }
     (args.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
-    _say(f"4/4  Held-out score after: {after.score:.3f}")
-    _show(after)
-    curves = _plot(rows, args.output_dir / "curves.png")
+    _print_step(f"4/4  Held-out score after: {after.score:.3f}")
+    _print_samples(after)
+    written = "model, interactions/, summary.json"
+    if importlib.util.find_spec("matplotlib") is None:
+        written += " (to plot the curves: pip install 'cyclealign-trl[report]')"
+    else:
+        _plot_curves(rows, args.output_dir / "curves.png")
+        written += ", curves.png"
     print(
         f"Held-out score   {before.score:.3f} -> {after.score:.3f}\n"
         f"Interactions     {summary['interactions']} rankings, {summary['failures']} failed\n"
         f"A paid judge     would have billed {summary['prompt_tokens']:,} prompt and "
-        f"{summary['completion_tokens']:,} completion tokens (about 4 characters a token)\n"
+        f"{summary['completion_tokens']:,} completion tokens (estimated at 4 characters per token)\n"
         f"Estimated before {expected.prompt_tokens:,} prompt and {expected.completion_tokens:,} completion tokens in "
-        f"{expected.attempts} calls; it took {summary['calls']}\n"
+        f"{expected.attempts} calls; the run made {summary['calls']} calls\n"
         f"Time             {summary['seconds']:.0f} s\n"
-        f"Written          {args.output_dir}: model, interactions/, summary.json{curves}\n\n"
-        f"With a model and a judge of your own, this is the line:\n  {SWAP_IN}"
+        f"Written          {args.output_dir}: {written}\n\n"
+        f"To align a model of your own with a judge of your own:\n  {REAL_RUN}"
     )
 
 
-def _plot(rows: Sequence[dict[str, Any]], path: Path) -> str:
-    """Draws reward and agreement by optimiser step; returns what to say of it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return " (for the curves: pip install 'cyclealign-trl[report]')"
+def _plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Plot the policy's score and the agreement by optimiser step."""
     from matplotlib.figure import Figure
 
     from ..demo.corpus import score
@@ -159,25 +189,21 @@ def _plot(rows: Sequence[dict[str, Any]], path: Path) -> str:
     panels = figure.subplots(1, 2)
     for panel, values, label in (
         (panels[0], rewards, "Score of the policy's samples"),
-        (panels[1], agreements, "Share of each ranking agreed on"),
+        (panels[1], agreements, "Agreed share of each ranking"),
     ):
         panel.plot(list(values), [fmean(step) for step in values.values()], color="#2a6f97", linewidth=1.6)
         panel.set(xlabel="Optimiser step", title=label, ylim=(0, 1.02))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=144)
-    return ", curves.png"
 
 
-def _user(question: str) -> dict[str, str]:
-    return {"role": "user", "content": question}
-
-
-def _say(text: str) -> None:
+def _print_step(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def _show(sampled: HeldOut, number: int = 4) -> None:
-    for question, replies in sampled.replies[:: len(sampled.replies) // number][:number]:
+def _print_samples(samples: HeldOut, number: int = 4) -> None:
+    """Print one reply to each of a few evenly spaced questions."""
+    for question, replies in samples.replies[:: len(samples.replies) // number][:number]:
         print(f"     {question}")
-        print(textwrap.indent(textwrap.fill(replies[0] or "(nothing)", 100), "       > "), flush=True)
+        print(textwrap.indent(textwrap.fill(replies[0] or "(empty)", 100), "       > "), flush=True)

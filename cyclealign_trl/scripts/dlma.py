@@ -1,4 +1,4 @@
-"""`cyclealign dlma`: a policy aligned with its own opinion, from prompts alone."""
+"""`cyclealign dlma`: align a policy with its own scores of contrastive pairs."""
 
 from __future__ import annotations
 
@@ -20,55 +20,62 @@ from ..models.loading import dict_field
 from ..rankers.contrastive_prompts import ContrastivePrompts
 from ..training.checkpoints import last_complete_checkpoint
 from .arguments import CommandParser
-from .inputs import add_model_arguments, load_splits
-from .launch import start, work
+from .inputs import add_model_init_kwargs, load_splits
+from .launch import run_training, train_in_process
 
 
 @dataclass
 class PairArguments:
-    """How pairs are made of a data set of prompts. A data set of pairs with `self_reward` is trained on as it is."""
+    """Settings for making pairs from a dataset of prompts. They have no effect on a dataset of pairs."""
 
     contrastive: str = field(
         default="harmless",
         metadata={
-            "help": "What a good and a bad reply are: harmless or helpful, unless positive and negative say so."
+            "help": 'Built-in descriptions of a good and a bad completion: "harmless" or "helpful". Ignored if '
+            "positive and negative are set."
         },
     )
     positive: str | None = field(
-        default=None, metadata={"help": "Describes a good reply, as a noun phrase: a kind reply."}
+        default=None,
+        metadata={"help": 'Description of a good completion, as a noun phrase such as "a kind reply".'},
     )
-    negative: str | None = field(default=None, metadata={"help": "Describes a bad reply."})
+    negative: str | None = field(default=None, metadata={"help": "Description of a bad completion."})
     placement: Literal["reply", "system"] = field(
-        default="reply", metadata={"help": "Whether the description stands next to the reply or in a system message."}
+        default="reply",
+        metadata={"help": 'Place of the description: close to the "reply", or in the "system" message.'},
     )
     num_iterations: int = field(
         default=1,
-        metadata={"help": "Rounds of making pairs with the policy as it is and training on them."},
+        metadata={"help": "Number of iterations. Each makes pairs with the current policy and trains on them."},
     )
-    generation_batch_size: int = field(default=16, metadata={"help": "Prompts at once when pairs are made."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the pairs."})
+    generation_batch_size: int = field(default=16, metadata={"help": "Number of prompts per generated batch."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature for the pairs."})
 
     def __post_init__(self) -> None:
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}.")
 
     @property
-    def prompts(self) -> ContrastivePrompts:
-        """The contrastive prompts."""
+    def contrastive_prompts(self) -> ContrastivePrompts:
+        """The contrastive prompts.
+
+        Raises:
+            ValueError: If only one of `positive` and `negative` is set, or `contrastive` is unknown.
+        """
         if self.positive is not None and self.negative is not None:
             return ContrastivePrompts(self.positive, self.negative, self.placement)
         if self.positive is not None or self.negative is not None:
-            raise ValueError("--positive and --negative go together: one alone contrasts nothing.")
-        named = ContrastivePrompts.of(self.contrastive)
-        return ContrastivePrompts(named.positive, named.negative, self.placement)
+            raise ValueError("--positive and --negative must be set together.")
+        built_in = ContrastivePrompts.of(self.contrastive)
+        return ContrastivePrompts(built_in.positive, built_in.negative, self.placement)
 
 
 def make_parser() -> CommandParser:
-    """The command's arguments."""
+    """Create the parser of the command."""
     return CommandParser(
         (ScriptArguments, PairArguments, DLMAConfig, ModelConfig, DatasetMixtureConfig),
         prog="cyclealign dlma",
-        description="Aligns a policy by self-rewarding contrastive prompts and margin DPO (DLMA, arXiv 2402.11907).",
+        description="Align a policy with its own scores of contrastive pairs, by margin DPO (DLMA, arXiv 2402.11907).",
     )
 
 
@@ -79,59 +86,62 @@ def make_trainer(
     model_args: ModelConfig,
     mixture_args: DatasetMixtureConfig,
 ) -> DLMATrainer:
-    """The trainer of the last iteration, after those before it have been run to their ends."""
+    """Run all iterations but the last one, and create the trainer of the last one from the parsed arguments."""
     train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
-    add_model_arguments(training_args, model_args)
+    add_model_init_kwargs(training_args, model_args)
     splits = {"train": train_dataset, **({} if eval_dataset is None else {"test": eval_dataset})}
     if "prompt" in train_dataset.column_names and "chosen" not in train_dataset.column_names:
-        return _iterate(splits, pair_args, training_args, model_args)
+        return _run_iterations(splits, pair_args, training_args, model_args)
     if pair_args.num_iterations > 1:
-        raise ValueError("num_iterations takes a data set of prompts to make new pairs of; this one has pairs.")
-    return _trainer(model_args.model_name_or_path, splits, training_args, model_args)
+        raise ValueError(
+            f"num_iterations={pair_args.num_iterations} needs a dataset of prompts to make new pairs in each "
+            "iteration, but this dataset has pairs. Leave num_iterations out."
+        )
+    return _make_trainer(model_args.model_name_or_path, splits, training_args, model_args)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains as the arguments say."""
-    start(__name__, make_parser(), make_trainer, argv)
+    """Run the command."""
+    run_training(__name__, make_parser(), make_trainer, argv)
 
 
-def _iterate(
+def _run_iterations(
     prompts: dict[str, Dataset], pair_args: PairArguments, training_args: DLMAConfig, model_args: ModelConfig
 ) -> DLMATrainer:
-    """Makes pairs and trains, each time from the model of the iteration before."""
+    """Make pairs and train, each time from the model of the previous iteration; return the untrained last trainer."""
     output_dir = Path(training_args.output_dir)
     resuming = str(training_args.resume_from_checkpoint).lower() == "true"
     model: str = model_args.model_name_or_path
     for iteration in range(1, pair_args.num_iterations):
         folder = output_dir / f"iteration-{iteration}"
-        finished = folder / "model"
-        if not (resuming and (finished / "config.json").exists()):
+        trained_model = folder / "model"
+        if not (resuming and (trained_model / "config.json").exists()):
             args = replace(training_args, output_dir=str(folder), push_to_hub=False)  # type: ignore[call-arg]
-            trainer = _trainer(model, _make_pairs(model, prompts, pair_args, args), args, model_args)
+            trainer = _make_trainer(model, _make_pairs(model, prompts, pair_args, args), args, model_args)
             trainer.train(resume_from_checkpoint=resuming and _has_checkpoint(folder))
-            _save_whole(trainer, finished)
-        model = str(finished)
-        # Made anew, they start anew what accelerate knows of this process: DeepSpeed takes one trainer per start.
+            _save_merged(trainer, trained_model)
+        model = str(trained_model)
+        # A new copy resets accelerate's state of this process, because DeepSpeed accepts one trainer per state.
         training_args = replace(training_args)
-    if resuming and not _has_checkpoint(output_dir):  # interrupted before the last iteration had one
+    if resuming and not _has_checkpoint(output_dir):  # interrupted before the first checkpoint of the last iteration
         training_args.resume_from_checkpoint = None
-    return _trainer(model, _make_pairs(model, prompts, pair_args, training_args), training_args, model_args)
+    return _make_trainer(model, _make_pairs(model, prompts, pair_args, training_args), training_args, model_args)
 
 
 def _make_pairs(
     model: str, prompts: dict[str, Dataset], pair_args: PairArguments, args: DLMAConfig
 ) -> dict[str, Dataset]:
-    """Pairs for each split, whose batches lie in the output directory."""
+    """Make pairs for each split, or read finished batches of pairs from the output directory."""
     pairs = {}
     for split, dataset in prompts.items():
         pairs[split] = generate_contrastive_pairs(
             model,
             dataset,
-            pair_args.prompts,
+            pair_args.contrastive_prompts,
             output_dir=Path(args.output_dir, "pairs", split),
             batch_size=pair_args.generation_batch_size,
             max_prompt_length=args.max_prompt_length,
-            max_completion_length=args.max_completion_length - 1,  # its end-of-sequence token is trained on, too
+            max_completion_length=args.max_completion_length - 1,  # leaves room for the end-of-sequence token
             temperature=pair_args.temperature,
             chat_template_kwargs=dict_field(args.chat_template_kwargs),
             seed=args.seed,
@@ -143,7 +153,7 @@ def _make_pairs(
     return pairs
 
 
-def _trainer(
+def _make_trainer(
     model: str, splits: dict[str, Dataset], training_args: DLMAConfig, model_args: ModelConfig
 ) -> DLMATrainer:
     return DLMATrainer(
@@ -155,8 +165,8 @@ def _trainer(
     )
 
 
-def _save_whole(trainer: DLMATrainer, folder: Path) -> None:
-    """Saves the model that the next iteration starts from: an adapter goes into its weights."""
+def _save_merged(trainer: DLMATrainer, folder: Path) -> None:
+    """Save the model for the next iteration, with an adapter merged into its weights."""
     if is_peft_model(trainer.model):
         if trainer.is_world_process_zero():
             trainer.model.merge_and_unload().save_pretrained(folder)
@@ -173,5 +183,5 @@ def _has_checkpoint(folder: Path) -> bool:
         return False
 
 
-if __name__ == "__main__":  # what `accelerate launch` runs
-    work(make_parser(), make_trainer, sys.argv[1:])
+if __name__ == "__main__":  # in each process that `accelerate launch` starts
+    train_in_process(make_parser(), make_trainer, sys.argv[1:])

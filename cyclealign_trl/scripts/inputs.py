@@ -1,4 +1,4 @@
-"""What the commands' arguments stand for: models, data sets, rankers."""
+"""Load the datasets, rankers and correctors that the arguments of the commands name."""
 
 from __future__ import annotations
 
@@ -28,10 +28,14 @@ from ..types import Corrector
 from .arguments import CorrectorArguments, RankerArguments
 
 
-def add_model_arguments(training_args: RankingConfig | AlignerConfig, model_args: ModelConfig) -> None:
-    """Hands what `ModelConfig` says about loading to the trainer's `model_init_kwargs`, which is stronger."""
+def add_model_init_kwargs(training_args: RankingConfig | AlignerConfig, model_args: ModelConfig) -> None:
+    """Add the loading options of `ModelConfig` to `model_init_kwargs`, without overriding its values.
+
+    Raises:
+        ValueError: If no model is named.
+    """
     if model_args.model_name_or_path is None:
-        raise ValueError("Say what to train, with --model_name_or_path.")
+        raise ValueError("No model to train. Set --model_name_or_path.")
     given = training_args.model_init_kwargs
     init_kwargs = {
         "revision": model_args.model_revision,
@@ -46,96 +50,99 @@ def add_model_arguments(training_args: RankingConfig | AlignerConfig, model_args
 def load_splits(
     script_args: ScriptArguments, mixture_args: DatasetMixtureConfig, training_args: RankingConfig | AlignerConfig
 ) -> tuple[Dataset, Dataset | None]:
-    """The rows to train on, and those to evaluate on where evaluation is on.
+    """Load the training split, and the evaluation split if evaluation is on.
 
-    `dataset_name` may be a name on the Hub, a folder, or one file (JSON, JSON lines, Parquet, CSV), which is the
-    training split.
+    `dataset_name` is a name on the Hub, a folder, or one file (JSON, JSON lines, Parquet, CSV), which is the training
+    split.
 
     Raises:
-        ValueError: If no data set is named, or it lacks a split.
-        FileNotFoundError: If a file is not there.
+        ValueError: If no dataset is named, or a split is missing.
+        FileNotFoundError: If a file is missing.
     """
     name = script_args.dataset_name
     if mixture_args.datasets:
         if name is not None:
-            raise ValueError(f"dataset_name ({name}) and datasets both say what to train on: give one of them.")
+            raise ValueError(f"Both dataset_name ({name}) and datasets are set. Set one of them.")
         splits = get_dataset(mixture_args)
     elif name is None:
-        raise ValueError("Say what to train on, with --dataset_name, or with `datasets` in the YAML file.")
+        raise ValueError("No dataset to train on. Set --dataset_name, or `datasets` in the YAML file.")
     else:
         splits = _load_splits(
             name, script_args.dataset_config, script_args.dataset_train_split, streaming=script_args.dataset_streaming
         )
-
-    def take(field: str) -> Dataset:
-        return _split(splits, getattr(script_args, field), field)
-
-    evaluates = training_args.eval_strategy != "no"
-    return take("dataset_train_split"), take("dataset_test_split") if evaluates else None
+    train_dataset = _select_split(splits, script_args.dataset_train_split, "dataset_train_split")
+    if training_args.eval_strategy == "no":
+        return train_dataset, None
+    return train_dataset, _select_split(splits, script_args.dataset_test_split, "dataset_test_split")
 
 
 def load_references(name: str | None, config: str | None, split: str) -> Dataset:
-    """Rows with a reference order, of a name on the Hub, a folder, or one file, whose split is whatever is asked for.
+    """Load rows with a reference order.
 
-    Of HH-RLHF on the Hub, whose subsets are folders and no configurations, the config names one.
+    Args:
+        name: Name on the Hub, folder, or file, which is read as `split`.
+        config: Configuration of the dataset. For HH-RLHF on the Hub, the subset.
+        split: Split of the dataset.
 
     Raises:
-        ValueError: If no data set is named, or it lacks the split.
-        FileNotFoundError: If a file is not there.
+        ValueError: If no dataset is named, or the split is missing.
+        FileNotFoundError: If a file is missing.
     """
     if name is None:
-        raise ValueError("Say what to rank, with --dataset_name.")
+        raise ValueError("No dataset to rank. Set --dataset_name.")
     if name == hh_rlhf.HUB_ID:
         return hh_rlhf.load_hh_rlhf(cast("Any", config), cast("Any", split), dataset_type="ranked")
-    return _split(_load_splits(name, config, split), split, "dataset_split")
+    return _select_split(_load_splits(name, config, split), split, "dataset_split")
 
 
-def _load_splits(name: str, config: str | None, only_split: str, **kwargs: Any) -> Any:
-    """The splits of a name on the Hub or of a folder; or one file as the only split."""
+def _load_splits(name: str, config: str | None, file_split: str, **kwargs: Any) -> Any:
+    """Load all splits of a dataset on the Hub or in a folder, or one file as the split `file_split`."""
     reader = file_format(name)
     if reader is None:
-        return _load(name, name=config, **kwargs)
+        return _load_dataset(name, name=config, **kwargs)
     if not Path(name).is_file():
         raise FileNotFoundError(f"There is no file {name} (--dataset_name).")
-    return _load(reader, data_files={only_split: name})
+    return _load_dataset(reader, data_files={file_split: name})
 
 
-def _split(splits: Any, name: str, argument: str) -> Dataset:
+def _load_dataset(path: str, **kwargs: Any) -> Any:
+    try:
+        return load_dataset(path, **kwargs)
+    except (StopIteration, DatasetGenerationError) as error:  # no rows, or rows that cannot be read
+        files = kwargs.get("data_files", path)
+        raise ValueError(f"{files} has no readable rows: {error.__cause__ or error}") from error
+
+
+def _select_split(splits: Any, name: str, argument: str) -> Dataset:
     if name not in splits:
-        raise ValueError(f"The data set has no split {name!r} (--{argument}), only {', '.join(splits)}.")
+        raise ValueError(f"The dataset has no split {name!r} (--{argument}), only {', '.join(splits)}.")
     return splits[name]
 
 
-def _load(path: str, **kwargs: Any) -> Any:  # datasets.DatasetDict
-    try:
-        return load_dataset(path, **kwargs)
-    except (StopIteration, DatasetGenerationError) as error:  # no rows; rows that cannot be read
-        files = kwargs.get("data_files", path)
-        raise ValueError(f"{files} holds no rows that can be read: {error.__cause__ or error}") from error
-
-
 def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
-    """The ranker that the arguments describe.
+    """Create the ranker.
 
     Args:
-        args: The arguments.
-        connect: Whether to see that an endpoint answers.
+        args: Arguments that name an LLM or a factory.
+        connect: Whether to check that the endpoint of an LLM answers.
 
     Raises:
-        ValueError: If they describe none, two, or one that cannot be built.
-        RankerError: If nothing answers at the endpoint.
+        ValueError: If the arguments name no ranker or two, or the ranker cannot be created.
+        RankerError: If the endpoint does not answer.
     """
-    kwargs = ranker_options(args)
+    kwargs = parse_ranker_kwargs(args)
     if args.ranker_model is not None and args.ranker_factory is None:
         factory: Callable[..., Ranker] = partial(LLMRanker, args.ranker_model, args.ranker_base_url)
     elif args.ranker_factory is not None and args.ranker_model is args.ranker_base_url is None:
-        factory = _imported(args.ranker_factory)
+        factory = _import_factory(args.ranker_factory)
     else:
-        raise ValueError("Say who ranks, with either --ranker_model (and --ranker_base_url) or --ranker_factory.")
+        raise ValueError(
+            "The ranker must be set by either --ranker_model (and --ranker_base_url) or --ranker_factory."
+        )
     try:
         inspect.signature(factory).bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"ranker_kwargs do not fit: {error}.") from error
+        raise ValueError(f"The ranker does not accept these ranker_kwargs: {error}.") from error
     ranker = factory(**kwargs)
     if not isinstance(ranker, Ranker):
         raise ValueError(f"ranker_factory {args.ranker_factory!r} returned {ranker!r}, which has no method rank.")
@@ -144,52 +151,53 @@ def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
     return ranker
 
 
-def ranker_options(args: RankerArguments) -> dict[str, Any]:
-    """`ranker_kwargs` as keyword arguments.
+def parse_ranker_kwargs(args: RankerArguments) -> dict[str, Any]:
+    """Parse `ranker_kwargs`.
 
     Raises:
-        ValueError: If they are no JSON object, or hold an API key.
+        ValueError: If they are not a JSON object, or contain an API key.
     """
-    kwargs = _json_object("ranker_kwargs", args.ranker_kwargs)
+    kwargs = _parse_json_object("ranker_kwargs", args.ranker_kwargs)
     if "api_key" in kwargs:
         raise ValueError(
-            "ranker_kwargs must hold no API key, which files and process lists would show: set OPENAI_API_KEY."
+            "ranker_kwargs must not contain an API key, because files and process lists would show it: set "
+            "OPENAI_API_KEY instead."
         )
     return kwargs
 
 
 def make_corrector(args: CorrectorArguments, training_args: CycleAlignConfig) -> Corrector | None:
-    """The aligner that the arguments name, where they name one, on the training's device.
+    """Load the aligner, if one is named, on the device of the training.
 
     Raises:
-        ValueError: If they do not fit, or no template lies beside the aligner.
+        ValueError: If `corrector_kwargs` do not fit, or the aligner has no template.
     """
-    kwargs = _json_object("corrector_kwargs", args.corrector_kwargs)
+    kwargs = _parse_json_object("corrector_kwargs", args.corrector_kwargs)
     if args.corrector is None:
         if kwargs:
-            raise ValueError("corrector_kwargs say how to load an aligner: name it, with --corrector.")
+            raise ValueError("corrector_kwargs are set, but no aligner to load. Set --corrector.")
         return None
     try:
         return Aligner.from_pretrained(args.corrector, **{"device": training_args.device, **kwargs})
     except TypeError as error:
-        raise ValueError(f"corrector_kwargs do not fit: {error}.") from error
+        raise ValueError(f"Aligner.from_pretrained does not accept these corrector_kwargs: {error}.") from error
 
 
-def _json_object(name: str, given: Any) -> dict[str, Any]:
-    """An argument that is a mapping in YAML and JSON on the command line."""
+def _parse_json_object(name: str, value: Any) -> dict[str, Any]:
+    """Parse an argument that is a mapping in YAML and JSON text on the command line."""
     try:
-        return dict(json.loads(given or "{}") if isinstance(given, str | None) else given)
+        return dict(json.loads(value or "{}") if isinstance(value, str | None) else value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a JSON object: {error}.") from error
 
 
-def _imported(path: str) -> Callable[..., Ranker]:
-    """The class or function that a dotted path names."""
+def _import_factory(path: str) -> Callable[..., Ranker]:
+    """Import a class or function by its dotted path, from the current directory, too."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module_name, _, name = path.replace(":", ".").rpartition(".")
     try:
         factory: Callable[..., Ranker] = getattr(importlib.import_module(module_name), name)
     except (ValueError, ImportError, AttributeError) as error:
-        raise ValueError(f"ranker_factory {path!r} names nothing that can be imported: {error}.") from error
+        raise ValueError(f"ranker_factory {path!r} cannot be imported: {error}.") from error
     return factory

@@ -1,4 +1,4 @@
-"""`cyclealign judge`: how good a ranker is, measured on data with reference orders."""
+"""`cyclealign judge`: measure a ranker on data with reference orders."""
 
 from __future__ import annotations
 
@@ -11,83 +11,86 @@ from pathlib import Path
 from ..evaluation.evaluate_ranker import evaluate_ranker
 from ..evaluation.report import JudgeReport
 from .arguments import CommandParser, RankerArguments
-from .inputs import load_references, make_ranker, ranker_options
-from .launch import WRONG_USE, errors_in_one_line
+from .inputs import load_references, make_ranker, parse_ranker_kwargs
+from .one_line_errors import one_line_errors
 
 
 @dataclass
 class JudgeArguments:
-    """What the ranker is measured on, and how."""
+    """Data and settings of the measurement."""
 
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Rows with a reference order: a name on the Hub (Anthropic/hh-rlhf, allenai/reward-bench-2, TRL's "
-            "preference data), a folder, or a JSON, Parquet or CSV file."
+            "help": "Dataset with reference orders: a name on the Hub (Anthropic/hh-rlhf, allenai/reward-bench-2, "
+            "preference data in TRL's format), a folder, or a JSON, Parquet or CSV file."
         },
     )
     dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the data set; of HH-RLHF, the subset."}
+        default=None, metadata={"help": "Configuration of the dataset. For HH-RLHF, the subset."}
     )
-    dataset_split: str = field(default="test", metadata={"help": "Split of the data set."})
-    output_dir: str = field(
-        default="outputs/judge", metadata={"help": "Where the report and the answers are written."}
-    )
+    dataset_split: str = field(default="test", metadata={"help": "Split of the dataset."})
+    output_dir: str = field(default="outputs/judge", metadata={"help": "Folder for the report and the rankings."})
     max_samples: int | None = field(
-        default=None, metadata={"help": "How many rows to rank, drawn at random. If not set: all."}
+        default=None, metadata={"help": "Number of rows to rank, drawn at random. Defaults to all rows."}
     )
     max_demonstrations: int = field(
-        default=0, metadata={"help": "Figures are given for 0, 1, ... up to this many demonstrations (held-out rows)."}
+        default=0,
+        metadata={"help": "Measure with 0, 1, ... up to this number of demonstrations, taken from held-out rows."},
     )
     reverse: bool = field(
         default=True,
         metadata={
-            "help": "Whether to rank each row again, its completions in reverse order, which shows position bias "
-            "beyond doubt. --no_reverse halves the price."
+            "help": "Whether to rank each row a second time with its completions in reverse order, to measure "
+            "position bias. --no_reverse halves the number of calls."
         },
     )
-    max_concurrency: int = field(default=32, metadata={"help": "Rankings asked for at once."})
-    seed: int = field(default=0, metadata={"help": "Seed of shown orders, samples, demonstrations and intervals."})
+    max_concurrency: int = field(default=32, metadata={"help": "Maximum number of concurrent rankings."})
+    seed: int = field(
+        default=0, metadata={"help": "Seed for shown orders, sampled rows, demonstrations and confidence intervals."}
+    )
 
 
 def make_parser() -> CommandParser:
-    """The command's arguments."""
+    """Create the parser of the command."""
     return CommandParser(
         (JudgeArguments, RankerArguments),
         prog="cyclealign judge",
-        description="Measures a ranker on completions whose order is known: accuracy, position bias, failures, cost.",
+        description="Measure the accuracy, position bias, failures and cost of a ranker on completions with a known "
+        "order.",
     )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Ranks the rows, prints the figures and writes the report."""
+    """Rank the rows, print the figures and write the report."""
     parser = make_parser()
-    with errors_in_one_line(parser.prog, *WRONG_USE):
-        own, foreign = parser.split(argv)
-        if foreign:
-            parser.error(f"unknown argument {foreign[0]}.")
-        args, ranker_args = parser.parse(own)
+    with one_line_errors(parser.prog):
+        own_argv, accelerate_argv = parser.split(argv)
+        if accelerate_argv:
+            parser.error(f"unknown argument {accelerate_argv[0]}.")
+        args, ranker_args = parser.parse(own_argv)
         try:
-            report = _judge(args, ranker_args)
+            report = _measure(args, ranker_args)
         except KeyboardInterrupt:
-            print(f"{parser.prog}: interrupted. The same command goes on with what is missing.")
+            print(f"{parser.prog}: interrupted. Run the same command again to rank the remaining rows.")
             sys.exit(130)
         written = report.save(args.output_dir)
     print(report.to_markdown())
     for reason, count in report.dropped.items():
-        print(f"Left out: {count} rows ({reason}).")
+        print(f"Dropped {count} rows ({reason}).")
     print(f"Written to {args.output_dir}: {', '.join(written)}.")
     if "report.png" not in written:
-        print("For the plot: pip install 'cyclealign-trl[report]'.")
+        print("To plot the report: pip install 'cyclealign-trl[report]'.")
 
 
-def _judge(args: JudgeArguments, ranker_args: RankerArguments) -> JudgeReport:
+def _measure(args: JudgeArguments, ranker_args: RankerArguments) -> JudgeReport:
     dataset = load_references(args.dataset_name, args.dataset_config, args.dataset_split)
-    options = ranker_options(ranker_args)
-    if ranker_args.ranker_model is not None and not {"shuffle", "num_passes"} & options.keys():
-        # Shown orders are set here, or nothing could be said of them. Who asks for shuffling measures that, too.
-        options["shuffle"] = False
-    ranker = make_ranker(replace(ranker_args, ranker_kwargs=json.dumps(options)))
+    ranker_kwargs = parse_ranker_kwargs(ranker_args)
+    if ranker_args.ranker_model is not None and not {"shuffle", "num_passes"} & ranker_kwargs.keys():
+        # `evaluate_ranker` chooses the shown orders. A ranker that shuffles would hide its position bias, so shuffling
+        # is measured only if it is asked for.
+        ranker_kwargs["shuffle"] = False
+    ranker = make_ranker(replace(ranker_args, ranker_kwargs=json.dumps(ranker_kwargs)))
     cacheable = getattr(ranker, "fingerprint", None) is not None
     return evaluate_ranker(
         ranker,

@@ -1,4 +1,4 @@
-"""`cyclealign train`: the cycle, on a data set of prompts with a ranker."""
+"""`cyclealign train`: align a policy by CycleAlign."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_con
 from ..cycle.cyclealign_config import CycleAlignConfig
 from ..cycle.cyclealign_trainer import CycleAlignTrainer
 from .arguments import CommandParser, CorrectorArguments, RankerArguments
-from .inputs import add_model_arguments, load_splits, make_corrector, make_ranker
-from .launch import start, work
+from .inputs import add_model_init_kwargs, load_splits, make_corrector, make_ranker
+from .launch import run_training, train_in_process
 
-SECTIONS = (ScriptArguments, RankerArguments, CorrectorArguments, CycleAlignConfig, ModelConfig, DatasetMixtureConfig)
+DATACLASSES = (
+    ScriptArguments,
+    RankerArguments,
+    CorrectorArguments,
+    CycleAlignConfig,
+    ModelConfig,
+    DatasetMixtureConfig,
+)
 
 
 def make_parser() -> CommandParser:
-    """The command's arguments."""
+    """Create the parser of the command."""
     return CommandParser(
-        SECTIONS,
+        DATACLASSES,
         prog="cyclealign train",
-        description="Aligns a policy with a black-box ranker by CycleAlign (arXiv 2310.16271).",
+        description="Align a policy with the feedback of a black-box ranker by CycleAlign (arXiv 2310.16271).",
     )
 
 
@@ -33,10 +40,10 @@ def make_trainer(
     model_args: ModelConfig,
     mixture_args: DatasetMixtureConfig,
 ) -> CycleAlignTrainer:
-    """The trainer that the arguments describe."""
+    """Create the trainer from the parsed arguments."""
     ranker = make_ranker(ranker_args)
     train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
-    add_model_arguments(training_args, model_args)
+    add_model_init_kwargs(training_args, model_args)
     return CycleAlignTrainer(
         model_args.model_name_or_path,
         ranker,
@@ -49,9 +56,9 @@ def make_trainer(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains as the arguments say."""
-    start(__name__, make_parser(), make_trainer, argv)
+    """Run the command."""
+    run_training(__name__, make_parser(), make_trainer, argv)
 
 
-if __name__ == "__main__":  # what `accelerate launch` runs
-    work(make_parser(), make_trainer, sys.argv[1:])
+if __name__ == "__main__":  # in each process that `accelerate launch` starts
+    train_in_process(make_parser(), make_trainer, sys.argv[1:])

@@ -1,4 +1,4 @@
-"""`cyclealign train-ranked`: offline PRO or RRHF, on a data set of ranked completions or preference pairs."""
+"""`cyclealign train-ranked`: train a policy on ranked completions or preference pairs by PRO or RRHF."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_con
 from ..offline.ranking_config import RankingConfig
 from ..offline.ranking_trainer import RankingTrainer
 from .arguments import CommandParser
-from .inputs import add_model_arguments, load_splits
-from .launch import start, work
+from .inputs import add_model_init_kwargs, load_splits
+from .launch import run_training, train_in_process
 
 
 def make_parser() -> CommandParser:
-    """The command's arguments."""
+    """Create the parser of the command."""
     return CommandParser(
         (ScriptArguments, RankingConfig, ModelConfig, DatasetMixtureConfig),
         prog="cyclealign train-ranked",
-        description="Trains a policy on ranked completions by PRO (arXiv 2306.17492) or RRHF (arXiv 2304.05302).",
+        description="Train a policy on ranked completions or preference pairs by PRO (arXiv 2306.17492) or RRHF "
+        "(arXiv 2304.05302).",
     )
 
 
@@ -29,9 +30,9 @@ def make_trainer(
     model_args: ModelConfig,
     mixture_args: DatasetMixtureConfig,
 ) -> RankingTrainer:
-    """The trainer that the arguments describe."""
+    """Create the trainer from the parsed arguments."""
     train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
-    add_model_arguments(training_args, model_args)
+    add_model_init_kwargs(training_args, model_args)
     return RankingTrainer(
         model_args.model_name_or_path,
         training_args,
@@ -42,9 +43,9 @@ def make_trainer(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains as the arguments say."""
-    start(__name__, make_parser(), make_trainer, argv)
+    """Run the command."""
+    run_training(__name__, make_parser(), make_trainer, argv)
 
 
-if __name__ == "__main__":  # what `accelerate launch` runs
-    work(make_parser(), make_trainer, sys.argv[1:])
+if __name__ == "__main__":  # in each process that `accelerate launch` starts
+    train_in_process(make_parser(), make_trainer, sys.argv[1:])
