@@ -1,4 +1,4 @@
-"""Answers that are paid for once."""
+"""`CachedRanker`: what is stored, keys, passes, damaged databases, threads and processes."""
 
 import json
 import multiprocessing
@@ -17,7 +17,7 @@ from cyclealign_trl.types import Demonstration, RankingFailure, RankingRequest, 
 
 
 class CountingRanker:
-    """Ranks in reverse, tells what it was asked, and fails for the prompts in `failing`."""
+    """Rank in reverse order, record the prompts, and fail for those in `failing`."""
 
     def __init__(self, fingerprint="one", failing=()):
         self.fingerprint = fingerprint
@@ -36,26 +36,26 @@ class CountingRanker:
         return RankingResult(order, ranks=order, improved_completion="Better \u2013 \ud83d.", usage=usage)
 
 
-class Streaming(CountingRanker):
-    """Answers one by one, the last request first, and dies after `survives` answers."""
+class StreamingCountingRanker(CountingRanker):
+    """Stream outcomes, the last request first, and raise after `max_answers` of them."""
 
-    survives = 99
+    max_answers = 99
 
     def stream(self, requests):
         for count, (position, request) in enumerate(reversed(list(enumerate(requests)))):
-            if count == self.survives:
+            if count == self.max_answers:
                 raise RankerError("the key expired")
             self.asked.append(request.prompt)
             yield position, self.answer(request)
 
 
-def ask(*prompts, **fields):
+def make_requests(*prompts, **fields):
     return [RankingRequest(prompt, ("a", "b", "c"), **fields) for prompt in prompts]
 
 
 @pytest.fixture
 def cached(tmp_path):
-    """Makes rankers with a cache, and closes them after the test."""
+    """Create rankers with a cache, and close them after the test."""
     opened = []
 
     def make(ranker, name="rankings-0.sqlite", also_read=()):
@@ -67,11 +67,11 @@ def cached(tmp_path):
         ranker.close()
 
 
-@pytest.mark.parametrize("make", [CountingRanker, Streaming])
-def test_an_answer_is_paid_for_once(cached, make):
+@pytest.mark.parametrize("make", [CountingRanker, StreamingCountingRanker])
+def test_stores_a_ranking(cached, make):
     inner = make()
-    [first] = cached(inner).rank(ask("x"))
-    [again] = cached(inner).rank(ask("x"))
+    [first] = cached(inner).rank(make_requests("x"))
+    [again] = cached(inner).rank(make_requests("x"))
     assert inner.asked == ["x"]
     assert not first.usage.cached
     assert again.usage == Usage(prompt_tokens=10, completion_tokens=2, cost=0.5, attempts=2, cached=True)
@@ -82,21 +82,21 @@ def test_an_answer_is_paid_for_once(cached, make):
     )
 
 
-@pytest.mark.parametrize("make", [CountingRanker, Streaming])
-def test_only_what_is_missing_is_asked_and_the_order_is_kept(cached, make):
+@pytest.mark.parametrize("make", [CountingRanker, StreamingCountingRanker])
+def test_ranks_only_missing_requests_and_keeps_the_order(cached, make):
     inner = make()
     ranker = cached(inner)
-    ranker.rank(ask("b"))
+    ranker.rank(make_requests("b"))
     requests = [RankingRequest(name, ("1", "2", "3", "4")[:count]) for name, count in (("a", 2), ("c", 4))]
-    outcomes = ranker.rank([requests[0], *ask("b"), requests[1]])
+    outcomes = ranker.rank([requests[0], *make_requests("b"), requests[1]])
     assert [len(outcome.order) for outcome in outcomes] == [2, 3, 4]
     assert [outcome.usage.cached for outcome in outcomes] == [False, True, False]
     assert sorted(inner.asked) == ["a", "b", "c"]
 
 
-def test_equal_requests_of_one_call_are_sent_once_and_paid_for_once(cached):
+def test_sends_equal_requests_of_one_call_once(cached):
     inner = CountingRanker(failing=["bad"])
-    outcomes = cached(inner).rank(ask("x", "bad", "x", "bad"))
+    outcomes = cached(inner).rank(make_requests("x", "bad", "x", "bad"))
     assert inner.asked == ["x", "bad"]
     assert [outcome.usage is not None and not outcome.usage.cached for outcome in outcomes] == [
         True,
@@ -108,16 +108,16 @@ def test_equal_requests_of_one_call_are_sent_once_and_paid_for_once(cached):
     assert outcomes[3].reason == "timeout"
 
 
-def test_failures_are_not_stored(cached):
+def test_does_not_store_failures(cached):
     inner = CountingRanker(failing=["x"])
     ranker = cached(inner)
-    assert ranker.rank(ask("x"))[0].reason == "timeout"
+    assert ranker.rank(make_requests("x"))[0].reason == "timeout"
     inner.failing.clear()
-    assert ranker.rank(ask("x"))[0].order == (2, 1, 0)
+    assert ranker.rank(make_requests("x"))[0].order == (2, 1, 0)
 
 
-class InPasses(Streaming):
-    """Makes three passes, one by one; odd ones see the completions the other way round."""
+class ThreePassRanker(StreamingCountingRanker):
+    """Make three passes, with the reverse ranking in the second one."""
 
     num_passes = 3
 
@@ -129,57 +129,57 @@ class InPasses(Streaming):
         return RankingResult(order if request.pass_index != 1 else order[::-1], usage=usage)
 
 
-def test_each_pass_is_stored_by_itself(cached):
-    inner = InPasses(failing=[("x", 0), ("x", 2)])
+def test_stores_each_pass(cached):
+    inner = ThreePassRanker(failing=[("x", 0), ("x", 2)])
     ranker = cached(inner)
-    failed, ranked = ranker.rank(ask("x", "y"))
+    failed, ranked = ranker.rank(make_requests("x", "y"))
     assert (failed.reason, failed.usage.attempts) == ("timeout", 3)
     assert (ranked.ranks, ranked.consistency, ranked.usage.cost) == ((2, 1, 0), pytest.approx(-1 / 3), 1.5)
     inner.failing.clear()
     inner.asked.clear()
-    [mended] = ranker.rank(ask("x"))
+    [retried] = ranker.rank(make_requests("x"))
     assert inner.asked == ["x", "x"]
-    assert mended.ranks == (2, 1, 0)
-    assert mended.usage == Usage(20, 4, cost=1.0, attempts=2)  # what was paid now
-    [stored] = ranker.rank(ask("x"))
+    assert retried.ranks == (2, 1, 0)
+    assert retried.usage == Usage(20, 4, cost=1.0, attempts=2)  # without the stored pass
+    [stored] = ranker.rank(make_requests("x"))
     assert len(inner.asked) == 2
     assert stored.usage == Usage(30, 6, cost=1.5, attempts=3, cached=True)
 
 
-def test_passes_that_were_paid_for_survive_a_crash(cached):
-    inner = InPasses()
-    inner.survives = 4
+def test_stored_passes_survive_a_crash(cached):
+    inner = ThreePassRanker()
+    inner.max_answers = 4
     with pytest.raises(RankerError, match="expired"):
-        cached(inner).rank(ask("x", "y"))
+        cached(inner).rank(make_requests("x", "y"))
     assert inner.asked == ["y", "y", "y", "x"]
-    inner.survives = 99
-    outcomes = cached(inner).rank(ask("x", "y"))
+    inner.max_answers = 99
+    outcomes = cached(inner).rank(make_requests("x", "y"))
     assert inner.asked[4:] == ["x", "x"]
     assert [outcome.usage.cached for outcome in outcomes] == [False, True]
 
 
-def test_a_stored_answer_is_whole(cached):
+def test_stores_all_fields_of_a_ranking(cached):
     inner = CountingRanker()
-    whole = RankingResult((1, 0, 2), consistency=0.5, trimmed=Trimmed(demonstrations=1), usage=Usage())
-    inner.answer = lambda request: whole
+    complete = RankingResult((1, 0, 2), consistency=0.5, trimmed=Trimmed(demonstrations=1), usage=Usage())
+    inner.answer = lambda request: complete
     ranker = cached(inner)
-    ranker.rank(ask("x"))
-    assert ranker.rank(ask("x")) == [replace(whole, usage=Usage(cached=True))]
+    ranker.rank(make_requests("x"))
+    assert ranker.rank(make_requests("x")) == [replace(complete, usage=Usage(cached=True))]
 
 
-def test_whatever_tells_requests_apart_tells_keys_apart(cached):
+def test_different_requests_have_different_keys(cached):
     inner = CountingRanker()
     ranker = cached(inner)
     demonstrations = [Demonstration("d", ("a", "b"), order) for order in ((0, 1), (1, 0))]
     requests = [
-        *ask("x"),
-        *ask("y"),
-        *ask([{"role": "user", "content": "x"}]),
-        *(ask("x", demonstrations=(demonstration,))[0] for demonstration in demonstrations),
-        *ask("x", metadata={"answer": 1}),
-        *ask("x", metadata={"answer": {"set of objects"}}),
-        *ask("x", num_static=1),
-        *ask("x", pass_index=1),
+        *make_requests("x"),
+        *make_requests("y"),
+        *make_requests([{"role": "user", "content": "x"}]),
+        *(make_requests("x", demonstrations=(demonstration,))[0] for demonstration in demonstrations),
+        *make_requests("x", metadata={"answer": 1}),
+        *make_requests("x", metadata={"answer": {"set of objects"}}),
+        *make_requests("x", num_static=1),
+        *make_requests("x", pass_index=1),
         RankingRequest("x", ("b", "a", "c")),
         RankingRequest("x", ("a", "b")),
     ]
@@ -192,52 +192,52 @@ def test_whatever_tells_requests_apart_tells_keys_apart(cached):
     assert len(inner.asked) == 2 * len(requests)
 
 
-def test_each_answer_is_stored_the_moment_it_arrives(cached):
-    inner = Streaming()
+def test_stores_each_outcome_when_it_arrives(cached):
+    inner = StreamingCountingRanker()
     ranker = cached(inner)
     assert isinstance(ranker, StreamingRanker)
-    stream = ranker.stream(ask("a", "b", "c"))
+    stream = ranker.stream(make_requests("a", "b", "c"))
     assert next(stream)[0] == 2
-    assert next(cached(inner).stream(ask("c")))[1].usage.cached
+    assert next(cached(inner).stream(make_requests("c")))[1].usage.cached
 
-    inner.survives = 1
+    inner.max_answers = 1
     with pytest.raises(RankerError, match="expired"):
-        ranker.rank(ask("d", "e"))
+        ranker.rank(make_requests("d", "e"))
     inner.asked.clear()
-    inner.survives = 99
-    ranker.rank(ask("d", "e"))
+    inner.max_answers = 99
+    ranker.rank(make_requests("d", "e"))
     assert inner.asked == ["d"]
 
 
-def test_other_databases_are_read_and_left_alone(cached, tmp_path):
-    cached(CountingRanker(), "rankings-1.sqlite").rank(ask("x"))
-    (tmp_path / "rankings-2.sqlite").touch()  # its process was killed early
+def test_reads_other_databases_without_changing_them(cached, tmp_path):
+    cached(CountingRanker(), "rankings-1.sqlite").rank(make_requests("x"))
+    (tmp_path / "rankings-2.sqlite").touch()  # as left by a process that was killed early
     before = (tmp_path / "rankings-1.sqlite").read_bytes()
     inner = CountingRanker()
     ranker = cached(inner, also_read=[f"rankings-{index}.sqlite" for index in range(4)])
-    assert ranker.rank(ask("x", "y"))[0].usage.cached
+    assert ranker.rank(make_requests("x", "y"))[0].usage.cached
     assert inner.asked == ["y"]
     assert (tmp_path / "rankings-1.sqlite").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == [f"rankings-{index}.sqlite" for index in range(3)]
 
 
-def test_a_database_whose_process_was_killed_in_a_commit_can_be_read(cached, tmp_path):
-    cached(CountingRanker(), "live.sqlite").rank(ask("x"))
+def test_reads_a_database_whose_process_was_killed_during_a_commit(cached, tmp_path):
+    cached(CountingRanker(), "live.sqlite").rank(make_requests("x"))
     connection = sqlite3.connect(tmp_path / "live.sqlite", isolation_level=None)
     connection.execute("PRAGMA cache_size = 1")
     connection.execute("BEGIN")
-    for index in range(300):  # enough to spill, so that the journal is needed to undo it
+    for index in range(300):  # enough to spill to the file, so that only the journal can undo it
         connection.execute("INSERT INTO rankings VALUES (?, ?)", (str(index), "x" * 1000))
     for suffix in ("", "-journal"):
         shutil.copy(tmp_path / f"live.sqlite{suffix}", tmp_path / f"killed.sqlite{suffix}")
     connection.close()
     inner = CountingRanker()
-    assert cached(inner, also_read=["killed.sqlite"]).rank(ask("x"))[0].usage.cached
+    assert cached(inner, also_read=["killed.sqlite"]).rank(make_requests("x"))[0].usage.cached
     assert inner.asked == []
 
 
-def test_no_write_ahead_log_is_kept(cached, tmp_path):
-    cached(CountingRanker()).rank(ask("x"))
+def test_does_not_use_a_write_ahead_log(cached, tmp_path):
+    cached(CountingRanker()).rank(make_requests("x"))
     connection = sqlite3.connect(tmp_path / "rankings-0.sqlite")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
     connection.close()
@@ -246,7 +246,7 @@ def test_no_write_ahead_log_is_kept(cached, tmp_path):
 @pytest.mark.parametrize(
     "value",
     [
-        "no JSON",
+        "not JSON",
         "[]",
         "{}",
         json.dumps({"order": [0, 0, 1], "ranks": None, "improved_completion": None, "usage": None}),
@@ -260,16 +260,16 @@ def test_no_write_ahead_log_is_kept(cached, tmp_path):
         ),
     ],
 )
-def test_a_stored_row_that_does_not_fit_is_asked_anew(cached, tmp_path, value):
+def test_ranks_again_if_a_stored_row_is_invalid(cached, tmp_path, value):
     inner = CountingRanker()
-    cached(inner).rank(ask("x"))
+    cached(inner).rank(make_requests("x"))
     connection = sqlite3.connect(tmp_path / "rankings-0.sqlite", isolation_level=None)
     connection.execute("UPDATE rankings SET value = ?", (value,))
     connection.close()
     ranker = cached(inner)
-    assert ranker.rank(ask("x"))[0].order == (2, 1, 0)
+    assert ranker.rank(make_requests("x"))[0].order == (2, 1, 0)
     assert inner.asked == ["x", "x"]
-    assert ranker.rank(ask("x"))[0].usage.cached
+    assert ranker.rank(make_requests("x"))[0].usage.cached
 
 
 def write_text(path):
@@ -292,7 +292,7 @@ def write_newer(path):
 
 @pytest.mark.parametrize("write", [write_text, write_foreign, write_newer])
 @pytest.mark.parametrize("role", ["own", "also read"])
-def test_a_file_that_is_none_of_ours_is_refused_untouched(cached, tmp_path, write, role):
+def test_a_foreign_file_raises_and_is_not_changed(cached, tmp_path, write, role):
     path = tmp_path / "taken.sqlite"
     write(path)
     before = path.read_bytes()
@@ -302,39 +302,39 @@ def test_a_file_that_is_none_of_ours_is_refused_untouched(cached, tmp_path, writ
     assert path.read_bytes() == before
 
 
-def test_a_database_damaged_under_way_is_refused(cached, tmp_path):
+def test_a_database_that_is_damaged_later_raises(cached, tmp_path):
     ranker = cached(CountingRanker())
-    ranker.rank(ask("x"))
+    ranker.rank(make_requests("x"))
     write_text(tmp_path / "rankings-0.sqlite")
     with pytest.raises(RankerError, match="move it away"):
-        ranker.rank(ask("y"))
+        ranker.rank(make_requests("y"))
 
 
-def test_missing_folders_and_odd_names_are_fine(cached):
+def test_creates_missing_folders_and_accepts_special_characters(cached):
     ranker = cached(CountingRanker(), "runs/50% done? #1.sqlite")
-    ranker.rank(ask("x"))
-    assert ranker.rank(ask("x"))[0].usage.cached
+    ranker.rank(make_requests("x"))
+    assert ranker.rank(make_requests("x"))[0].usage.cached
 
 
 @pytest.mark.parametrize("fingerprint", [None, ""])
-def test_without_a_fingerprint_there_is_no_cache(tmp_path, fingerprint):
+def test_a_ranker_without_a_fingerprint_raises(tmp_path, fingerprint):
     with pytest.raises(ValueError, match="fingerprint"):
         CachedRanker(CountingRanker(fingerprint), tmp_path / "rankings.sqlite")
     assert os.listdir(tmp_path) == []
 
 
-def test_the_fingerprint_is_the_rankers(cached):
+def test_has_the_fingerprint_of_the_ranker(cached):
     assert cached(CountingRanker("mine")).fingerprint == "mine"
 
 
-def test_many_threads_share_one_cache(cached):
+def test_threads_can_share_a_cache(cached):
     inner = CountingRanker()
     ranker = cached(inner)
     outcomes = []
 
     def work(thread):
         prompts = [str((thread + index) % 16) for index in range(16)]
-        outcomes.extend(ranker.rank(ask(*prompts)))
+        outcomes.extend(ranker.rank(make_requests(*prompts)))
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
     for thread in threads:
@@ -347,11 +347,11 @@ def test_many_threads_share_one_cache(cached):
 
 def open_and_rank(path, prompt):
     ranker = CachedRanker(CountingRanker(), path)
-    ranker.rank(ask(*(f"{prompt} {index}" for index in range(20))))
+    ranker.rank(make_requests(*(f"{prompt} {index}" for index in range(20))))
     ranker.close()
 
 
-def test_several_processes_may_make_and_use_one_database(cached, tmp_path):
+def test_processes_can_create_and_share_a_database(cached, tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=open_and_rank, args=(tmp_path / "rankings-0.sqlite", name)) for name in ("p", "q")
@@ -362,5 +362,5 @@ def test_several_processes_may_make_and_use_one_database(cached, tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     inner = CountingRanker()
-    cached(inner).rank(ask(*(f"{name} {index}" for name in ("p", "q") for index in range(20))))
+    cached(inner).rank(make_requests(*(f"{name} {index}" for name in ("p", "q") for index in range(20))))
     assert inner.asked == []

@@ -1,4 +1,4 @@
-"""Several passes as one ranking: shown orders, Borda's count, what fails, and that it helps against a biased judge."""
+"""Several passes: shown orders, merging, failed passes, streaming, and the effect on a biased judge."""
 
 import random
 from itertools import combinations, permutations
@@ -22,28 +22,28 @@ def result(*order, improved=None, **fields):
 # Shown orders
 
 
-def test_every_second_pass_shows_the_one_before_in_reverse():
+def test_every_second_pass_reverses_the_order_of_the_previous_one():
     for request in (RankingRequest(f"Question {index}?", ("a", "b", "c", "d")) for index in range(20)):
         orders = [shown_order(in_pass(index, request), seed=0) for index in range(4)]
         assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
         assert (orders[1], orders[3]) == (orders[0][::-1], orders[2][::-1])
 
 
-def test_two_passes_show_two_completions_both_ways():
+def test_two_passes_show_two_completions_in_both_orders():
     orders = [shown_order(in_pass(index, RankingRequest("Why?", ("a", "b"))), seed=3) for index in range(2)]
     assert sorted(orders) == [[0, 1], [1, 0]]
 
 
-def test_the_shown_orders_cover_all_orders():
+def test_shown_orders_cover_all_permutations():
     orders = {tuple(shown_order(in_pass(index), seed)) for index in range(8) for seed in range(30)}
     assert orders == set(permutations(range(4)))
 
 
-def test_the_first_pass_is_the_only_one_of_a_ranker_without_several():
+def test_a_request_without_a_pass_index_has_the_order_of_the_first_pass():
     assert shown_order(REQUEST, seed=5) == shown_order(in_pass(0), seed=5)
 
 
-def test_whatever_the_judge_is_shown_decides_the_order():
+def test_the_shown_order_depends_on_prompt_completions_and_demonstrations():
     demonstration = Demonstration("How?", ("So.", "Thus."), (1, 0))
     others = [
         RankingRequest("Why not?", REQUEST.completions),
@@ -57,21 +57,21 @@ def test_whatever_the_judge_is_shown_decides_the_order():
 # Merging
 
 
-def test_borda_counts_every_rank():
+def test_merges_by_borda_count():
     merged = merge_passes([result(0, 1, 2, 3), result(0, 2, 1, 3), result(1, 0, 2, 3)])
     assert merged.order == (0, 1, 2, 3)
     assert merged.ranks == (0, 1, 2, 3)  # counts 1, 3, 5, 9
     assert merged.consistency == pytest.approx((4 / 6 + 4 / 6 + 2 / 6) / 3)
 
 
-def test_equal_counts_are_ties_listed_by_index():
+def test_equal_counts_share_a_rank_and_are_ordered_by_index():
     merged = merge_passes([result(2, 0, 1), result(2, 1, 0)])
     assert (merged.order, merged.ranks) == ((2, 0, 1), (1, 1, 0))
     opposite = merge_passes([result(0, 1), result(1, 0)])
     assert (opposite.order, opposite.ranks, opposite.consistency) == ((0, 1), (0, 0), -1.0)
 
 
-def test_ties_within_a_pass_are_counted_as_such():
+def test_counts_ties_within_a_pass():
     merged = merge_passes([RankingResult((0, 1, 2), ranks=(0, 0, 1)), result(1, 0, 2)])
     assert merged.ranks == (1, 0, 2)
 
@@ -84,12 +84,12 @@ def test_the_merged_order_does_not_depend_on_the_order_of_the_passes():
         assert len(merged) == 1
 
 
-def test_equal_passes_agree_entirely():
+def test_equal_passes_have_a_consistency_of_one():
     merged = merge_passes([result(1, 0, 2)] * 3)
     assert (merged.order, merged.ranks, merged.consistency) == ((1, 0, 2), (1, 0, 2), 1.0)
 
 
-def test_the_improved_completion_is_of_the_pass_closest_to_the_merged_ranking():
+def test_takes_the_improved_completion_of_the_closest_pass():
     passes = [result(3, 2, 1, 0, improved="far"), result(0, 1, 2, 3, improved="close"), result(0, 1, 3, 2)]
     assert merge_passes(passes).improved_completion == "close"
     assert merge_passes([result(0, 1, 2), result(0, 1, 2, improved="any")]).improved_completion == "any"
@@ -98,7 +98,7 @@ def test_the_improved_completion_is_of_the_pass_closest_to_the_merged_ranking():
     assert merge_passes([result(0, 1), result(0, 1)]).improved_completion is None
 
 
-def test_the_usage_is_that_of_all_passes():
+def test_sums_the_usage_of_all_passes():
     paid, stored = Usage(10, 2, cost=0.5, attempts=2), Usage(20, 4, cost=1.0, cached=True)
     failed = RankingFailure("timeout", usage=Usage(3, 0))
     merged = merge_passes([result(0, 1, usage=paid), result(0, 1, usage=paid), failed])
@@ -112,7 +112,7 @@ def test_the_usage_is_that_of_all_passes():
     ("num_passes", "num_failed", "ranked"),
     [(2, 1, False), (3, 1, True), (3, 2, False), (4, 1, True), (4, 2, False), (5, 2, True)],
 )
-def test_more_than_half_of_the_passes_make_a_ranking(num_passes, num_failed, ranked):
+def test_needs_more_than_half_of_the_passes(num_passes, num_failed, ranked):
     failures = [RankingFailure("refusal", f"no {index}", Usage(1, 1)) for index in range(num_failed)]
     merged = merge_passes([*failures, *[result(1, 0)] * (num_passes - num_failed)])
     if ranked:
@@ -123,12 +123,12 @@ def test_more_than_half_of_the_passes_make_a_ranking(num_passes, num_failed, ran
     assert merged.usage == Usage(num_failed, num_failed, attempts=num_failed)
 
 
-def test_what_was_trimmed_is_kept():
+def test_keeps_what_was_trimmed():
     trimmed = Trimmed(demonstrations=2)
     assert merge_passes([result(0, 1, trimmed=trimmed)] * 3).trimmed == trimmed
 
 
-def test_a_single_pass_comes_back_as_it_is():
+def test_returns_a_single_pass_unchanged():
     for outcome in (result(1, 0), RankingFailure("timeout")):
         assert merge_passes([outcome]) is outcome
 
@@ -136,7 +136,7 @@ def test_a_single_pass_comes_back_as_it_is():
 # Streaming
 
 
-def test_each_ranking_comes_with_its_last_pass_whatever_the_order_of_arrival():
+def test_yields_each_ranking_when_its_last_pass_arrives():
     asked = []
 
     def stream(requests):
@@ -151,7 +151,7 @@ def test_each_ranking_comes_with_its_last_pass_whatever_the_order_of_arrival():
     assert all(outcome.ranks == (0, 1) and outcome.consistency == pytest.approx(-1 / 3) for _, outcome in arrivals)
 
 
-def test_a_request_for_one_pass_is_that_one_alone():
+def test_a_request_with_a_pass_index_makes_only_that_pass():
     asked = []
 
     def stream(requests):
@@ -167,23 +167,23 @@ def test_a_request_for_one_pass_is_that_one_alone():
     assert asked == [whole]
 
 
-# It helps
+# Effect on a biased judge
 
 
 def biased_judge(request, merits, rng, bias=0.15, noise=0.15):
-    """A judge to whom a place nearer the top is worth something, and who is never quite sure."""
+    """Rank with noise and with a preference for completions that are shown first."""
     shown = shown_order(request, seed=0)
     scores = {index: merits[index] - bias * place + rng.gauss(0, noise) for place, index in enumerate(shown)}
     return result(*sorted(shown, key=lambda index: -scores[index]))
 
 
 def pairwise_accuracy(ranks, merits):
-    """Share of pairs that are ordered by merit; a tie is half right."""
+    """Return the share of pairs that are ordered by merit. A tie counts half."""
     pairs = [(i, j) if merits[i] > merits[j] else (j, i) for i, j in combinations(range(len(merits)), 2)]
     return sum((ranks[i] < ranks[j]) + (ranks[i] == ranks[j]) / 2 for i, j in pairs) / len(pairs)
 
 
-def test_passes_make_a_biased_judge_more_accurate_and_their_consistency_tells_where():
+def test_more_passes_are_more_accurate_and_consistency_predicts_accuracy():
     accuracy = {}
     by_consistency = []
     for num_passes in (1, 2, 3, 5):
