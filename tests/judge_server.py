@@ -1,10 +1,11 @@
-"""A judge behind a chat endpoint that takes a thousand calls at once, in a process of its own.
+"""A judge behind a chat endpoint, in a process of its own, for tests with up to a thousand concurrent calls.
 
     python tests/judge_server.py --latency 0.5
 
-It prints its port. Completions say what they are worth (`merit 3: ...`), and are ranked by that. Every prompt begins
-with a number; with `--fault_ratio`, some of them are answered wrongly, at first or always (see `fault_of`). `GET
-/stats` tells when calls arrived, what each took and what became of it.
+The process prints its port. Completions state their merit (`merit 3: ...`), and the judge ranks by it. Every prompt
+begins with a number. With `--fault_ratio`, the answers to some prompts are faulty, at first or always: see `fault_of`.
+`GET /stats` returns the arrival time and the tokens of every call, the number of calls per prompt, the maximum number
+of open calls, and the number of calls that followed a redirect.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ COMPLETION = re.compile(r"# Completion ([A-Z]+)\n<data-\w+>\nmerit (\d+):")
 
 @dataclass
 class Server:
-    """The judge in its process, as its tests see it."""
+    """Address and statistics of a running judge."""
 
     port: int
 
@@ -61,7 +62,7 @@ class Server:
 
 @contextmanager
 def running(**options: float) -> Iterator[Server]:
-    """Runs a judge for as long as the block takes."""
+    """Run a judge for the duration of the block."""
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True)
     try:
@@ -73,7 +74,7 @@ def running(**options: float) -> Iterator[Server]:
 
 
 def most_within(seconds: float, calls: list[tuple[float, int]]) -> tuple[int, int]:
-    """The most calls, and the most tokens, that arrived within any window of so many seconds."""
+    """Return the maximum numbers of calls and of tokens that arrived in any window of the given length."""
     window: deque[tuple[float, int]] = deque()
     most_calls = most_tokens = tokens = 0
     for call in sorted(calls):
@@ -86,7 +87,7 @@ def most_within(seconds: float, calls: list[tuple[float, int]]) -> tuple[int, in
 
 
 def fault_of(number: int, ratio: float) -> tuple[str | None, int]:
-    """What is wrong with the answers to a prompt, and how many of them: 1, 2, or 99 for all."""
+    """Return the fault of a prompt's answers, and how many answers have it: 1, 2, or 99 for all."""
     chance = random.Random(number)
     if chance.random() >= ratio:
         return None, 0
@@ -99,7 +100,7 @@ class Judge:
         self.jitter = random.Random(0)
         self.asked: Counter[int] = Counter()
         self.calls: list[tuple[float, int]] = []  # time of arrival, tokens
-        self.open = self.most_open = self.strangers = 0
+        self.open = self.most_open = self.redirected = 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.open += 1
@@ -132,7 +133,7 @@ class Judge:
         return {"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}], "usage": usage}
 
     async def _fail(self, request: web.Request, fault: str, ranking: list[str], tokens: int) -> web.StreamResponse:
-        wrong = json.dumps({"ranking": ranking[::-1]})  # not to be read, whatever it comes in
+        wrong = json.dumps({"ranking": ranking[::-1]})  # a client must not accept it in any of these forms
         if fault.startswith("429"):
             headers = {"Retry-After": "0.05"} if "Retry" in fault else {}
             return web.json_response({"error": {"message": wrong}}, status=429, headers=headers)
@@ -144,13 +145,13 @@ class Judge:
         if fault == "slow body":
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             await response.prepare(request)
-            with suppress(ConnectionResetError):  # the client gives up on it
+            with suppress(ConnectionResetError):  # the client times out
                 for character in json.dumps(self._completion(wrong, tokens)):
                     await response.write(character.encode())
                     await asyncio.sleep(1.0)
             return response
         if fault == "redirect":
-            raise web.HTTPTemporaryRedirect(f"http://localhost:{self.options.port}/stranger")
+            raise web.HTTPTemporaryRedirect(f"http://localhost:{self.options.port}/redirected")
         bodies = {
             "broken JSON": json.dumps(self._completion(wrong, tokens))[:-9],
             "wrong shape": json.dumps({"choices": {"message": wrong}, "usage": [1]}),
@@ -162,15 +163,15 @@ class Judge:
         content_type = "text/html" if fault == "wrong content type" else "application/json"
         return web.Response(text=bodies[fault], content_type=content_type)
 
-    async def stranger(self, request: web.Request) -> web.Response:
-        """Where the redirects point to, and nobody should ever come."""
-        self.strangers += 1
+    async def redirect_target(self, request: web.Request) -> web.Response:
+        """Count calls that followed a redirect, which a client must not do."""
+        self.redirected += 1
         return web.json_response(self._completion('{"ranking": []}', 0))
 
     async def stats(self, request: web.Request) -> web.Response:
         asked = {str(number): count for number, count in self.asked.items()}
         return web.json_response(
-            {"calls": self.calls, "asked": asked, "most_open": self.most_open, "strangers": self.strangers}
+            {"calls": self.calls, "asked": asked, "most_open": self.most_open, "redirected": self.redirected}
         )
 
 
@@ -178,7 +179,7 @@ async def serve(options: argparse.Namespace) -> None:
     judge = Judge(options)
     app = web.Application(client_max_size=2**24)
     app.router.add_post("/v1/chat/completions", judge.answer)
-    app.router.add_route("*", "/stranger", judge.stranger)
+    app.router.add_route("*", "/redirected", judge.redirect_target)
     app.router.add_get("/stats", judge.stats)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
@@ -192,9 +193,9 @@ async def serve(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A scripted judge behind a chat endpoint on loopback.")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before a ranking is sent")
-    parser.add_argument("--transit", type=float, default=0.0, help="seconds, at most, before a call is let in")
-    parser.add_argument("--reply_tokens", type=int, default=10, help="tokens that a reply is said to have")
-    parser.add_argument("--fault_ratio", type=float, default=0.0, help="share of the prompts with wrong answers")
+    parser.add_argument("--transit", type=float, default=0.0, help="maximum random delay of a call, in seconds")
+    parser.add_argument("--reply_tokens", type=int, default=10, help="completion tokens reported for a reply")
+    parser.add_argument("--fault_ratio", type=float, default=0.0, help="share of the prompts with faulty answers")
     asyncio.run(serve(parser.parse_args()))
 
 

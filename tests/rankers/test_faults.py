@@ -1,4 +1,4 @@
-"""An endpoint that fails in every way, and a process that is killed: no ranking is wrong, lost or paid for twice."""
+"""`LLMRanker` with a faulty endpoint and after a kill: no ranking is wrong, lost or paid for twice."""
 
 import os
 import random
@@ -37,7 +37,7 @@ ATTEMPTS = 4
 
 
 def make_requests(num):
-    """Requests whose completions say what they are worth, and the order that is right for each."""
+    """Return requests whose completions state their merit, and the correct order of each."""
     requests, orders = [], []
     for number in range(num):
         merits = random.Random(number).sample(range(100), 4)
@@ -46,16 +46,19 @@ def make_requests(num):
     return requests, orders
 
 
-def memory():
-    """Megabytes that this process holds."""
+def resident_memory():
+    """Return the resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def check(num, ratio, **options):
-    """Ranks at an endpoint that fails for a share of the prompts, and checks every outcome; returns what was seen."""
+def check_outcomes(num, ratio, **options):
+    """Rank with an endpoint that fails for a share of the prompts, and check every outcome.
+
+    Returns the failures by reason, the memory in MB after each tenth of the outcomes, and the server's statistics.
+    """
     requests, orders = make_requests(num)
-    outcomes, held = [None] * num, []
+    outcomes, memory = [None] * num, []
     with (
         running(fault_ratio=ratio) as server,
         closing(LLMRanker("judge", server.base_url, api_key="sk-secret", improve=False, **options)) as ranker,
@@ -64,40 +67,40 @@ def check(num, ratio, **options):
             assert outcomes[position] is None
             outcomes[position] = outcome
             if count % (num // 10) == 0:
-                held.append(memory())
+                memory.append(resident_memory())
         stats = server.stats()
-    seen = Counter()
+    failures = Counter()
     for number, (outcome, order) in enumerate(zip(outcomes, orders, strict=True)):
         fault, times = fault_of(number, ratio)
         if times >= ATTEMPTS:
             assert isinstance(outcome, RankingFailure), (number, fault)
             assert outcome.reason == REASONS[fault], (number, fault, outcome)
-            seen[outcome.reason] += 1
+            failures[outcome.reason] += 1
         else:
             assert getattr(outcome, "order", outcome) == order, (number, fault)
-        # Each is asked for once, and once more after each fault.
+        # One call, and one more after each fault.
         assert stats["asked"][str(number)] == min(times + 1, ATTEMPTS) == outcome.usage.attempts, (number, fault)
-    assert stats["strangers"] == 0
-    return seen, held, stats
+    assert stats["redirected"] == 0
+    return failures, memory, stats
 
 
-def test_with_one_prompt_in_two_faulted_all_is_right_or_a_failure_of_its_kind(monkeypatch):
+def test_every_outcome_is_correct_with_faults_for_half_of_the_prompts(monkeypatch):
     monkeypatch.setattr(client, "_BACKOFF_BASE", 0.01)
     assert set(REASONS) == set(FAULTS)
-    seen, _, _ = check(260, 0.5, timeout=3.0, max_concurrency=64)
-    assert set(seen) == set(REASONS.values())
+    failures, _, _ = check_outcomes(260, 0.5, timeout=3.0, max_concurrency=64)
+    assert set(failures) == set(REASONS.values())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_thousand_rankings_one_in_five_faulted():
-    seen, held, stats = check(10_000, 0.2, timeout=4.0, max_concurrency=128)
-    print(f"failures {dict(seen)}; {len(stats['calls'])} calls; memory in MB {[round(mb) for mb in held]}")
-    assert set(seen) == set(REASONS.values())
-    assert max(held[2:]) - held[1] < 20
+def test_ten_thousand_rankings_are_correct_in_constant_memory():
+    failures, memory, stats = check_outcomes(10_000, 0.2, timeout=4.0, max_concurrency=128)
+    print(f"failures {dict(failures)}; {len(stats['calls'])} calls; memory in MB {[round(mb) for mb in memory]}")
+    assert set(failures) == set(REASONS.values())
+    assert max(memory[2:]) - memory[1] < 20
 
 
-KILLED = """
+SCRIPT = """
 import sys
 from cyclealign_trl import CachedRanker, LLMRanker
 from tests.rankers.test_faults import make_requests
@@ -108,11 +111,11 @@ ranker.rank(make_requests(400)[0])
 
 
 @pytest.mark.parametrize("latency", [0.0, 0.2])
-def test_after_a_kill_no_more_is_asked_again_than_was_in_flight(tmp_path, latency):
+def test_a_kill_loses_only_the_calls_in_flight(tmp_path, latency):
     path = tmp_path / "rankings.sqlite"
     root = Path(__file__).parents[2]
     with running(latency=latency) as server:
-        command = [sys.executable, "-c", KILLED, server.base_url, str(path)]
+        command = [sys.executable, "-c", SCRIPT, server.base_url, str(path)]
         process = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
         while len(server.stats()["calls"]) < 100:
             assert process.poll() is None
