@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 
 from ..offline.ranking_config import RankingConfig
 from ..training.config_checks import check_choice
+from ..types import Corrector
 from .demonstrations import DEFAULT, DemonstrationPool, Scope, Selection
 
 SFTTarget = Literal["improved", "top_ranked", "corrector"]
@@ -346,3 +347,16 @@ def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> Demons
             "arguments."
         )
     return given
+
+
+def check_corrector(args: CycleAlignConfig, corrector: Corrector | None) -> None:
+    """Raise `TypeError` if a corrector lacks its method, and `ValueError` if the arguments contradict it."""
+    if corrector is not None and not isinstance(corrector, Corrector):
+        raise TypeError(
+            f"corrector must have a method correct(prompts, answers), and {type(corrector).__name__} has none."
+        )
+    if (corrector is not None) != (args.sft_target == "corrector"):
+        raise ValueError(
+            f"A corrector and sft_target='corrector' must be set together, got corrector={corrector!r} and "
+            f"sft_target={args.sft_target!r}."
+        )

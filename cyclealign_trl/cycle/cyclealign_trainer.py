@@ -11,42 +11,41 @@ import importlib.util
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from .._compat import is_vllm_available
-from .._warnings import OnceLogger
-from ..chat.budget import BUDGET_EXHAUSTED, Amount, Budget
-from ..errors import RankerError
+from ..chat.budget import Budget
 from ..models.generation_backend import seeded
-from ..offline.ranking_collator import Batch, TokenIds
+from ..offline.ranking_collator import Batch
 from ..offline.ranking_config import RankingConfig
 from ..offline.ranking_trainer import RankingTargets, RankingTrainer
 from ..rankers.base import Ranker
-from ..rankers.cache import CachedRanker
+from ..rankers.cache import with_cache
 from ..training.base_trainer import Optimizers
 from ..training.checkpoints import set_folder_aside
-from ..training.dataset_checks import check_map_style, column_names
+from ..training.dataset_checks import check_map_style, column_names, first_rows
 from ..training.model_card import TrainedModel
-from ..types import ABSENT, Corrector, prompt_key
-from .cyclealign_config import CycleAlignConfig, make_pool
+from ..types import Corrector, prompt_key
+from .cyclealign_config import CycleAlignConfig, check_corrector, make_pool
 from .demonstrations import DemonstrationPool
 from .guards import BudgetGuard, FailureGuard
 from .interaction import InteractionResult, add_correction, open_interaction
 from .interaction_log import InteractionLog
 from .interaction_sampler import InteractionSampler
 from .pending_rankings import PendingRankings
-from .publishing import describe_run, push_interactions, run_settings, save_demonstrations
+from .publishing import describe_run, push_log, run_settings, save_demonstrations
 from .rollout import PromptBatch, PromptCollator, Rollout, make_backend
+from .step_exchange import exchange
 from .step_metrics import InteractionRecord, counts, means, print_completions
+from .targets import TargetBuilder
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -103,7 +102,7 @@ class CycleAlignTrainer(RankingTrainer):
     ) -> None:
         if args is None:
             args = self._default_args(model)
-        _check_corrector(corrector, args)
+        check_corrector(args, corrector)
         if not isinstance(ranker, Ranker):
             raise TypeError(f"ranker must have a method rank(requests), and {type(ranker).__name__} has none.")
         if args.log_completions and importlib.util.find_spec("rich") is None:
@@ -123,13 +122,14 @@ class CycleAlignTrainer(RankingTrainer):
         )
         if train_dataset is not None:
             self._get_train_sampler()  # raises if one step takes more prompts than there are
-        self.eval_dataset = _limit(eval_dataset, args.max_eval_samples)
-        self.ranker = _with_cache(ranker, args)
+        self.eval_dataset = first_rows(eval_dataset, args.max_eval_samples)
+        self.ranker = with_cache(ranker, Path(args.output_dir), args.process_index) if args.cache_rankings else ranker
         self.corrector = corrector
         self.generation = make_backend(args, self.model, self.accelerator, self.renderer)
         if isinstance(self.generation, TrainerCallback):  # it follows the optimiser steps
             self.add_callback(self.generation)
         self.interaction_log = InteractionLog(args.output_dir, args.process_index)
+        self._target_builder = TargetBuilder(args, self.renderer)
 
         # The current step: prompts without completions yet, rollouts that were not trained on yet, and their records.
         self._waiting: list[PromptBatch] = []
@@ -140,7 +140,6 @@ class CycleAlignTrainer(RankingTrainer):
         # The current window: prompts that need no further interaction (`stop_on_agreement`).
         self._agreed: set[str] = set()
         self._last_records: list[InteractionRecord] = []
-        self._once = OnceLogger(logger)
         self._failure_guard = FailureGuard(args.max_ranking_failures)
         self._budget_guard = BudgetGuard(args.at_budget_cap)
         self.add_callback(self._failure_guard)
@@ -219,10 +218,11 @@ class CycleAlignTrainer(RankingTrainer):
             scores = (sums / lengths if self.args.policy_score == "mean_logprob" else sums).detach().tolist()
         results = self._resolve(batch, scores)
         sft_targets = [
-            self._sft_target(result, ids) for result, ids in zip(results, batch.completion_ids, strict=True)
+            self._target_builder.sft_target(result, ids)
+            for result, ids in zip(results, batch.completion_ids, strict=True)
         ]
         self._record(batch, results, [truncated for _, truncated in sft_targets])
-        return self._ranking_targets(results, [ids for ids, _ in sft_targets], sums)
+        return self._target_builder.build(results, [ids for ids, _ in sft_targets], sums)
 
     def _resolve(self, rollout: Rollout, scores: list[list[float]]) -> list[InteractionResult]:
         """Wait for the ranker, compare its orders with the policy's, and correct completions where asked to."""
@@ -245,7 +245,8 @@ class CycleAlignTrainer(RankingTrainer):
             indices = [
                 index
                 for index, result in enumerate(results)
-                if (result.ranks is not None or self._trains_sft_alone(result)) and result.improved_completion is None
+                if (result.ranks is not None or self._target_builder.trains_sft_alone(result))
+                and result.improved_completion is None
             ]
             if not indices:
                 return results
@@ -256,19 +257,6 @@ class CycleAlignTrainer(RankingTrainer):
         for index, correction in zip(indices, corrections, strict=True):
             corrected[index] = add_correction(results[index], correction)
         return corrected
-
-    def _sft_target(self, result: InteractionResult, completion_ids: list[TokenIds]) -> tuple[TokenIds | None, bool]:
-        """Return the token ids to imitate, `None` for the top-ranked completion, and whether they were truncated."""
-        alone = self._trains_sft_alone(result)
-        # An improved completion that equals a sampled one would compete with itself if it ranked above all.
-        competes = self.args.rank_improved_completion and result.improved_completion in result.completions
-        if result.improved_completion is not None and self.args.sft_target != "top_ranked" and (alone or not competes):
-            return self.renderer.completion(result.prompt, result.improved_completion)
-        return (completion_ids[result.white_box_order[0]] if alone else None), False
-
-    def _trains_sft_alone(self, result: InteractionResult) -> bool:
-        """Return whether the budget is used up and the run goes on without rankings."""
-        return self.args.at_budget_cap == "sft" and result.failure == BUDGET_EXHAUSTED
 
     def _record(self, rollout: Rollout, results: list[InteractionResult], improved_truncated: list[bool]) -> None:
         """Keep the results until the step ends, or log them if this is an evaluation."""
@@ -288,32 +276,6 @@ class CycleAlignTrainer(RankingTrainer):
             self._records.append(records)
         else:
             self._log_records(self._gather([records]))
-
-    def _ranking_targets(
-        self, results: list[InteractionResult], sft_ids: list[TokenIds | None], sums: Tensor
-    ) -> RankingTargets:
-        num_generations = sums.shape[1]
-        ranks = [result.ranks or (ABSENT,) * num_generations for result in results]
-        has_targets = self.args.sft_target != "top_ranked" or self.args.at_budget_cap == "sft"
-        return RankingTargets(
-            torch.tensor(ranks, device=sums.device),
-            sft_ids=sft_ids if has_targets else None,
-            rank_sft_ids=self.args.rank_improved_completion,
-            weights=self._weights(results, sums.device),
-        )
-
-    def _weights(self, results: Sequence[InteractionResult], device: torch.device) -> Tensor | None:
-        """Return the weight of each prompt's loss `(B,)`: the consistency of the ranker's passes, 1 for one pass."""
-        if not self.args.weight_by_consistency:
-            return None
-        if any(result.ranks and result.consistency is None for result in results):
-            self._once.warning(
-                "single_pass",
-                "weight_by_consistency=True has no effect on rankings with a single pass, which weigh 1. Ask for "
-                "several passes, as LLMRanker(num_passes=3) does.",
-            )
-        weights = [1.0 if result.consistency is None else max(0.0, result.consistency) for result in results]
-        return torch.tensor(weights, device=device)
 
     # 3. Train, and keep what policy and ranker agree on
 
@@ -347,25 +309,8 @@ class CycleAlignTrainer(RankingTrainer):
         self._log_records(records)
 
     def _gather(self, micro_batches: list[list[InteractionRecord]]) -> list[InteractionRecord]:
-        """Return the records of all processes in the order of the sampler, and share out the rest of the budget.
-
-        Raises:
-            Exception: On all processes, if ranking raised on one of them.
-        """
         error, self._ranking_error = self._ranking_error, None
-        message = None if error is None else f"{type(error).__name__}: {error}"
-        committed = None if self._budget is None else self._budget.committed
-        gathered: list[tuple[str | None, Amount | None, list[list[InteractionRecord]]]]
-        gathered = gather_object([(message, committed, micro_batches)])
-        if error is not None:
-            raise error
-        for process_index, (message, *_) in enumerate(gathered):
-            if message is not None:
-                raise RankerError(f"The ranker failed on process {process_index}. {message}")
-        if self._budget is not None:
-            self._budget.share_out([amount for _, amount, _ in gathered if amount is not None])
-        by_process = [batches for *_, batches in gathered]
-        return [record for at_once in zip(*by_process, strict=True) for record in chain.from_iterable(at_once)]
+        return exchange(micro_batches, error, self._budget)
 
     # Evaluation and metrics
 
@@ -454,56 +399,15 @@ class CycleAlignTrainer(RankingTrainer):
             FileNotFoundError: If the run has no log.
             RuntimeError: On the other processes, if publishing failed on the main one, which raises its own error.
         """
-        url: str | None = None
-        error: Exception | None = None
-        if self.is_world_process_zero():
-            try:
-                url = push_interactions(
-                    self.interaction_log.read(),
-                    repo_id or f"{self._repo_id}-interactions",
-                    run_settings(self.args, self.demonstrations, self.ranker),
-                    private=self.args.hub_private_repo if private is None else private,
-                    token=self.args.hub_token if token is None else token,
-                )
-            except Exception as raised:  # raised below, after the other processes know
-                error = raised
-        (url,) = broadcast_object_list([url])
-        if error is not None:
-            raise error
-        if url is None:
-            raise RuntimeError("The main process could not publish the log of interactions: see its error.")
-        return url
+        return push_log(
+            self.interaction_log,
+            repo_id or f"{self._repo_id}-interactions",
+            run_settings(self.args, self.demonstrations, self.ranker),
+            private=self.args.hub_private_repo if private is None else private,
+            token=self.args.hub_token if token is None else token,
+            is_main_process=self.is_world_process_zero(),
+        )
 
     def _describe(self, model: TrainedModel) -> TrainedModel:
         model = super()._describe(model)
         return describe_run(model, self.args, self.demonstrations, self.ranker, self.interaction_log)
-
-
-def _check_corrector(corrector: Corrector | None, args: CycleAlignConfig) -> None:
-    if corrector is not None and not isinstance(corrector, Corrector):
-        raise TypeError(
-            f"corrector must have a method correct(prompts, answers), and {type(corrector).__name__} has none."
-        )
-    if (corrector is not None) != (args.sft_target == "corrector"):
-        raise ValueError(
-            f"A corrector and sft_target='corrector' must be set together, got corrector={corrector!r} and "
-            f"sft_target={args.sft_target!r}."
-        )
-
-
-def _with_cache(ranker: Ranker, args: CycleAlignConfig) -> Ranker:
-    """Return the ranker behind this process's database, which also reads those of other processes and earlier runs."""
-    if not args.cache_rankings or isinstance(ranker, CachedRanker) or getattr(ranker, "fingerprint", None) is None:
-        return ranker
-    folder = Path(args.output_dir)
-    own = folder / f"rankings-{args.process_index}.sqlite"
-    folder.mkdir(parents=True, exist_ok=True)
-    return CachedRanker(ranker, own, also_read=sorted(set(folder.glob("rankings-*.sqlite")) - {own}))
-
-
-def _limit(dataset: Any, max_samples: int | None) -> Any:
-    if max_samples is None or dataset is None:
-        return dataset
-    if isinstance(dataset, Mapping):
-        return {name: _limit(part, max_samples) for name, part in dataset.items()}
-    return dataset.select(range(min(max_samples, len(dataset))))

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from .._files import atomic_write
@@ -141,6 +142,35 @@ def save_demonstrations(pool: DemonstrationPool, folder: Path) -> None:
 
 
 # Log as a data set
+
+
+def push_log(
+    log: InteractionLog,
+    repo_id: str,
+    settings: Mapping[str, str],
+    *,
+    private: bool | None,
+    token: str | None,
+    is_main_process: bool,
+) -> str:
+    """Publish a log from the main process, and return the URL on all processes; see `push_interactions`.
+
+    Raises:
+        RuntimeError: On the other processes, if publishing failed on the main one, which raises its own error.
+    """
+    url: str | None = None
+    error: Exception | None = None
+    if is_main_process:
+        try:
+            url = push_interactions(log.read(), repo_id, settings, private=private, token=token)
+        except Exception as raised:  # raised below, after the other processes know
+            error = raised
+    (url,) = broadcast_object_list([url])
+    if error is not None:
+        raise error
+    if url is None:
+        raise RuntimeError("The main process could not publish the log of interactions: see its error.")
+    return url
 
 
 def push_interactions(

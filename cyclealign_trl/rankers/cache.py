@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from ..chat.budget import Budget
@@ -171,3 +172,16 @@ def _mark_as_cached(result: RankingResult) -> RankingResult:
 def _without_expense(outcome: Outcome) -> Outcome:
     """Return the outcome for a repeated request that was not sent. The first request accounts for the usage."""
     return _mark_as_cached(outcome) if isinstance(outcome, RankingResult) else replace(outcome, usage=None)
+
+
+def with_cache(ranker: Ranker, folder: Path, process_index: int) -> Ranker:
+    """Return a ranker that keeps its answers in `folder/rankings-R.sqlite`, R being the index of the process.
+
+    It also reads the databases of other processes and of earlier runs in the folder. Rankers that cannot be cached,
+    or are cached already, are returned unchanged.
+    """
+    if isinstance(ranker, CachedRanker) or getattr(ranker, "fingerprint", None) is None:
+        return ranker
+    own = folder / f"rankings-{process_index}.sqlite"
+    folder.mkdir(parents=True, exist_ok=True)
+    return CachedRanker(ranker, own, also_read=sorted(set(folder.glob("rankings-*.sqlite")) - {own}))

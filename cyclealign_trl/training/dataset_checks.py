@@ -1,4 +1,4 @@
-"""Checks of data sets before a run, and their description in a model card."""
+"""Data sets of a trainer: checks before a run, their description in a model card, and their first rows."""
 
 from __future__ import annotations
 
@@ -54,3 +54,12 @@ def describe_dataset(dataset: Any) -> str:
         return "; ".join(f"{name}: {describe_dataset(part)}" for name, part in dataset.items())
     columns = ", ".join(f"`{name}`" for name in sorted(column_names(dataset)))
     return f"{len(dataset):,} rows of {columns}" if hasattr(dataset, "__len__") else f"a stream of {columns}"
+
+
+def first_rows(dataset: Any, number: int | None) -> Any:
+    """Return the first rows of a data set, or of each data set in a mapping. `None` returns all rows."""
+    if number is None or dataset is None:
+        return dataset
+    if isinstance(dataset, Mapping):
+        return {name: first_rows(part, number) for name, part in dataset.items()}
+    return dataset.select(range(min(number, len(dataset))))
