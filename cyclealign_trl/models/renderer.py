@@ -42,7 +42,7 @@ class Renderer:
         # A chat template adds the special tokens itself.
         ids = self._tokenize(self._render(prompt), add_special_tokens=isinstance(prompt, str))
         if not ids:
-            raise ValueError(f"A prompt needs at least one token to be continued, got {prompt!r}.")
+            raise ValueError(f"The prompt {prompt!r} has no tokens to continue. Remove it from the dataset.")
         limit = self.max_prompt_length
         return (ids, False) if limit is None or len(ids) <= limit else (ids[-limit:], True)
 
