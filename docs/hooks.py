@@ -1,4 +1,4 @@
-"""What the site's pages need beside Markdown: equations, and the docstring grammar of TRL."""
+"""Render equations and the docstring grammar of TRL on the pages of the site."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def _mathml(source: str, *_: Any, **__: Any) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Turns ```math blocks into MathML, which browsers draw themselves, without a script or a network."""
+    """Convert ```math blocks to MathML, which browsers draw without a script or a network."""
     fence = {"name": "math", "class": "math", "format": _mathml}
     config["mdx_configs"].setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
     return config
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Shows types, defaults and references of TRL's grammar as they are meant."""
+    """Render the types, defaults and references of TRL's docstring grammar."""
     html = _OR_NONE.sub(r"<code>\1</code> or <code>None</code>, default <code>\2</code>", html)
     html = _OPTIONAL.sub(r"<code>\1</code>, default <code>\2</code>", html)
     return _REFERENCE.sub(r"<code>\1</code>", html)

@@ -1,4 +1,4 @@
-"""What README and docs print runs: code, commands, examples. Only names that need a network are exchanged."""
+"""Run the code, commands and examples of README and docs. Only names that need a network are replaced."""
 
 import ast
 import json
@@ -52,7 +52,7 @@ def reply(text):
 
 @pytest.fixture
 def judge():
-    """Ranks however many completions it is shown by their labels' order; corrects and answers where it is asked to."""
+    """Endpoint that ranks completions in reverse order of their labels, and also corrects and answers."""
 
     def respond(body):
         shown = body["messages"][-1]["content"]
@@ -70,7 +70,7 @@ def judge():
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch, judge):
-    """A folder to work in, where the names that the docs use lead to tiny stand-ins and every run takes two steps."""
+    """Working directory with tiny stand-ins for the models and data sets of the docs. Every run takes two steps."""
     from transformers import LlamaForSequenceClassification
 
     monkeypatch.chdir(tmp_path)
@@ -84,7 +84,7 @@ def offline(tmp_path, monkeypatch, judge):
     LlamaForSequenceClassification(model.config).save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
     tokenizer.save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
 
-    # Ends a text after a few characters, so that a correction is a short one.
+    # Many end-of-sequence ids keep corrections short.
     model.generation_config.eos_token_id = [1, *range(20, 40)]
     model.save_pretrained("outputs/aligner")
     tokenizer.save_pretrained("outputs/aligner")
@@ -111,7 +111,7 @@ def offline(tmp_path, monkeypatch, judge):
         if path not in stand_ins:
             return load_dataset(path, *args, split=split, **kwargs)
         rows = stand_ins[path]
-        if path == hh_rlhf.HUB_ID:  # each subset has prompts of its own
+        if path == hh_rlhf.HUB_ID:  # as published, subsets share no prompts
             subset = kwargs["data_dir"]
             return rows.map(lambda row: {name: text.replace(": Q", f": {subset} ") for name, text in row.items()})
         return DatasetDict(train=rows, test=rows) if split is None else rows
@@ -119,32 +119,32 @@ def offline(tmp_path, monkeypatch, judge):
     for module in (datasets, corrections, hh_rlhf, inputs):
         monkeypatch.setattr(module, "load_dataset", load)
 
-    settle = RankingConfig.__post_init__
+    check_config = RankingConfig.__post_init__
 
     def two_steps(self):
         self.max_steps, self.use_cpu, self.disable_tqdm, self.report_to = 2, True, True, "none"
         self.max_completion_length = min(self.max_completion_length, 8)
-        settle(self)
+        check_config(self)
 
     monkeypatch.setattr(RankingConfig, "__post_init__", two_steps)
-    settle_aligner = AlignerConfig.__post_init__
+    check_aligner_config = AlignerConfig.__post_init__
 
-    def two_steps_of_an_aligner(self):
+    def two_aligner_steps(self):
         self.max_steps, self.use_cpu, self.disable_tqdm, self.report_to, self.max_length = 2, True, True, "none", 256
-        settle_aligner(self)
+        check_aligner_config(self)
 
-    monkeypatch.setattr(AlignerConfig, "__post_init__", two_steps_of_an_aligner)
+    monkeypatch.setattr(AlignerConfig, "__post_init__", two_aligner_steps)
     return tmp_path
 
 
-def run_of(folder):
+def run_cycle(folder):
     make_trainer(folder, dataset=prompts(2, conversational=True), max_steps=1).train()
 
 
 @pytest.mark.parametrize("page", [page for page in ALL if blocks(page, "python")], ids=lambda page: page.stem)
-def test_the_code_on_each_page_runs_in_its_order(page, offline):
-    run_of("outputs/cyclealign")
-    run_of("outputs/first")
+def test_code_of_each_page_runs(page, offline):
+    run_cycle("outputs/cyclealign")
+    run_cycle("outputs/first")
     export.main(["outputs/first"])
     namespace = {}
     for code in blocks(page, "python"):
@@ -153,14 +153,14 @@ def test_the_code_on_each_page_runs_in_its_order(page, offline):
     assert trainer is None or trainer.state.global_step == 2
 
 
-def test_every_page_with_code_was_found():
+def test_all_pages_with_code_are_tested():
     assert {page.stem for page in ALL if blocks(page, "python")} >= {
         "README", "quickstart", "concepts", "cyclealign_trainer", "ranking_trainer", "rankers", "demonstrations",
         "losses", "data", "dlma", "aligner", "judge",
     }  # fmt: skip
 
 
-def test_the_documented_rows_train(offline):
+def test_documented_rows_can_be_trained_on(offline):
     namespace = {}
     _, code = blocks(ROOT / "docs/ranking_trainer.md", "python")
     exec(code, namespace)
@@ -176,21 +176,22 @@ def test_the_documented_rows_train(offline):
         trainer.train()
 
 
-def test_the_losses_are_what_the_page_says(capsys):
+def test_documented_losses_are_correct(capsys):
     (code,) = blocks(ROOT / "docs/losses.md", "python")
     exec(code, {})
-    said = [float(number) for number in re.findall(r"\)\)  # ([\d.]+)", code)]
+    documented = [float(number) for number in re.findall(r"\)\)  # ([\d.]+)", code)]
     printed = [float(number) for number in re.findall(r"tensor\(\[([\d.]+)\]\)", capsys.readouterr().out)]
-    assert printed == said
-    assert len(said) == 2
+    assert printed == documented
+    assert len(documented) == 2
 
 
 @pytest.mark.parametrize(
     "page", [page for page in ALL if "cyclealign " in str(blocks(page, "bash"))], ids=lambda p: p.stem
 )
-def test_the_commands_on_each_page_are_understood(page, monkeypatch):
+def test_commands_of_each_page_can_be_parsed(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    lines = [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("cyclealign ")]
+    commands = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    lines = [line for line in commands.splitlines() if line.startswith("cyclealign ")]
     assert lines
     for line in lines:
         _, command, *arguments = shlex.split(line, comments=True)
@@ -203,27 +204,27 @@ def test_the_commands_on_each_page_are_understood(page, monkeypatch):
         elif command in ("export", "serve"):
             {"export": export, "serve": serve}[command].make_parser().parse_args(arguments)
         elif command == "judge":
-            _, foreign = judge_script.make_parser().split(arguments)
-            assert not foreign
+            _, unknown = judge_script.make_parser().split(arguments)
+            assert not unknown
 
 
-def test_the_yaml_of_the_page_is_understood(tmp_path):
+def test_documented_yaml_can_be_parsed(tmp_path):
     (code,) = blocks(ROOT / "docs/cli.md", "yaml")
     (tmp_path / "run.yaml").write_text(code)
     train.make_parser().split(["--config", str(tmp_path / "run.yaml")])
 
 
-# What is said
+# Completeness
 
 
 def logged(trainer):
     trainer.train()
-    trainers_own = {"grad_norm", "learning_rate", "epoch", "step"}
-    return set(trainer.state.log_history[0]) - trainers_own
+    of_transformers = {"grad_norm", "learning_rate", "epoch", "step"}
+    return set(trainer.state.log_history[0]) - of_transformers
 
 
 def explained(page):
-    """The metrics that a page's table names; a name without a folder stands in that of the one before it."""
+    """Return the metrics in a page's table. A name without a folder is in the folder of the name before it."""
     table = (ROOT / "docs" / page).read_text(encoding="utf-8").split("## What is logged")[1].split("\n## ")[0]
     names = set()
     for cell in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE):
@@ -234,11 +235,11 @@ def explained(page):
     return names
 
 
-def test_every_logged_metric_of_the_cycle_is_explained(tmp_path):
+def test_all_cyclealign_metrics_are_documented(tmp_path):
     assert logged(make_trainer(tmp_path, dataset=prompts(2), max_steps=1)) <= explained("cyclealign_trainer.md")
 
 
-def test_every_logged_metric_of_ranked_training_is_explained(tmp_path):
+def test_all_ranking_metrics_are_documented(tmp_path):
     rows = Dataset.from_list([{"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1]}])
     settings = {"max_prompt_length": 64, "max_steps": 1, "logging_steps": 1, "use_cpu": True, "report_to": "none"}
     config = RankingConfig(str(tmp_path), **settings, disable_tqdm=True)
@@ -246,7 +247,7 @@ def test_every_logged_metric_of_ranked_training_is_explained(tmp_path):
     assert logged(trainer) == explained("ranking_trainer.md")
 
 
-def test_every_logged_metric_of_dlma_is_explained(tmp_path):
+def test_all_dlma_metrics_are_documented(tmp_path):
     rows = Dataset.from_list([{"prompt": "Q", "chosen": "a", "rejected": "b", "self_reward": 1.0}])
     settings = {"max_prompt_length": 64, "max_completion_length": 64, "max_steps": 1, "logging_steps": 1}
     config = DLMAConfig(str(tmp_path), **settings, sft_weight=1.0, use_cpu=True, report_to="none", disable_tqdm=True)
@@ -254,33 +255,33 @@ def test_every_logged_metric_of_dlma_is_explained(tmp_path):
     assert logged(trainer) == explained("dlma.md")
 
 
-def test_every_logged_metric_of_an_aligner_is_explained(tmp_path):
+def test_all_aligner_metrics_are_documented(tmp_path):
     assert logged(make_aligner_trainer(tmp_path, max_steps=4)) == explained("aligner.md")
 
 
-def test_the_documented_corrections_train(offline):
+def test_documented_corrections_can_be_trained_on(offline):
     namespace = {}
     exec(blocks(ROOT / "docs/aligner.md", "python")[2], namespace)
     for name in ("row", "messages"):
         make_aligner_trainer("out", rows=[namespace[name]] * 4, warmup_fraction=0).train()
 
 
-def test_every_failure_is_explained():
+def test_all_failures_are_documented():
     table = (ROOT / "docs/concepts.md").read_text(encoding="utf-8").split("## When a ranking fails")[1]
     sources = "\n".join(path.read_text() for path in (ROOT / "cyclealign_trl").rglob("*.py"))
-    reasons = set(re.findall(r"(?:RankingFailure|CallError|InvalidRanking)\(\s*\"(\w+)\"", sources))
+    reasons = set(re.findall(r"(?:RankingFailure|CallError|InvalidReply|InvalidRanking)\(\s*\"(\w+)\"", sources))
     assert len(reasons) > 5
     for reason in reasons:
         assert f"`{reason}`" in table, reason
 
 
-def test_every_public_name_has_its_place_in_the_docs():
+def test_all_public_names_are_documented():
     shown = set(re.findall(r"^::: cyclealign_trl\.(\S+)$", DOCS, re.MULTILINE))
     for name, module in cyclealign_trl._MODULES.items():
         assert {f"{module}.{name}", module} & shown, name
 
 
-def test_every_setting_in_the_docs_exists():
+def test_documented_settings_exist():
     text = "\n".join(page.read_text(encoding="utf-8") for page in ALL)
     names = set(re.findall(r"`([a-z]\w*)=", text))
     configs = (CycleAlignConfig, DLMAConfig, AlignerConfig)
@@ -292,17 +293,49 @@ def test_every_setting_in_the_docs_exists():
     assert names <= known
 
 
-def test_the_file_tree_is_the_file_tree():
-    tree = README.read_text(encoding="utf-8").split("## What is where")[1]
+def test_file_tree_is_complete():
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Files")[1]
     package = Path(cyclealign_trl.__file__).parent
-    for path in [*package.glob("*.py"), *(package / "rankers").glob("*.py"), *(package / "data").glob("*.py")]:
-        if path.name not in ("__init__.py", "__main__.py"):
-            assert path.name in tree, path
-    for name in re.findall(r"(\w+\.py)", tree):
-        assert list(package.rglob(name)), name
+    modules = {path.name for path in package.rglob("*.py") if not path.name.startswith("__")}
+    assert set(re.findall(r"\w+\.py", tree)) == modules
+    folders = {path.parent.name for path in package.rglob("*.py")} - {package.name}
+    assert set(re.findall(r"(\w+)/ ", tree)) == folders
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
+def test_readme_lists_all_folders():
+    package = Path(cyclealign_trl.__file__).parent
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert set(re.findall(r"── (\w+)/", README.read_text(encoding="utf-8"))) == folders
+
+
+def test_readme_starts_with_the_demo_and_the_tests():
+    commands = [line.split("#")[0].strip() for line in blocks(README, "bash")[0].splitlines()]
+    assert commands == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md")], ids=lambda page: page.stem)
+def test_local_links_lead_to_files(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[\w-]+)?\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    for target in {first or second for first, second in targets}:
+        assert "://" in target or (ROOT / target).is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_lines_fit_on_the_page(page):
+    fence = None
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            fence = line if fence is None else None
+        elif fence not in (None, "```math"):
+            assert len(line) <= 88, line
+
+
+def test_citation_names_the_version():
+    assert f"\nversion: {cyclealign_trl.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
@@ -333,7 +366,7 @@ SMALL = """--model_name_or_path Qwen/Qwen3-0.6B --output_dir out --max_prompt_le
     --dtype float32"""
 
 
-def test_the_example_of_the_cycle(offline, monkeypatch, judge):
+def test_cyclealign_example(offline, monkeypatch, judge):
     pytest.importorskip("peft")
     run_example(
         "cyclealign.py",
@@ -345,7 +378,7 @@ def test_the_example_of_the_cycle(offline, monkeypatch, judge):
     assert len(list((offline / "out" / "interactions").iterdir())) == 2
 
 
-def test_the_example_of_a_custom_ranker(offline, monkeypatch, judge):
+def test_custom_ranker_example(offline, monkeypatch, judge):
     run_example(
         "custom_ranker.py",
         monkeypatch,
@@ -355,7 +388,7 @@ def test_the_example_of_a_custom_ranker(offline, monkeypatch, judge):
     assert {request["model"] for request in judge.requests} == {"one", "another"}
 
 
-def test_the_command_of_the_custom_ranker(offline, monkeypatch, judge):
+def test_custom_ranker_command(offline, monkeypatch, judge):
     monkeypatch.syspath_prepend(ROOT)
     docstring = ast.get_docstring(ast.parse((ROOT / "examples" / "custom_ranker.py").read_text(encoding="utf-8")))
     arguments = shlex.split(docstring[docstring.index("cyclealign train") :])[2:]
@@ -363,14 +396,14 @@ def test_the_command_of_the_custom_ranker(offline, monkeypatch, judge):
     assert {request["model"] for request in judge.requests} == {"gpt-5-mini", "gpt-5-nano"}
 
 
-def test_the_example_of_offline_pro(offline, monkeypatch, capsys):
+def test_offline_pro_example(offline, monkeypatch, capsys):
     run_example("offline_pro.py", monkeypatch, f"{SMALL} --subsets harmless-base --max_eval_pairs 4")
-    said = capsys.readouterr().out
-    assert "harmless-base/train: 250 rows, 250 kept" in said
-    assert re.search(r"Held-out ranking accuracy: \d\.\d{3} -> \d\.\d{3}", said)
+    output = capsys.readouterr().out
+    assert "harmless-base/train: 250 rows, 250 kept" in output
+    assert re.search(r"Held-out ranking accuracy: \d\.\d{3} -> \d\.\d{3}", output)
 
 
-def test_the_example_of_a_reward_model(offline, monkeypatch):
+def test_reward_model_example(offline, monkeypatch):
     run_example(
         "reward_model_ranker.py",
         monkeypatch,
@@ -379,33 +412,33 @@ def test_the_example_of_a_reward_model(offline, monkeypatch):
     assert len(list((offline / "out" / "interactions").iterdir())) == 2
 
 
-def test_the_example_of_dlma(offline, monkeypatch, capsys):
+def test_dlma_example(offline, monkeypatch, capsys):
     run_example("dlma.py", monkeypatch, f"{SMALL} --dataset_name trl-lib/ultrafeedback-prompt --max_prompt_length 256")
     assert (offline / "out" / "model.safetensors").is_file()
     assert "12 prompts, 12 kept" in capsys.readouterr().out
 
 
 def brevity(prompts, completions, **_):
-    """A TRL reward function."""
+    """Score completions by their length, as a TRL reward function."""
     return [-float(len(completion[0]["content"])) for completion in completions]
 
 
-def test_the_example_of_bootstrapping(offline, monkeypatch, capsys):
+def test_bootstrapping_example(offline, monkeypatch, capsys):
     run_example(
         "aligner_bootstrap.py",
         monkeypatch,
         f"""{SMALL} --dataset_name trl-lib/ultrafeedback-prompt --aligner outputs/aligner --num_prompts 8
             --max_new_tokens 16 --use_cpu --scorer tests.test_docs.brevity""",
     )
-    said = capsys.readouterr().out
-    assert re.findall(r"^Round (\d): 8 prompts, [1-8] pairs; ", said, re.MULTILINE) == ["1", "2", "3"]
-    assert re.findall(r"^Score after (\d) rounds: -\d+\.\d{3}$", said, re.MULTILINE) == ["0", "1", "2", "3"]
+    output = capsys.readouterr().out
+    assert re.findall(r"^Round (\d): 8 prompts, [1-8] pairs; ", output, re.MULTILINE) == ["1", "2", "3"]
+    assert re.findall(r"^Score after (\d) rounds: -\d+\.\d{3}$", output, re.MULTILINE) == ["0", "1", "2", "3"]
     assert sorted(path.name for path in (offline / "out").glob("round-*")) == ["round-1", "round-2", "round-3"]
     weights = [(offline / "out" / f"round-{number}" / "model.safetensors").read_bytes() for number in (1, 2, 3)]
     assert len(set(weights)) == 3
 
 
-def test_the_examples_are_short_and_all_run_here():
+def test_all_examples_are_tested_and_short():
     names = {path.name for path in (ROOT / "examples").glob("*.py")}
     tested = set(re.findall(r'"(\w+\.py)",\s*monkeypatch', Path(__file__).read_text(encoding="utf-8")))
     assert names == tested
