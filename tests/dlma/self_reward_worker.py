@@ -11,14 +11,14 @@ from cyclealign_trl import Aligner, DLMAConfig, DLMATrainer, SelfRewardRanker, g
 from tests.conftest import make_model, make_tokenizer
 from tests.cycle.stubs import config, make_trainer
 from tests.dlma.test_contrastive_pairs import KIND, TEXTS
-from tests.rankers.test_servers import save_parrot
+from tests.rankers.test_servers import save_fixed_reply_model
 
 
 def train(folder, num_processes, precompute=False, **changes):
     """Generate pairs and run both trainers in steps of 4 prompts, over all processes."""
     # Training arguments must come later, because ZeRO-3 would shard the aligner.
     aligner_folder = folder / f"aligner-{os.environ.get('RANK', '0')}"
-    save_parrot(aligner_folder, "sorry")  # corrects every answer to "sorry"
+    save_fixed_reply_model(aligner_folder, "sorry")  # corrects every answer to "sorry"
     aligner = Aligner.from_pretrained(aligner_folder, template="{question} {answer}>", max_new_tokens=4)
     shared = {"per_device_train_batch_size": 4 // num_processes, "per_device_eval_batch_size": 4, **changes}
     names = DLMAConfig.__dataclass_fields__

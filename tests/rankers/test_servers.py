@@ -1,4 +1,4 @@
-"""`LLMRanker` and a server that nobody here wrote: `transformers serve`, with models that say one thing only."""
+"""`LLMRanker` with `transformers serve`, an independent server, and tiny models with fixed replies."""
 
 import json
 import os
@@ -30,34 +30,34 @@ REQUEST = RankingRequest(
 )
 
 
-def save_parrot(folder, reply):
-    """A model that says `reply` whatever it is asked, and the end after it; or "x" for ever if that is `None`.
+def save_fixed_reply_model(folder, reply):
+    """Save a model that always generates `reply`, or an endless sequence of "x" if `reply` is `None`.
 
-    Its weights are written by hand. A token's embedding is a unit vector of its own, the layers add nothing to it, and
-    the head maps each vector to the token that comes next.
+    The weights are constructed: each token has a unit vector as its embedding, the layers add nothing to it, and the
+    head maps each vector to the next token.
     """
     tokenizer = make_tokenizer()
-    said = "x" if reply is None else reply
-    tokenizer.add_tokens([said])
-    start, said_id, end = (tokenizer.convert_tokens_to_ids(token) for token in (">", said, tokenizer.eos_token))
+    token = "x" if reply is None else reply
+    tokenizer.add_tokens([token])
+    start_id, token_id, end_id = map(tokenizer.convert_tokens_to_ids, (">", token, tokenizer.eos_token))
     model = make_model(vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=1, max_position_embeddings=8192)
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.eye(len(tokenizer), 128))
         for weight in (model.model.layers[0].self_attn.o_proj.weight, model.model.layers[0].mlp.down_proj.weight):
             weight.zero_()
         model.lm_head.weight.zero_()
-        model.lm_head.weight[said_id, start] = 1.0  # the template's last character before a reply
-        model.lm_head.weight[said_id if reply is None else end, said_id] = 1.0
+        model.lm_head.weight[token_id, start_id] = 1.0  # ">" is the template's last character before a reply
+        model.lm_head.weight[token_id if reply is None else end_id, token_id] = 1.0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The server's address and the folder of its models."""
+    """Address of the server and folder of its models."""
     models = tmp_path_factory.mktemp("models")
     for name, reply in {**REPLIES, "endless": None}.items():
-        save_parrot(models / name, reply)
+        save_fixed_reply_model(models / name, reply)
     make_model(max_position_embeddings=8192).save_pretrained(models / "random")
     make_tokenizer().save_pretrained(models / "random")
     with socket.socket() as probe:
@@ -96,10 +96,10 @@ def wait_for(address, process, log):
 
 @pytest.fixture
 def rank(server):
-    """Asks one of the models."""
+    """Rank with one of the models."""
     address, models = server
 
-    def ask(name, request=REQUEST, **options):
+    def rank_with(name, request=REQUEST, **options):
         ranker = LLMRanker(str(models / name), address, shuffle=False, **{"max_retries": 0, **options})
         try:
             ranker.check_connection()
@@ -107,24 +107,24 @@ def rank(server):
         finally:
             ranker.close()
 
-    return ask
+    return rank_with
 
 
 @pytest.mark.parametrize(("name", "improved"), [("json", "Because."), ("thinking", None), ("chain", None)])
-def test_a_ranking_is_read_from_json_and_from_text(rank, name, improved):
-    """The server promises a JSON schema to nobody: what the model says is what there is."""
+def test_reads_rankings_from_json_and_text(rank, name, improved):
+    """The server ignores the JSON schema, so replies can have any form."""
     outcome = rank(name)
     assert outcome.order == (1, 0)
     assert outcome.improved_completion == improved
     assert outcome.usage.attempts == 1
-    assert outcome.usage.prompt_tokens > 1000  # one a character
+    assert outcome.usage.prompt_tokens > 1000  # one per character
     assert outcome.usage.completion_tokens in (1, 2)
 
 
 @pytest.mark.parametrize(
     ("name", "reason"), [("chatty", "unparsable"), ("three", "invalid_ranking"), ("endless", "truncated")]
 )
-def test_a_reply_that_is_no_ranking_is_asked_for_again_and_then_a_failure(rank, name, reason):
+def test_a_reply_without_a_valid_ranking_fails_after_the_retries(rank, name, reason):
     outcome = rank(name, max_retries=1, max_tokens=8)
     assert isinstance(outcome, RankingFailure)
     assert outcome.reason == reason
@@ -132,23 +132,23 @@ def test_a_reply_that_is_no_ranking_is_asked_for_again_and_then_a_failure(rank, 
     assert outcome.usage.completion_tokens > 0
 
 
-def test_random_weights_never_make_a_ranking(rank):
+def test_replies_of_random_weights_are_rejected(rank):
     outcome = rank("random", max_tokens=64, temperature=1.0)
     assert isinstance(outcome, RankingFailure)
     assert outcome.reason in ("truncated", "unparsable")
 
 
-def test_what_no_rung_of_the_ladder_mends_is_an_error(rank, caplog):
+def test_an_unknown_field_raises_and_drops_no_parameter(rank, caplog):
     with pytest.raises(RankerError, match=r"HTTP 422: .*Unexpected fields .*no_such_field"):
         rank("json", extra_body={"no_such_field": 1})
-    assert "refuses a parameter" not in caplog.text  # it was none of those that can be left out
+    assert "refuses a parameter" not in caplog.text
 
 
-def test_a_model_that_the_server_cannot_load_is_a_failure(rank):
+def test_a_model_that_the_server_cannot_load_fails(rank):
     assert rank("nowhere").reason == "server_error"
 
 
-def test_the_judge_that_always_says_b_is_found_out(server, tmp_path, monkeypatch):
+def test_the_judge_report_shows_the_bias_of_a_fixed_reply(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     address, models = server
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(24, size=2)))
