@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 
 from cyclealign_trl.demo.loopback import Reply
 from cyclealign_trl.types import RankingRequest
@@ -28,3 +30,21 @@ def judge(body):
 
 def error(status, message="no", **fields):
     return Reply(status=status, body=json.dumps({"error": {"message": message, **fields}}))
+
+
+class ConcurrencyMeter:
+    """Judge that delays its replies, and records the maximum number of concurrent calls as `peak`."""
+
+    def __init__(self, delay):
+        self.delay = delay
+        self.in_flight = self.peak = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, body):
+        with self.lock:
+            self.in_flight += 1
+            self.peak = max(self.peak, self.in_flight)
+        time.sleep(self.delay)
+        with self.lock:
+            self.in_flight -= 1
+        return judge(body)

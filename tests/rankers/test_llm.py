@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from contextlib import closing
 
@@ -16,7 +15,7 @@ from cyclealign_trl.errors import RankerError
 from cyclealign_trl.rankers.cache import CachedRanker
 from cyclealign_trl.rankers.llm import LLMRanker
 from cyclealign_trl.types import Demonstration, RankingRequest, Trimmed
-from tests.rankers.llm_stubs import COMPLETIONS, KEY, MERIT, REQUEST, RIGHT, error, judge, shown
+from tests.rankers.llm_stubs import COMPLETIONS, KEY, MERIT, REQUEST, RIGHT, ConcurrencyMeter, error, judge, shown
 
 pytestmark = pytest.mark.usefixtures("llm_environment")
 
@@ -156,21 +155,10 @@ def test_opposite_passes_cancel_position_bias(serve):
 
 
 def test_passes_of_all_requests_run_concurrently(serve):
-    lock, in_flight, peak = threading.Lock(), 0, 0
-
-    def respond(body):
-        nonlocal in_flight, peak
-        with lock:
-            in_flight += 1
-            peak = max(peak, in_flight)
-        time.sleep(0.3)
-        with lock:
-            in_flight -= 1
-        return judge(body)
-
+    respond = ConcurrencyMeter(delay=0.3)
     ranker, _ = serve(respond, num_passes=3)
     ranker.rank([RankingRequest(f"Question {index}?", COMPLETIONS) for index in range(2)])
-    assert peak == 6
+    assert respond.peak == 6
 
 
 def test_tolerates_a_minority_of_failed_passes(serve):

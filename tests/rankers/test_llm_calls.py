@@ -11,7 +11,7 @@ from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from cyclealign_trl.errors import RankerError
 from cyclealign_trl.rankers.llm import LLMRanker
 from cyclealign_trl.types import RankingRequest
-from tests.rankers.llm_stubs import COMPLETIONS, REQUEST, RIGHT, error, judge
+from tests.rankers.llm_stubs import COMPLETIONS, REQUEST, RIGHT, ConcurrencyMeter, error, judge
 
 pytestmark = pytest.mark.usefixtures("llm_environment")
 
@@ -107,18 +107,7 @@ def test_does_not_remember_a_dialect_that_never_worked(serve):
 
 
 def test_limits_calls_in_flight_over_all_threads(serve):
-    lock, in_flight, peak = threading.Lock(), 0, 0
-
-    def respond(body):
-        nonlocal in_flight, peak
-        with lock:
-            in_flight += 1
-            peak = max(peak, in_flight)
-        time.sleep(0.05)
-        with lock:
-            in_flight -= 1
-        return judge(body)
-
+    respond = ConcurrencyMeter(delay=0.05)
     ranker, _ = serve(respond, max_concurrency=3)
     results = []
 
@@ -132,7 +121,7 @@ def test_limits_calls_in_flight_over_all_threads(serve):
     for thread in threads:
         thread.join()
     assert [outcome.order for outcome in results] == [RIGHT] * 18
-    assert peak == 3
+    assert respond.peak == 3
 
 
 def test_backoff_does_not_occupy_a_slot(serve, monkeypatch):
