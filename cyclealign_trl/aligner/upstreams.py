@@ -176,7 +176,6 @@ class EndpointUpstream(Upstream):
         max_retries: int = 3,
         sampling: Mapping[str, Any] | None = None,
     ) -> None:
-        self._sampling = dict(sampling or {})
         settings = ChatSettings(
             model,
             base_url,
@@ -184,7 +183,6 @@ class EndpointUpstream(Upstream):
             max_concurrency=max_concurrency,
             timeout=timeout,
             max_retries=max_retries,
-            extra_body=self._sampling.pop("extra_body", None),
         )
         try:
             self._client = ChatClient(settings)
@@ -192,10 +190,12 @@ class EndpointUpstream(Upstream):
             raise ValueError(str(error)) from None
         self.model = model
         self.max_concurrency = max_concurrency
+        self._sampling = dict(sampling or {})
 
     def __call__(self, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
         """Answer each prompt. See `Upstream`."""
         fields = {**self._sampling, **sampling}
+        fields |= fields.pop("extra_body", None) or {}
         tasks = [ChatTask(partial(_endpoint_messages, prompt), read=str, fields=fields) for prompt in prompts]
         answers: dict[int, str] = {}
         try:

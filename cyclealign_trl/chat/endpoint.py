@@ -54,7 +54,7 @@ class Endpoint:
             fields: All other fields of the request body.
 
         Returns:
-            The response, whatever its status, or the reason why there is none.
+            The response, of any status, or the reason why there is none.
         """
         import aiohttp
         import openai

@@ -111,9 +111,9 @@ class _WindowEntry:
 class _Window:
     """Amount that was sent in the last minute, as the endpoint can see it.
 
-    A request reaches the endpoint at an unknown time between being sent and being answered. It therefore counts until
-    a minute after its answer, or a minute and `_TRANSIT` after being sent, so that no jitter can push two minutes'
-    worth of requests into one at the endpoint.
+    A request reaches the endpoint at an unknown time, at the latest `_TRANSIT` after being sent or when it is
+    answered. It counts for a minute from the earlier of the two, so that no jitter can push two minutes' worth of
+    requests into one minute at the endpoint.
 
     Args:
         per_minute: Limit per minute. Below 1, a single one is sent in a longer window.
@@ -128,7 +128,10 @@ class _Window:
         self._num_scheduled = 0
 
     def wait(self, amount: int, now: float) -> float:
-        """Return the seconds until there can be room, or 0 if there is. An amount above the limit needs all of it."""
+        """Return the seconds until there can be room, or 0 if there is.
+
+        An amount above the limit waits until the window is empty.
+        """
         while self._expiries and (self._expiries[0][0] <= now or self._expiries[0][2].expired):
             entry = heapq.heappop(self._expiries)[2]
             if not entry.expired:

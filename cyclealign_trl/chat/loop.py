@@ -32,7 +32,7 @@ class EventLoopThread:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` has been called."""
+        """True if `close` has been called."""
         return self._closed
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:

@@ -77,7 +77,7 @@ class ErrorBody:
 
     @property
     def reports_length(self) -> bool:
-        """Whether the request is too long for the model."""
+        """True if the request is too long for the model."""
         text = f"{self.code} {self.message}".lower()
         return any(sign in text for sign in _TOO_LONG)
 
@@ -99,7 +99,7 @@ def read_json(text: str) -> Any:
 
 
 def read_error_body(response: Response) -> ErrorBody:
-    """Read the error in a response, whatever the form of its body."""
+    """Read the error in a response. A body of unknown form becomes the message."""
     body = response.body
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
