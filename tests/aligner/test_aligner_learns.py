@@ -9,7 +9,7 @@ import pytest
 from cyclealign_trl.demo.corpus import questions
 from cyclealign_trl.demo.corrections import good_answers
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "aligner.py"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "aligner.py"
 
 
 @pytest.mark.slow
