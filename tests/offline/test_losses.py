@@ -1,4 +1,4 @@
-"""Golden values, ties, holes and extremes of the ranking losses."""
+"""Losses against golden values, with ties, absent completions and extreme scores."""
 
 import pytest
 import torch
@@ -22,23 +22,23 @@ def close(value, expected, **tolerance):
     torch.testing.assert_close(float(value), expected, **(tolerance or FLOAT64))
 
 
-def test_pro_golden_scores(golden):
+def test_pro_of_golden_scores(golden):
     assert len(golden["pro"]["score_level"]) == 7
     for case in golden["pro"]["score_level"]:
         inputs, expected = case["inputs"], case["expected"]
         scores, rewards = float64(inputs["mean_logprob"]), float64(inputs["rewards"])
-        plain, heated = pro_loss(scores, in_order(scores)), pro_loss(scores, in_order(scores), rewards)
+        plain, with_temperature = pro_loss(scores, in_order(scores)), pro_loss(scores, in_order(scores), rewards)
         close(plain.mean(), expected["no_temperature"]["rank_loss"])
-        close(heated.mean(), expected["with_temperature_exact"]["rank_loss"])
+        close(with_temperature.mean(), expected["with_temperature_exact"]["rank_loss"])
         factor = inputs["sft_weight"] * (scores.shape[1] - 1) ** 2
         sums = float64(inputs["sum_logprob"])
         sft = -sums[torch.arange(len(sums)), torch.tensor(inputs["sft_index"])].mean()
         close(plain.mean() + factor * sft, expected["no_temperature"]["total"])
-        close(heated.mean() + factor * sft, expected["with_temperature_exact"]["total"])
+        close(with_temperature.mean() + factor * sft, expected["with_temperature_exact"]["total"])
 
 
 class FixedLogits(torch.nn.Module):
-    """A language model that has made up its mind."""
+    """Language model that returns fixed logits."""
 
     def __init__(self, logits):
         super().__init__()
@@ -49,7 +49,7 @@ class FixedLogits(torch.nn.Module):
         return self
 
 
-def test_pro_golden_tokens(golden):
+def test_pro_of_golden_tokens(golden):
     assert len(golden["pro"]["token_level"]) == 2
     for case in golden["pro"]["token_level"]:
         inputs, expected = case["inputs"], case["expected"]["clean"]
@@ -70,7 +70,7 @@ def test_pro_golden_tokens(golden):
         close(pro_loss(scores, in_order(scores)).mean(), expected["no_temperature"]["rank_loss"])
 
 
-def test_rrhf_golden_scores(golden):
+def test_rrhf_of_golden_scores(golden):
     assert len(golden["rrhf"]["score_level"]) == 6
     for case in golden["rrhf"]["score_level"]:
         inputs, expected = case["inputs"], case["expected"]
@@ -84,7 +84,7 @@ def test_rrhf_golden_scores(golden):
         close(rrhf_loss(scores, ranks)[0] - sums[0, best], expected["total_paper"])
 
 
-def test_rrhf_golden_tokens(golden):
+def test_rrhf_of_golden_tokens(golden):
     assert len(golden["rrhf"]["token_level"]) == 2
     for case in golden["rrhf"]["token_level"]:
         inputs, expected = case["inputs"], case["expected"]
@@ -97,7 +97,7 @@ def test_rrhf_golden_tokens(golden):
         close(rrhf_loss((sums / lengths)[None], ranks)[0], expected["paper"]["rank_loss"], rtol=2e-4, atol=2e-4)
 
 
-def test_pro_terms_run_over_those_ranked_strictly_below():
+def test_tied_completions_are_not_compared():
     scores = float64([[-0.3, -0.9, -0.5]])
     tied_first = torch.tensor([[0, 0, 1]])
     a, b, c = scores[0].exp()
@@ -107,7 +107,7 @@ def test_pro_terms_run_over_those_ranked_strictly_below():
 
 
 @pytest.mark.parametrize("loss", [pro_loss, rrhf_loss])
-def test_absent_completions_change_nothing(loss):
+def test_absent_completions_change_neither_loss_nor_gradients(loss):
     scores = float64([[-0.3, -0.9, -0.5]])
     ranks = torch.tensor([[2, 0, 1]])
     padded = torch.tensor([[-0.3, float("nan"), -0.9, -0.5, float("inf")]], dtype=torch.float64, requires_grad=True)
@@ -121,7 +121,7 @@ def test_absent_completions_change_nothing(loss):
 
 @pytest.mark.parametrize("loss", [pro_loss, rrhf_loss])
 @pytest.mark.parametrize("ranks", [[-1, -1, -1], [0, -1, -1]])
-def test_nothing_to_compare_weighs_nothing(loss, ranks):
+def test_the_loss_is_zero_without_a_pair_to_compare(loss, ranks):
     scores = torch.tensor([[-0.3, -0.9, -0.5]], requires_grad=True)
     value = loss(scores, torch.tensor([ranks]))
     value.sum().backward()
@@ -131,7 +131,7 @@ def test_nothing_to_compare_weighs_nothing(loss, ranks):
 
 
 @pytest.mark.parametrize("loss", [pro_loss, rrhf_loss])
-def test_order_of_completions_does_not_matter(loss):
+def test_the_order_of_completions_does_not_matter(loss):
     generator = torch.Generator().manual_seed(0)
     scores, ranks = torch.randn(1, 6, generator=generator), torch.randperm(6, generator=generator)[None]
     shuffle = torch.randperm(6, generator=generator)
@@ -139,7 +139,7 @@ def test_order_of_completions_does_not_matter(loss):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_finite_at_any_length_and_accumulated_in_float32(dtype):
+def test_losses_are_finite_for_extreme_scores_and_computed_in_float32(dtype):
     scores = torch.tensor([[-1e-4, -9e3, -2e4], [-2e4, -9e3, -1e-4]], dtype=dtype, requires_grad=True)
     ranks, rewards = torch.tensor([[0, 1, 2]] * 2), torch.tensor([[60.0, 1.0, -80.0]] * 2)
     for value in (pro_loss(scores, ranks), pro_loss(scores, ranks, rewards), rrhf_loss(scores, ranks)):
@@ -149,17 +149,17 @@ def test_finite_at_any_length_and_accumulated_in_float32(dtype):
         assert gradient.isfinite().all()
 
 
-def test_rewards_against_the_ranks_raise():
+def test_rewards_that_contradict_the_ranks_raise():
     with pytest.raises(ValueError, match=r"reward 2 larger"):
         pro_loss(torch.zeros(1, 2), torch.tensor([[0, 1]]), torch.tensor([[1.0, 3.0]]))
 
 
-def test_shapes_must_match():
+def test_different_shapes_raise():
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 2\)"):
         rrhf_loss(torch.zeros(2, 3), torch.zeros(3, 2, dtype=torch.long))
 
 
-def test_dlma_golden(golden):
+def test_dlma_of_golden_log_probabilities(golden):
     cases = golden["dlma"]["margin_loss"]
     assert len(cases) == 6
     for case in cases:
@@ -183,14 +183,14 @@ def test_dlma_golden(golden):
     torch.testing.assert_close(losses, float64(cases[0]["expected"]["losses"]), **FLOAT64)
 
 
-def test_dlma_golden_tokens(golden):
+def test_golden_log_probabilities_of_tokens(golden):
     (case,) = golden["dlma"]["token_logprob"]
     logits, labels = float64(case["inputs"]["logits"]), torch.tensor(case["inputs"]["labels"])
     sums = _reduce_logits(logits[:, :-1], labels[:, 1:]).sum(dim=1)
     torch.testing.assert_close(sums.double(), float64(case["expected"]["sum_logprob"]), rtol=0, atol=1e-5)
 
 
-def test_dlma_is_computed_in_float32_at_least():
+def test_dlma_of_bfloat16_is_computed_in_float32():
     halves = torch.tensor([[-412.3], [-400.1], [-411.0], [-401.0]], dtype=torch.bfloat16)
     loss = dlma_loss(*halves, torch.tensor([3.0]))
     assert loss.dtype == torch.float32

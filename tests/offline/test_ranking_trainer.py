@@ -1,4 +1,4 @@
-"""The objective against golden values, training on ranked data, wrong use."""
+"""`RankingTrainer`: the objective against golden values, training, resumption, metrics, and errors."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def make_trainer(tmp_path, rows=ROWS, model=None, peft_config=None, eval_dataset
 @pytest.mark.parametrize("loss_type", ["pro", "rrhf"])
 @pytest.mark.parametrize("target", ["top_ranked_sum", "better_response_sum"])
 @pytest.mark.parametrize("weight", ["pro_rule_0.05(n-1)^2", "square_rule_(n-1)^2", "one"])
-def test_golden_objective(golden, tmp_path, monkeypatch, loss_type, target, weight):
+def test_the_objective_matches_golden_values(golden, tmp_path, monkeypatch, loss_type, target, weight):
     for case in golden["cyclealign_objective"]:
         inputs, expected = case["inputs"], case["expected"]
         sums, lengths = (torch.tensor(inputs[f"candidate_{name}"]) for name in ("sum_logprob", "num_tokens"))
@@ -62,7 +62,7 @@ def test_golden_objective(golden, tmp_path, monkeypatch, loss_type, target, weig
 
 
 @pytest.mark.parametrize("loss_type", ["pro", "rrhf"])
-def test_it_learns_the_ranking(tmp_path, loss_type):
+def test_training_lowers_both_losses(tmp_path, loss_type):
     trainer = make_trainer(tmp_path, loss_type=loss_type, max_steps=15, eval_dataset=Dataset.from_list(ROWS))
     before = trainer.evaluate()
     trainer.train()
@@ -83,7 +83,7 @@ def test_predictions_are_scores_and_ranks(tmp_path):
     assert evaluated["eval_ranking_loss"] != pytest.approx(predictions.metrics["test_ranking_loss"])
 
 
-def test_the_loss_is_the_sum_of_its_parts(tmp_path):
+def test_the_loss_is_the_ranking_loss_plus_weighted_sft(tmp_path):
     trainer = make_trainer(tmp_path, sft_weight=0.5, per_device_train_batch_size=1, max_steps=2)
     trainer.train()
     for log in trainer.state.log_history[:2]:
@@ -91,7 +91,7 @@ def test_the_loss_is_the_sum_of_its_parts(tmp_path):
         assert min(map(abs, factors)) < 1e-4
 
 
-def test_accumulation_changes_nothing(tmp_path):
+def test_gradient_accumulation_does_not_change_training(tmp_path):
     rows = [{**row, "prompt": f"{number} {row['prompt']}"} for number in range(4) for row in (ROWS[0], ROWS[0])]
     trainers = []
     for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
@@ -110,15 +110,15 @@ def test_accumulation_changes_nothing(tmp_path):
             torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_run_ends_as_one_that_was_never_killed(tmp_path):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
     rows = [{**row, "prompt": f"{number} {row['prompt']}"} for number in range(3) for row in ROWS]
     settings = {"rows": rows, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 2}
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
-    killed = make_trainer(tmp_path / "killed", **settings)
-    killed.add_callback(StopAt(5))
-    killed.train()
-    resumed = make_trainer(tmp_path / "killed", model=make_model(seed=3), **settings)
+    stopped = make_trainer(tmp_path / "resumed", **settings)
+    stopped.add_callback(StopAt(5))
+    stopped.train()
+    resumed = make_trainer(tmp_path / "resumed", model=make_model(seed=3), **settings)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == whole.state.global_step == 9
     for parameter, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
@@ -126,7 +126,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_killed(tmp_path):
 
 
 class StopAt(TrainerCallback):
-    """Ends a run in the middle, without a last checkpoint."""
+    """Stop a run at a step, without saving a checkpoint there."""
 
     def __init__(self, step):
         self.step = step
@@ -136,7 +136,7 @@ class StopAt(TrainerCallback):
         control.should_save = control.should_save and state.global_step != self.step
 
 
-def test_without_sft_no_sft_is_computed(tmp_path):
+def test_a_weight_of_zero_turns_sft_off(tmp_path):
     trainer = make_trainer(tmp_path, sft_weight=0.0, max_steps=1)
     trainer.train()
     log = trainer.state.log_history[0]
@@ -151,15 +151,15 @@ def test_rewards_give_ranks_and_temperatures(tmp_path):
     )
     batch = rewarded.data_collator(rewarded.train_dataset)
     assert batch.ranks == [[0, 1]]
-    heated = rewarded.compute_loss(rewarded.model, batch)
+    with_temperature = rewarded.compute_loss(rewarded.model, batch)
     plain = ranked.compute_loss(ranked.model, dataclasses.replace(batch, rewards=None))
-    assert heated.item() != pytest.approx(plain.item())
+    assert with_temperature.item() != pytest.approx(plain.item())
 
 
 PAIR = {"prompt": "Say hi:", "chosen": " hi", "rejected": " go away"}
 
 
-def test_preference_data_is_two_ranked_completions(tmp_path):
+def test_a_preference_pair_trains_as_two_ranked_completions(tmp_path):
     as_messages = [{"role": "user", "content": "Hi"}], *([{"role": "assistant", "content": text}] for text in "ab")
     prompt, chosen, rejected = as_messages
     for rows, equivalent in (
@@ -168,7 +168,7 @@ def test_preference_data_is_two_ranked_completions(tmp_path):
             [{"prompt": prompt, "chosen": chosen, "rejected": rejected}],
             [{"prompt": prompt, "completions": [chosen, rejected], "ranks": [0, 1]}],
         ),
-        (  # TRL's implicit prompt
+        (  # without a prompt column
             [{"chosen": [*prompt, *chosen], "rejected": [*prompt, *rejected]}],
             [{"prompt": prompt, "completions": [chosen, rejected], "ranks": [0, 1]}],
         ),
@@ -181,7 +181,7 @@ def test_preference_data_is_two_ranked_completions(tmp_path):
     assert trainer.state.log_history[-2]["ranking/accuracy"] == 1.0
 
 
-def test_evaluation_compares_the_policys_order_with_the_ranks(tmp_path, monkeypatch):
+def test_accuracy_and_margin_compare_the_policys_scores_with_the_ranks(tmp_path, monkeypatch):
     rows = [
         {"prompt": "A", "completions": ["a", "b", "c"], "ranks": [0, 1, 2]},
         {"prompt": "B", "completions": ["a", "b", "c"], "ranks": [1, 0, 1]},  # a tie: two pairs
@@ -217,7 +217,7 @@ def test_metrics_are_means_over_prompts_not_batches(tmp_path):
         assert measured[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
-def test_what_had_to_be_cut_is_logged(tmp_path):
+def test_truncated_prompts_and_completions_are_logged(tmp_path):
     rows = [
         {"prompt": "Q" * 70, "completions": ["a" * 20, "b"], "ranks": [0, 1]},
         {"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1]},
@@ -228,22 +228,22 @@ def test_what_had_to_be_cut_is_logged(tmp_path):
 
 
 def test_a_first_row_that_cannot_be_read_raises(tmp_path):
-    for row, said in (
+    for row, message in (
         ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0]}, "2 completions but 1 ranks"),
-        ({"prompt": "", "completions": ["a", "b"], "ranks": [0, 1]}, "no tokens"),
+        ({"prompt": "", "completions": ["a", "b"], "ranks": [0, 1]}, "The prompt '' has no tokens to continue"),
         ({"prompt": "Q", "completions": [["a"], ["b"]], "ranks": [0, 1]}, "one assistant message"),
         ({"prompt": "Q", "completions": ["a", "b"], "ranks": None, "rewards": None}, "neither ranks nor rewards"),
         ({"prompt": "Q", "completions": ["a", "b"], "rewards": [float("nan"), 1.0]}, "must be finite numbers"),
         ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0, -2]}, "must be integers"),
         ({"prompt": "Q", "completions": ["a", "b"], "ranks": [0, None]}, "must be integers"),
     ):
-        with pytest.raises(ValueError, match=f"first row of train_dataset cannot be used: .*{said}"):
+        with pytest.raises(ValueError, match=f"first row of train_dataset cannot be used: .*{message}"):
             make_trainer(tmp_path, rows=[row])
     with pytest.raises(ValueError, match=r"first row of eval_dataset\['held-out'\]"):
         make_trainer(tmp_path, eval_dataset={"held-out": Dataset.from_list([{**ROWS[0], "ranks": [1]}])})
 
 
-def test_rows_with_and_without_rewards_raise(tmp_path):
+def test_rewards_for_some_rows_only_raise(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match="Of 2 rows, 1 have no rewards"):
         trainer.data_collator([ROWS[0], {**ROWS[1], "rewards": [1.0, 0.0]}])
@@ -255,13 +255,13 @@ def test_a_stream_raises(tmp_path):
         make_trainer(tmp_path, eval_dataset=stream)
 
 
-def test_a_token_in_the_arguments_raises(tmp_path):
-    with pytest.raises(ValueError, match="must hold no token") as error:
+def test_a_token_in_model_init_kwargs_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"model_init_kwargs must not contain a token, .* set HF_TOKEN") as error:
         make_trainer(tmp_path, model_init_kwargs={"token": "hf_secret"})
     assert "hf_secret" not in str(error.value)
 
 
-def test_conversational_rows_train_the_same_tokens_as_text(tmp_path):
+def test_conversational_rows_are_rendered_with_the_chat_template(tmp_path):
     message = {"role": "user", "content": "Hi"}
     rows = [{"prompt": [message], "completions": [[{"role": "assistant", "content": text}] for text in "ab"]}]
     trainer = make_trainer(tmp_path, rows=[{**rows[0], "ranks": [0, 1]}])
@@ -271,7 +271,7 @@ def test_conversational_rows_train_the_same_tokens_as_text(tmp_path):
 
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
-def test_lora_trains_the_adapter_only(tmp_path, activation_checkpointing):
+def test_lora_trains_only_the_adapter(tmp_path, activation_checkpointing):
     peft = pytest.importorskip("peft")
     trainer = make_trainer(
         tmp_path,
@@ -288,7 +288,7 @@ def test_lora_trains_the_adapter_only(tmp_path, activation_checkpointing):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_a_peft_model_can_be_given(tmp_path):
+def test_a_peft_model_can_be_passed(tmp_path):
     peft = pytest.importorskip("peft")
     wrapped = peft.get_peft_model(make_model(), peft.LoraConfig(target_modules=["q_proj"]))
     make_trainer(tmp_path, model=wrapped, max_steps=1).train()
@@ -299,12 +299,12 @@ def test_missing_columns_raise(tmp_path):
         make_trainer(tmp_path, rows=[{"prompt": "Q", "completions": ["a", "b"]}])
 
 
-def test_more_tokens_than_positions_raise(tmp_path):
+def test_lengths_beyond_the_models_positions_raise(tmp_path):
     with pytest.raises(ValueError, match=r"\(250\) .* \(16\) is 266 tokens, but LlamaForCausalLM has 256 positions"):
         make_trainer(tmp_path, max_prompt_length=250)
 
 
-def test_unset_pad_and_eos_raise(tmp_path):
+def test_a_tokenizer_without_pad_and_eos_token_raises(tmp_path):
     tokenizer, model = make_tokenizer(), make_model()
     tokenizer.pad_token = tokenizer.eos_token = None
     model.generation_config.eos_token_id = None
@@ -312,7 +312,7 @@ def test_unset_pad_and_eos_raise(tmp_path):
         RankingTrainer(model, RankingConfig(str(tmp_path), max_prompt_length=64, use_cpu=True), None, None, tokenizer)
 
 
-def test_an_unset_pad_becomes_eos(tmp_path):
+def test_a_missing_pad_token_becomes_the_eos_token(tmp_path):
     tokenizer, model = make_tokenizer(), make_model()
     tokenizer.pad_token = None
     trainer = RankingTrainer(
@@ -321,12 +321,12 @@ def test_an_unset_pad_becomes_eos(tmp_path):
     assert trainer.processing_class.pad_token_id == model.config.pad_token_id == 1
 
 
-def test_init_kwargs_for_a_loaded_model_raise(tmp_path):
-    with pytest.raises(ValueError, match="pass its name instead"):
+def test_model_init_kwargs_with_a_loaded_model_raise(tmp_path):
+    with pytest.raises(ValueError, match=r"no effect on a loaded model\. Pass the model's name instead"):
         make_trainer(tmp_path, model_init_kwargs={"dtype": "float32"})
 
 
-def test_a_model_by_name(tmp_path):
+def test_a_model_is_loaded_by_name(tmp_path):
     make_model().save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
     config = RankingConfig(

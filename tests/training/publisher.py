@@ -1,6 +1,8 @@
-"""Publishes runs to the Hub that the environment names, and reads them back.
+"""Publish every kind of run to the Hub at `HF_ENDPOINT`, load it again, and write the results of the comparison.
 
-`python -m tests.training.publisher FOLDER TOKEN`; what it found is in FOLDER/results.json.
+    python -m tests.training.publisher FOLDER TOKEN
+
+The results are in FOLDER/results.json.
 """
 
 import contextlib
@@ -30,7 +32,7 @@ from tests.cycle.stubs import DigestRanker, make_trainer, prompts, read_log
 
 
 class Judge(DigestRanker):
-    """A ranker with a name."""
+    """Ranker with a name."""
 
     name = "org/judge"
 
@@ -46,17 +48,17 @@ def equal_weights(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def said(card):
-    """What the code on a card prints."""
+def run_code(card):
+    """Run the Python code on a card, and return its output and its variables."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         for code in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
-            exec(code, names := {})
-    return output.getvalue(), names
+            exec(code, variables := {})
+    return output.getvalue(), variables
 
 
 def full(folder):
-    """All weights, a pool of the whole run, an evaluation, the log."""
+    """Publish a model with all weights, a pool of scope "run", an evaluation and a log."""
     trainer = train(
         folder / "full",
         ranker=Judge(),
@@ -68,7 +70,7 @@ def full(folder):
     (folder / "full" / "preference").mkdir()  # as `cyclealign export` does
     export_interactions(folder / "full").to_parquet(folder / "full" / "preference" / "train.parquet")
     (folder / "full" / "runs").mkdir()
-    (folder / "full" / "runs" / "events").write_text("what a reporter writes")
+    (folder / "full" / "runs" / "events").write_text("written by a reporter")
     trainer.push_to_hub(dataset="org/questions", license="apache-2.0")
     address = trainer.push_interactions_to_hub()
     trainer.push_interactions_to_hub("tester/other-log", private=True)
@@ -78,22 +80,22 @@ def full(folder):
     tokenizer = AutoTokenizer.from_pretrained("tester/full")
     log = load_dataset("tester/full-interactions", split="train")
     card = ModelCard.load("tester/full")
-    _, names = said(DatasetCard.load("tester/full-interactions"))
+    _, variables = run_code(DatasetCard.load("tester/full-interactions"))
     return {
         "weights": equal_weights(trainer.model, AutoModelForCausalLM.from_pretrained("tester/full")),
         "tokenizer": tokenizer.get_vocab() == make_tokenizer().get_vocab(),
         "chat_template": tokenizer.chat_template == make_tokenizer().chat_template,
         "demonstrations": len(pool) > 0 and pool.state_dict() == trainer.demonstrations.state_dict(),
         "log": log.to_list() == read_log(folder / "full"),
-        "export": names["pairs"].to_list() == export_interactions(folder / "full").to_list(),
+        "export": variables["pairs"].to_list() == export_interactions(folder / "full").to_list(),
         "card": card.content == (folder / "full" / "README.md").read_text(encoding="utf-8"),
-        "quick_start": len(said(card)[0]) > 1,
+        "quick_start": len(run_code(card)[0]) > 1,
         "address": address,
     }
 
 
 def adapter(folder):
-    """A PEFT adapter of a model on the Hub, with messages as prompts."""
+    """Publish a PEFT adapter for a model on the Hub, trained on conversational prompts."""
     make_model().push_to_hub("tester/base", token=TOKEN)
     make_tokenizer().push_to_hub("tester/base", token=TOKEN)
     trainer = train(
@@ -106,12 +108,12 @@ def adapter(folder):
     trainer.push_to_hub()
     return {
         "weights": equal_weights(trainer.model, AutoPeftModelForCausalLM.from_pretrained("tester/adapter")),
-        "quick_start": len(said(ModelCard.load("tester/adapter"))[0]) > 1,
+        "quick_start": len(run_code(ModelCard.load("tester/adapter"))[0]) > 1,
     }
 
 
 def while_training(folder):
-    """Pushes of checkpoints, for which nobody calls `push_to_hub`."""
+    """Let the Trainer push checkpoints, without a call of `push_to_hub`."""
     pushed = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 1, "hub_always_push": True}
     for strategy in ("every_save", "checkpoint", "all_checkpoints", "end"):
         train(folder / strategy, hub_strategy=strategy, hub_model_id=f"tester/{strategy}", **pushed)
@@ -119,7 +121,7 @@ def while_training(folder):
 
 
 def offline(folder):
-    """A model trained on ranked data."""
+    """Publish a model that was trained on ranked completions."""
     rows = Dataset.from_list([{"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1]}] * 4)
     config = RankingConfig(
         str(folder / "ranked"),
@@ -138,7 +140,7 @@ def offline(folder):
 
 
 def aligner(folder):
-    """An aligner, from its trainer and by itself, and a model without a template."""
+    """Publish an aligner from its trainer and from `Aligner`, and load a model that has no template."""
     rows = Dataset.from_list([{"prompt": "Q", "answer": "no", "correction": "yes"}] * 8)
     config = AlignerConfig(
         str(folder / "aligner"),
@@ -166,13 +168,13 @@ def aligner(folder):
     try:
         Aligner.from_pretrained("tester/base", device="cpu")
     except ValueError as error:
-        without = str(error)
+        without_template = str(error)
     return {
         "weights": equal_weights(trainer.model, loaded.generator.model),
         "again": equal_weights(trainer.model, again.generator.model) and again.template == trainer.template,
         "pushed_while_training": pushed_while_training,
-        "quick_start": bool(said(ModelCard.load("tester/aligner"))[1]["aligner"]),
-        "without_template": "no saved aligner template" in without,
+        "quick_start": bool(run_code(ModelCard.load("tester/aligner"))[1]["aligner"]),
+        "without_template": "no saved aligner template" in without_template,
     }
 
 

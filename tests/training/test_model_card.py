@@ -1,4 +1,4 @@
-"""The card's text and metadata, from plain data and from trainers."""
+"""Text and metadata of model cards."""
 
 import ast
 import re
@@ -7,10 +7,9 @@ import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
 
-from cyclealign_trl import FunctionRanker, LLMRanker, RankingConfig, RankingTrainer
+from cyclealign_trl import RankingConfig, RankingTrainer
 from cyclealign_trl.cycle.publishing import PAPER as CYCLEALIGN
 from cyclealign_trl.offline.losses import LOSSES
-from cyclealign_trl.rankers.base import ranker_name
 from cyclealign_trl.training.model_card import (
     TrainedModel,
     evaluation_metrics,
@@ -19,7 +18,6 @@ from cyclealign_trl.training.model_card import (
     public_name,
 )
 from tests.conftest import make_model, make_tokenizer
-from tests.cycle.stubs import make_trainer, prompts
 
 MODEL = TrainedModel(
     "aligned",
@@ -44,7 +42,7 @@ def code(card):
     return block
 
 
-def test_what_a_card_says():
+def test_metadata_and_text_of_a_card():
     card = model_card(MODEL, datasets=["org/data"], tags=["mine"], license="mit", language="en")
     assert card.data.to_dict() == {
         "base_model": "org/base",
@@ -67,7 +65,7 @@ def test_what_a_card_says():
         "pipeline_tag": "text-generation",
         "tags": ["cyclealign-trl", "cyclealign", "pro", "trl", "generated_from_trainer", "mine"],
     }
-    for said in (
+    for text in (
         "# aligned\n",
         "A fine-tuned version of [org/base](https://huggingface.co/org/base), trained by [CycleAlign]",
         "https://arxiv.org/abs/2310.16271",
@@ -80,12 +78,12 @@ def test_what_a_card_says():
         "@article{pro2023,",
         "@software{vonwerra2020trl,",
     ):
-        assert said in card.text
+        assert text in card.text
     assert 'AutoModelForCausalLM.from_pretrained("org/aligned")' in code(card)
     assert ModelCard(card.content).data.to_dict() == card.data.to_dict()
 
 
-def test_an_adapter_is_loaded_by_peft():
+def test_the_card_of_an_adapter_loads_it_with_peft():
     card = model_card(TrainedModel("a", "org/a", "org/base", is_adapter=True, conversational=True))
     assert card.data.library_name == "peft"
     assert "A PEFT adapter for [org/base]" in card.text
@@ -94,19 +92,19 @@ def test_an_adapter_is_loaded_by_peft():
     assert "- peft: " in card.text
 
 
-def test_what_is_not_known_is_not_said():
+def test_unknown_fields_are_left_out():
     card = model_card(TrainedModel("a", "org/a", evaluation={"loss": 1.0}))
     assert not {"base_model", "license", "datasets", "model-index"} & set(card.data.to_dict())
     assert "A language model, trained by" in card.text
     assert "## Evaluation" not in model_card(TrainedModel("a", "org/a")).text
 
 
-def test_evaluations_belong_to_a_data_set_that_has_a_name(tmp_path):
+def test_metrics_are_in_the_metadata_only_for_a_single_data_set_on_the_hub(tmp_path):
     assert "model-index" not in model_card(MODEL, datasets=["org/one", "org/two"]).data.to_dict()
     assert "model-index" not in model_card(MODEL, datasets=[str(tmp_path)]).data.to_dict()
 
 
-def test_the_last_evaluation_counts():
+def test_the_last_value_of_each_quality_metric_is_kept():
     history = [
         {"loss": 3.0},
         {"eval_loss": 2.0, "eval_runtime": 1.0, "eval_samples_per_second": 1.0, "eval_time/forward": 1.0},
@@ -116,7 +114,7 @@ def test_the_last_evaluation_counts():
     assert evaluation_metrics(history) == {"loss": 1.0, "harmless_ranking/accuracy": 0.5, "failures/timeout": 1.0}
 
 
-def test_paths_are_nobodys_business(tmp_path, monkeypatch):
+def test_paths_are_reduced_to_their_last_part(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "policy").mkdir(parents=True)
     for path in (str(tmp_path / "models" / "policy"), "models/policy", "./models/policy", "~/policy", "../policy"):
@@ -127,66 +125,8 @@ def test_paths_are_nobodys_business(tmp_path, monkeypatch):
         assert public_name(name) == name
 
 
-def test_the_card_of_the_cycle(tmp_path):
-    pytest.importorskip("matplotlib")
-    trainer = make_trainer(
-        tmp_path / "mine", eval_dataset=prompts(2), max_steps=2, eval_strategy="steps", eval_steps=2
-    )
-    trainer.train()
-    trainer.create_model_card(dataset="org/questions", dataset_args="default", tags="mine", model_name="Mine")
-    card = read(tmp_path / "mine")
-    assert card.data.tags == ["cyclealign-trl", "cyclealign", "pro", "trl", "generated_from_trainer", "mine"]
-    assert {result.metric_type for result in card.data.eval_results} >= {"ranking/accuracy", "agreement/rate"}
-    for said in (
-        "# Mine\n",
-        "| ranker | `DigestRanker` |",
-        "| completions per prompt, K | 3 |",
-        "| interactions per prompt | 2 |",
-        "| SFT loss | 0.05 (K - 1)², on the ranker's improved completion |",
-        "| source | [org/questions](https://huggingface.co/datasets/org/questions) (default) |",
-        "| training | 8 rows of `prompt`, `topic` |",
-        "| interactions | 4 |",
-        "| tokens billed | 40 prompt, 20 completion |",
-        "| cost | unpriced |",
-        "](agreement.png)",
-        "@article{cyclealign2023,",
-    ):
-        assert said in card.text, said
-    assert (tmp_path / "mine" / "agreement.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_card_of_a_resumed_run_covers_all_of_it(tmp_path):
-    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    make_trainer(tmp_path, **settings).train()
-    trainer = make_trainer(tmp_path, **settings)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    trainer.create_model_card()
-    text = read(tmp_path).text
-    assert "| interactions | 8 |" in text
-    assert "| optimiser steps | 4 |" in text
-    assert "answers from the cache | 4 (when first asked for: 40 prompt, 20 completion; unpriced)" in text
-
-
-def test_a_ranker_is_called_by_its_name_and_nothing_else(tmp_path):
-    ranker = LLMRanker("gpt-5-mini", "http://judge.internal/v1", "sk-secret")
-    trainer = make_trainer(tmp_path, ranker=ranker)  # behind a cache
-    trainer.create_model_card()
-    text = read(tmp_path).content
-    assert "| ranker | `gpt-5-mini` |" in text
-    assert "judge.internal" not in text
-    assert "sk-secret" not in text
-    ranker.close()
-
-
-def test_names_of_rankers():
-    def polite(completions, **kwargs):
-        return [0.0] * len(completions)
-
-    assert ranker_name(FunctionRanker([polite, polite])) == "polite, polite"
-
-
 @pytest.mark.parametrize("loss_type", ["pro", "rrhf"])
-def test_the_card_of_ranked_training(tmp_path, loss_type):
+def test_the_card_of_a_ranking_trainer(tmp_path, loss_type):
     rows = Dataset.from_list([{"prompt": "Q", "completions": ["a", "b"], "ranks": [0, 1]}] * 4)
     settings = {"max_steps": 1, "max_prompt_length": 64, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
     config = RankingConfig(str(tmp_path / loss_type), loss_type=loss_type, **settings)
@@ -203,14 +143,3 @@ def test_the_card_of_ranked_training(tmp_path, loss_type):
     assert CYCLEALIGN.title not in card.text
     assert "| evaluation | held-out: 4 rows of `completions`, `prompt`, `ranks` |" in card.text
     assert "| `held-out_ranking/accuracy` | " in card.text
-
-
-def test_arguments_are_saved_without_tokens(tmp_path):
-    import torch
-
-    config = RankingConfig(str(tmp_path), hub_token="hf_secret", model_init_kwargs={"dtype": "auto"})
-    torch.save(config, tmp_path / "training_args.bin")
-    assert b"hf_secret" not in (tmp_path / "training_args.bin").read_bytes()
-    loaded = torch.load(tmp_path / "training_args.bin", weights_only=False)
-    assert (loaded.hub_token, loaded.model_init_kwargs) == (None, {"dtype": "auto"})
-    assert config.hub_token == "hf_secret"
