@@ -1,4 +1,4 @@
-"""DLMA in training: the loss, the ways to a reference, metrics, resumption, wrong use."""
+"""`DLMATrainer`: the loss, the kinds of references, metrics, resumption, and errors."""
 
 import dataclasses
 
@@ -49,10 +49,10 @@ def lora(**changes):
     return peft.LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **changes)
 
 
-def test_it_learns_to_tell_the_replies_apart(tmp_path):
+def test_training_separates_chosen_from_rejected_completions(tmp_path):
     trainer = make_trainer(tmp_path, eval_dataset=Dataset.from_list(ROWS), num_train_epochs=3)
     before = trainer.evaluate()
-    # Policy and reference are one: the gap is 0, and what is asked is the clipped self-reward.
+    # Policy and reference are equal, so their gap is 0 and the loss depends on the clipped self-reward alone.
     losses = [dlma_loss(*torch.zeros(4, 1), torch.tensor([row["self_reward"]])).item() for row in ROWS]
     assert before["eval_loss"] == pytest.approx(sum(losses) / 4)
     assert before["eval_rewards/margins"] == before["eval_rewards/accuracies"] == 0
@@ -69,14 +69,14 @@ def test_it_learns_to_tell_the_replies_apart(tmp_path):
     assert after["eval_rewards/chosen"] == pytest.approx(rewards, rel=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # TRL still says it so
-def test_without_margin_it_is_trls_dpo(tmp_path):
-    """Same loss, same reference, same metrics, step by step."""
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # raised by TRL
+def test_without_a_margin_it_trains_like_trls_dpo(tmp_path):
+    """Compare losses, gradients and metrics in every step."""
     settings = {**SETTINGS, "max_steps": 4, "optim": "adamw_torch", "data_seed": 3, "max_grad_norm": 1.0, "seed": 5}
     rows = [{name: value for name, value in row.items() if name != "self_reward"} for row in ROWS]
     ours = make_trainer(tmp_path / "ours", rows=rows, margin_weight=0, lr_scheduler_type="constant", **settings)
     ours.train()
-    folder = tmp_path / "model"  # TRL loads its reference by name
+    folder = tmp_path / "model"  # TRL loads the reference by name
     make_model().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     args = DPOConfig(str(tmp_path / "trl"), bf16=False, beta=0.1, lr_scheduler_type="constant", **settings)
@@ -89,36 +89,36 @@ def test_without_margin_it_is_trls_dpo(tmp_path):
     )
 
 
-@pytest.mark.parametrize("way", ["by name", "given", "adapter", "precomputed", "precomputed adapter"])
-def test_every_way_to_a_reference_trains_alike(tmp_path, way):
+@pytest.mark.parametrize("kind", ["by name", "given", "adapter", "precomputed", "precomputed adapter"])
+def test_all_kinds_of_references_train_alike(tmp_path, kind):
     folder = tmp_path / "model"
     make_model().save_pretrained(folder)
-    adapter = {"peft_config": lora()} if "adapter" in way else {}
+    adapter = {"peft_config": lora()} if "adapter" in kind else {}
     copied = make_trainer(tmp_path / "copied", eval_dataset=Dataset.from_list(ROWS), max_steps=4, **adapter)
-    if adapter:  # the copy holds for an adapter, too
+    if adapter:  # compare with a copy of the initial policy
         assert copied.ref_model is None
         copied.ref_model = copied._prepare_reference(make_model())
     other = make_trainer(
         tmp_path / "other",
-        model=str(folder) if way == "by name" else None,
-        ref_model=make_model() if way == "given" else None,
-        eval_dataset={"some": Dataset.from_list(ROWS)} if way == "precomputed" else Dataset.from_list(ROWS),
-        precompute_ref_log_probs="precomputed" in way,
+        model=str(folder) if kind == "by name" else None,
+        ref_model=make_model() if kind == "given" else None,
+        eval_dataset={"some": Dataset.from_list(ROWS)} if kind == "precomputed" else Dataset.from_list(ROWS),
+        precompute_ref_log_probs="precomputed" in kind,
         max_steps=4,
         **adapter,
     )
-    if "precomputed" in way:
+    if "precomputed" in kind:
         assert other.ref_model is None
         assert {"ref_chosen_logps", "ref_rejected_logps"} <= set(other.train_dataset.column_names)
     for trainer in (copied, other):
         trainer.train()
     names = ("loss", "grad_norm", "rewards/margins", "self_reward/mean")
     torch.testing.assert_close(torch.tensor(logged(copied, *names)), torch.tensor(logged(other, *names)))
-    evaluated = "eval_some_rewards/margins" if way == "precomputed" else "eval_rewards/margins"
+    evaluated = "eval_some_rewards/margins" if kind == "precomputed" else "eval_rewards/margins"
     assert other.evaluate()[evaluated] == pytest.approx(copied.evaluate()["eval_rewards/margins"], rel=1e-4)
 
 
-def test_the_reference_stays_as_the_policy_was(tmp_path):
+def test_the_reference_keeps_the_initial_weights(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=2)
     trainer.train()
     for reference, start in zip(trainer.ref_model.parameters(), make_model().parameters(), strict=True):
@@ -128,7 +128,7 @@ def test_the_reference_stays_as_the_policy_was(tmp_path):
     torch.testing.assert_close(trainer.ref_model(input_ids=ids).logits, make_model()(input_ids=ids).logits)
 
 
-def test_dropout_is_off_unless_asked_for(tmp_path):
+def test_dropout_is_disabled_by_default(tmp_path):
     def dropouts(**changes):
         trainer = make_trainer(tmp_path, peft_config=lora(lora_dropout=0.5), **changes)
         return {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
@@ -137,7 +137,7 @@ def test_dropout_is_off_unless_asked_for(tmp_path):
     assert dropouts(disable_dropout=False) == {0.5}
 
 
-def test_a_conversation_is_a_pair_as_well(tmp_path):
+def test_pairs_can_be_conversational(tmp_path):
     def turn(role, text):
         return [{"role": role, "content": text}]
 
@@ -150,7 +150,7 @@ def test_a_conversation_is_a_pair_as_well(tmp_path):
     assert trainer.state.global_step == 2
 
 
-def test_sft_on_the_chosen_completion_can_be_added(tmp_path):
+def test_sft_weight_adds_the_loss_of_the_chosen_completion(tmp_path):
     alone, both = (
         make_trainer(tmp_path, sft_weight=weight, eval_dataset=Dataset.from_list(ROWS)) for weight in (0, 2)
     )
@@ -159,7 +159,7 @@ def test_sft_on_the_chosen_completion_can_be_added(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(without["eval_loss"] + 2 * metrics["eval_sft_loss"], rel=1e-5)
 
 
-def test_accumulation_changes_nothing(tmp_path):
+def test_gradient_accumulation_does_not_change_training(tmp_path):
     weights = []
     for size, steps in ((4, 1), (1, 4)):
         trainer = make_trainer(
@@ -167,7 +167,7 @@ def test_accumulation_changes_nothing(tmp_path):
             per_device_train_batch_size=size,
             gradient_accumulation_steps=steps,
             num_train_epochs=3,
-            optim="sgd",  # RMSprop makes a lot of the last digits of small gradients
+            optim="sgd",  # RMSprop amplifies rounding errors of small gradients
             learning_rate=0.1,
         )
         trainer.train()
@@ -175,36 +175,36 @@ def test_accumulation_changes_nothing(tmp_path):
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_run_ends_as_one_that_was_never_killed(tmp_path):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
     settings = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": 2}
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
-    killed = make_trainer(tmp_path / "killed", **settings)
-    killed.add_callback(StopAt(5))
-    killed.train()
-    resumed = make_trainer(tmp_path / "killed", **settings)
+    stopped = make_trainer(tmp_path / "resumed", **settings)
+    stopped.add_callback(StopAt(5))
+    stopped.train()
+    resumed = make_trainer(tmp_path / "resumed", **settings)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 8
     for parameter, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(parameter, expected)
     with pytest.raises(CheckpointError, match="reference"):
-        make_trainer(tmp_path / "killed", model=make_model(seed=3), **settings).train(resume_from_checkpoint=True)
+        make_trainer(tmp_path / "resumed", model=make_model(seed=3), **settings).train(resume_from_checkpoint=True)
 
 
-def test_a_warm_up_longer_than_the_run_is_said(tmp_path, caplog):
+def test_a_warm_up_that_is_longer_than_the_run_is_logged(tmp_path, caplog):
     make_trainer(tmp_path, max_steps=2, warmup_steps=1).train()
     assert "warms up" not in caplog.text
     make_trainer(tmp_path, max_steps=2, warmup_steps=150).train()
-    assert "over 150 steps, but the run has 2: it never reaches 0.001" in caplog.text
+    assert "over 150 steps, but the run has only 2 and never reaches 0.001. Lower warmup_steps" in caplog.text
 
 
-def test_the_card_says_how_it_was_trained(tmp_path):
+def test_the_card_describes_the_training(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=1)
     trainer.train()
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    for said in ("arxiv.org/abs/2402.11907", "0.2 times the self-reward", "dlma2024", "- dlma\n"):
-        assert said in card
+    for text in ("arxiv.org/abs/2402.11907", "0.2 times the self-reward", "dlma2024", "- dlma\n"):
+        assert text in card
     assert "(K - 1)" not in card
 
 
@@ -220,27 +220,31 @@ def test_the_card_says_how_it_was_trained(tmp_path):
         ({"loss_type": "pro"}, "loss_type must be one of 'dlma'"),
     ],
 )
-def test_wrong_use_is_refused(tmp_path, changes, message):
+def test_invalid_data_and_arguments_raise(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **changes)
 
 
-def test_references_that_cannot_be_are_refused(tmp_path):
+def test_impossible_references_raise(tmp_path):
     model = make_model()
-    with pytest.raises(ValueError, match="one object"):
+    with pytest.raises(
+        ValueError, match=r"are the same object, so the reference would be trained\. Leave ref_model out"
+    ):
         make_trainer(tmp_path, model=model, ref_model=model)
     peft = pytest.importorskip("peft")
-    with pytest.raises(ValueError, match="has an adapter already"):
+    with pytest.raises(
+        ValueError, match="already has an adapter, so its weights without it are not the initial policy"
+    ):
         make_trainer(tmp_path, model=peft.get_peft_model(make_model(), lora()))
     adapted = make_trainer(
         tmp_path, model=peft.get_peft_model(make_model(), lora()), precompute_ref_log_probs=True, max_steps=1
     )
     adapted.train()
-    with pytest.raises(ValueError, match="when the trainer is made"):
+    with pytest.raises(ValueError, match="pass them as eval_dataset to the constructor"):
         adapted.evaluate(Dataset.from_list(ROWS))
 
 
-def test_the_config_parses_from_a_command_line(tmp_path):
+def test_the_config_can_be_parsed_from_a_command_line(tmp_path):
     from trl import TrlParser
 
     (config,) = TrlParser((DLMAConfig,)).parse_args_and_config(
