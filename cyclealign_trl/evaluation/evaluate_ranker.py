@@ -1,4 +1,4 @@
-"""How good a ranker is, before a run pays for it: it ranks completions whose order is known."""
+"""Evaluate a ranker on completions whose order is known."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from ..rankers.base import Outcome, Ranker, ranker_name
 from ..rankers.cache import CachedRanker
 from ..types import Demonstration, RankingRequest, prompt_key
+from .intervals import check_confidence_level
 from .references import ReferenceRanking, read_references
 from .report import JudgedRanking, JudgeReport
 
 
 class _Task(NamedTuple):
-    """One ranking to be asked for; see `JudgedRanking`."""
+    """A ranking to request; the fields are those of `JudgedRanking`."""
 
     reference: int
     num_demonstrations: int
@@ -28,24 +29,24 @@ class _Task(NamedTuple):
     shown: tuple[int, ...]
 
 
-class _Stopwatch:
-    """A ranker that notes how long the other one takes: what stands around it, such as a cache, is not counted."""
+class _TimedRanker:
+    """Measures the time that a ranker takes, without the time of a cache around it."""
 
     def __init__(self, ranker: Ranker) -> None:
         self._ranker = ranker
         self.fingerprint = getattr(ranker, "fingerprint", None)
         self.num_passes: int = getattr(ranker, "num_passes", 1)
-        self._last = threading.local()
+        self._last_call = threading.local()
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
         started = time.perf_counter()
         outcomes = self._ranker.rank(requests)
-        self._last.seconds = time.perf_counter() - started
+        self._last_call.seconds = time.perf_counter() - started
         return outcomes
 
-    def take(self) -> float | None:
-        """Seconds of the last call in this thread, once; `None` if there was none."""
-        seconds: float | None = self._last.__dict__.pop("seconds", None)
+    def pop_seconds(self) -> float | None:
+        """Return the duration of this thread's last call and forget it; `None` if there was no call since."""
+        seconds: float | None = self._last_call.__dict__.pop("seconds", None)
         return seconds
 
 
@@ -61,68 +62,72 @@ def evaluate_ranker(
     confidence_level: float = 0.95,
     seed: int = 0,
 ) -> JudgeReport:
-    """Measures a ranker on data with reference orders.
+    """Evaluate a ranker on data with reference orders.
 
-    The completions of each row are shown in random order, which is what position bias is read from: an `LLMRanker`
-    must not shuffle again (`shuffle=False`), or the figures are those of the ranker with its shuffling. Demonstrations
-    are rows that are held out: they and all rows of the same prompt are not ranked. Every number of them, from 0 up,
-    ranks the same rows in the same shown order.
+    The completions of each row are shown in random order, from which the position bias is estimated. An `LLMRanker`
+    must therefore not shuffle them again (`shuffle=False`). If it does, the figures describe the ranker with its
+    shuffling.
+
+    Demonstrations are drawn from the rows and held out: no row with the same prompt is ranked. The same rows are
+    ranked in the same shown order for each number of demonstrations, from 0 to `max_demonstrations`.
 
     Args:
-        ranker: What to measure.
-        dataset: Rows with a reference order, in any layout of `read_references`.
-        cache_path: The database of a `CachedRanker`, which keeps the answers: a run that is interrupted, repeated or
-            extended pays for none of them twice. The ranker must have a `fingerprint`.
-        max_demonstrations: Figures are given for 0, 1, ... up to this many demonstrations.
-        reverse: Whether to rank each row a second time, its completions shown in reverse order. It doubles the price,
-            and shows position bias beyond doubt.
-        max_samples: How many rows to rank, drawn at random. `None` means all.
-        max_concurrency: Rankings asked for at once, each from a thread of its own.
-        confidence_level: Coverage of the intervals; a position bias is one whose p-value is below the rest.
-        seed: Seed of shown orders, samples, demonstrations and intervals. Shown orders depend on it and on the row
-            alone.
+        ranker: Ranker to evaluate.
+        dataset: Rows with a reference order, in any format that `read_references` supports.
+        cache_path: Path of a `CachedRanker` database that stores the answers, so that an interrupted, repeated or
+            extended evaluation does not pay for them twice. The ranker must have a `fingerprint`.
+        max_demonstrations: Largest number of demonstrations. Figures are computed for 0, 1, ... demonstrations.
+        reverse: Whether to rank each row a second time with its completions shown in reverse order. This doubles the
+            price, and separates position bias from opinion exactly.
+        max_samples: Number of rows to rank, drawn at random. `None` ranks all rows.
+        max_concurrency: Maximum number of concurrent rankings, each in its own thread.
+        confidence_level: Coverage of the intervals. Position bias counts as found if its p-value is below
+            `1 - confidence_level`.
+        seed: Seed of shown orders, samples, demonstrations and intervals. The shown order of a row depends only on
+            the seed and the row.
 
     Raises:
         RankerError: If the ranker cannot answer at all.
-        ValueError: If an argument is out of its range, a row cannot be read, or there are too few rows.
+        ValueError: If an argument is out of range, a row cannot be read, or too few rows remain.
     """
-    for name, value, least in (
+    for name, value, minimum in (
         ("max_demonstrations", max_demonstrations, 0),
         ("max_samples", max_samples, 1),
         ("max_concurrency", max_concurrency, 1),
     ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
-    if not 0 < confidence_level < 1:
-        raise ValueError(f"confidence_level must lie between 0 and 1, got {confidence_level}.")
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+    check_confidence_level(confidence_level)
     references, dropped = read_references(dataset)
-    ranked, demonstrations = _divide(references, max_demonstrations, max_samples, seed)
+    ranked, demonstrations = _hold_out_demonstrations(references, max_demonstrations, max_samples, seed)
     tasks = []
-    for number in range(max_demonstrations + 1):
+    for num_demonstrations in range(max_demonstrations + 1):
         for index, reference in enumerate(ranked):
             shown = _shown_order(reference, seed)
-            tasks.append(_Task(index, number, False, shown))
+            tasks.append(_Task(index, num_demonstrations, False, shown))
             if reverse:
-                tasks.append(_Task(index, number, True, shown[::-1]))
+                tasks.append(_Task(index, num_demonstrations, True, shown[::-1]))
 
-    timed = _Stopwatch(ranker)
-    asked: Ranker = timed if cache_path is None else CachedRanker(timed, cache_path)
+    timed_ranker = _TimedRanker(ranker)
+    cached_ranker = None if cache_path is None else CachedRanker(timed_ranker, cache_path)
 
-    def ask(task: _Task) -> JudgedRanking:
+    def rank(task: _Task) -> JudgedRanking:
         reference = ranked[task.reference]
-        completions = tuple(reference.completions[index] for index in task.shown)
-        number = task.num_demonstrations
         request = RankingRequest(
-            reference.prompt, completions, demonstrations[:number], reference.metadata, num_static=number
+            reference.prompt,
+            tuple(reference.completions[index] for index in task.shown),
+            demonstrations[: task.num_demonstrations],
+            reference.metadata,
+            num_static=task.num_demonstrations,
         )
-        (outcome,) = asked.rank([request])
-        return JudgedRanking(*task, outcome, timed.take())
+        (outcome,) = (cached_ranker or timed_ranker).rank([request])
+        return JudgedRanking(*task, outcome, timed_ranker.pop_seconds())
 
     try:
-        rankings = _answers(ask, tasks, max_concurrency)
+        rankings = _run_tasks(rank, tasks, max_concurrency)
     finally:
-        if isinstance(asked, CachedRanker):
-            asked.close()
+        if cached_ranker is not None:
+            cached_ranker.close()
     return JudgeReport(
         ranker=ranker_name(ranker),
         references=tuple(ranked),
@@ -134,56 +139,58 @@ def evaluate_ranker(
     )
 
 
-def _divide(
+def _hold_out_demonstrations(
     references: Sequence[ReferenceRanking], max_demonstrations: int, max_samples: int | None, seed: int
 ) -> tuple[list[ReferenceRanking], tuple[Demonstration, ...]]:
-    """The rows to rank, and the demonstrations. Those are drawn from the other end: more of the one or of the other
-    leave the rest as it was, and the answers to it in the cache.
+    """Return the rows to rank and the demonstrations.
+
+    Demonstrations are drawn from the end of the shuffled rows and samples from the start. If either number grows, the
+    rows drawn before stay the same, and so do their cached answers.
     """
-    drawn = list(references)
-    random.Random(seed).shuffle(drawn)  # noqa: S311 (no secret is made here)
+    shuffled = list(references)
+    random.Random(seed).shuffle(shuffled)  # noqa: S311 (not used for security)
     held_out: dict[str, ReferenceRanking] = {}
-    while drawn and len(held_out) < max_demonstrations:
-        reference = drawn.pop()
+    while shuffled and len(held_out) < max_demonstrations:
+        reference = shuffled.pop()
         held_out.setdefault(prompt_key(reference.prompt), reference)
-    ranked = [reference for reference in drawn if prompt_key(reference.prompt) not in held_out][:max_samples]
+    ranked = [reference for reference in shuffled if prompt_key(reference.prompt) not in held_out][:max_samples]
     if not ranked:
         raise ValueError(
-            f"Of {len(references)} rows with a reference order, {len(held_out)} are held out as demonstrations, and "
-            "none is left to rank."
+            f"No rows are left to rank: of {len(references)} rows with a reference order, {len(held_out)} are held "
+            "out as demonstrations. Use more rows or a lower max_demonstrations."
         )
     return ranked, tuple(_demonstration(reference, seed) for reference in held_out.values())
 
 
 def _demonstration(reference: ReferenceRanking, seed: int) -> Demonstration:
-    """The row as a demonstration. Of completions that the reference ties, the first shown stands for all."""
-    by_rank: dict[int, int] = {}
+    """Return the row as a demonstration, with only the first shown of completions that the reference ties."""
+    index_by_rank: dict[int, int] = {}
     for index in _shown_order(reference, seed):
-        by_rank.setdefault(reference.ranks[index], index)
-    shown = list(by_rank.values())
+        index_by_rank.setdefault(reference.ranks[index], index)
+    shown = list(index_by_rank.values())
     return Demonstration(
         reference.prompt,
         tuple(reference.completions[index] for index in shown),
-        tuple(shown.index(by_rank[rank]) for rank in sorted(by_rank)),
+        tuple(shown.index(index_by_rank[rank]) for rank in sorted(index_by_rank)),
     )
 
 
 def _shown_order(reference: ReferenceRanking, seed: int) -> tuple[int, ...]:
     order = list(range(len(reference.completions)))
     key = f"{seed}\n{prompt_key(reference.prompt)}\n{reference.completions!r}"
-    random.Random(key.encode(errors="backslashreplace")).shuffle(order)  # noqa: S311
+    random.Random(key.encode(errors="backslashreplace")).shuffle(order)  # noqa: S311 (not used for security)
     return tuple(order)
 
 
-def _answers(
-    ask: Callable[[_Task], JudgedRanking], tasks: Sequence[_Task], max_concurrency: int
+def _run_tasks(
+    rank: Callable[[_Task], JudgedRanking], tasks: Sequence[_Task], max_concurrency: int
 ) -> list[JudgedRanking]:
-    """The answers in the order of the tasks, asked for in several threads, with a progress bar."""
-    with ThreadPoolExecutor(max_concurrency, thread_name_prefix="cyclealign-judge") as threads:
-        futures = [threads.submit(ask, task) for task in tasks]
+    """Return the rankings in the order of the tasks."""
+    with ThreadPoolExecutor(max_concurrency, thread_name_prefix="cyclealign-judge") as executor:
+        futures = [executor.submit(rank, task) for task in tasks]
         try:
             for future in tqdm(as_completed(futures), total=len(tasks), desc="Rankings", disable=None):
                 future.result()
         finally:
-            threads.shutdown(cancel_futures=True)  # after an error, what is not asked yet is not asked any more
+            executor.shutdown(cancel_futures=True)  # after an error, do not pay for the remaining rankings
     return [future.result() for future in futures]

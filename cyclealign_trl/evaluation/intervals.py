@@ -1,4 +1,4 @@
-"""Intervals of figures that are ratios of sums over prompts, by resampling the prompts."""
+"""Bootstrap intervals for ratios of sums over prompts."""
 
 from __future__ import annotations
 
@@ -7,41 +7,49 @@ import numpy as np
 Interval = tuple[float, float]
 
 
-def ratios(
+def bootstrap_ratios(
     numerators: np.ndarray, denominators: np.ndarray, n_resamples: int, confidence_level: float, seed: int
 ) -> list[tuple[float | None, Interval | None]]:
-    """F ratios of sums, each with its percentile bootstrap interval.
+    """Return F ratios of sums, each with its percentile bootstrap interval.
 
-    Completions of one prompt share their fate, so it is prompts that are drawn, with replacement, each with all that
-    belongs to it. All figures are computed from the same draws.
+    Values of the same prompt depend on each other, so whole prompts are resampled, with replacement. All ratios use
+    the same resamples.
 
     Args:
-        numerators: `(B, F)`: what each of B prompts adds to the numerator of each figure.
-        denominators: `(B, F)`: likewise.
-        n_resamples: How many times the prompts are drawn.
+        numerators: `(B, F)`: contribution of each of B prompts to the numerator of each ratio.
+        denominators: `(B, F)`: contribution of each prompt to the denominator of each ratio.
+        n_resamples: Number of resamples.
         confidence_level: Coverage of the intervals, between 0 and 1.
-        seed: Seed of the draws.
+        seed: Seed of the resamples.
 
     Returns:
-        Per figure its value and (low, high); `None` for both where the denominator is 0.
+        The value and the interval (low, high) of each ratio; both are `None` if the denominator is 0.
+
+    Raises:
+        ValueError: If `confidence_level` or `n_resamples` is out of range.
     """
-    if not 0 < confidence_level < 1:
-        raise ValueError(f"confidence_level must lie between 0 and 1, got {confidence_level}.")
+    check_confidence_level(confidence_level)
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}.")
-    count = len(numerators)
+    num_prompts = len(numerators)
     rng = np.random.default_rng(seed)
-    drawn = np.full((n_resamples, numerators.shape[1]), np.nan)
-    for resample in drawn if count else ():
-        weights = np.bincount(rng.integers(count, size=count), minlength=count)  # (B,)
-        below = weights @ denominators  # (F,)
-        np.divide(weights @ numerators, below, out=resample, where=below > 0)
+    resampled = np.full((n_resamples, numerators.shape[1]), np.nan)
+    for ratios in resampled if num_prompts else ():
+        counts = np.bincount(rng.integers(num_prompts, size=num_prompts), minlength=num_prompts)  # (B,)
+        totals = counts @ denominators  # (F,)
+        np.divide(counts @ numerators, totals, out=ratios, where=totals > 0)
     tail = (1 - confidence_level) / 2
-    figures: list[tuple[float | None, Interval | None]] = []
-    for figure, (above, below) in enumerate(zip(numerators.sum(0), denominators.sum(0), strict=True)):
-        if below > 0:
-            low, high = np.nanquantile(drawn[:, figure], (tail, 1 - tail))
-            figures.append((float(above / below), (float(low), float(high))))
+    results: list[tuple[float | None, Interval | None]] = []
+    for index, (numerator, denominator) in enumerate(zip(numerators.sum(0), denominators.sum(0), strict=True)):
+        if denominator > 0:
+            low, high = np.nanquantile(resampled[:, index], (tail, 1 - tail))
+            results.append((float(numerator / denominator), (float(low), float(high))))
         else:
-            figures.append((None, None))
-    return figures
+            results.append((None, None))
+    return results
+
+
+def check_confidence_level(confidence_level: float) -> None:
+    """Raise `ValueError` if `confidence_level` is not between 0 and 1."""
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"confidence_level must be between 0 and 1, got {confidence_level}.")

@@ -1,4 +1,4 @@
-"""Data with reference orders in every layout that is common, as one: prompt, completions, ranks."""
+"""Read data with reference orders in common formats into one format."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..data.formats import ranked_row
 from ..data.hh_rlhf import Pair, split_pair
 from ..types import ABSENT, Prompt
 
-# What says which completion is better is no business of a ranker; all other columns are shown to one that asks.
-_OF_THE_REFERENCE = {
+# Columns that contain completions or reveal their order. All other columns are passed to the ranker as metadata.
+_REFERENCE_COLUMNS = {
     "prompt", "completions", "ranks", "rewards", "chosen", "rejected", "responses", "scores", "ranking", "has_ties",
     "num_correct", "num_incorrect",
 }  # fmt: skip
@@ -20,14 +20,14 @@ _OF_THE_REFERENCE = {
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRanking:
-    """A prompt whose completions stand in a known order.
+    """A prompt and completions whose order is known.
 
     Args:
         prompt: The prompt.
-        completions: Different texts.
-        ranks: The rank of each, 0 = best; equal ranks are ties. Not all are equal.
-        subset: The part of the data that the row belongs to.
-        metadata: The row's columns that do not give the order away.
+        completions: Distinct texts.
+        ranks: Rank of each completion, 0 = best; equal ranks are ties. At least two ranks differ.
+        subset: Name of the part of the data that the row belongs to.
+        metadata: Columns of the row that do not reveal the order.
     """
 
     prompt: Prompt
@@ -38,32 +38,32 @@ class ReferenceRanking:
 
 
 def read_references(rows: Iterable[Mapping[str, Any]]) -> tuple[list[ReferenceRanking], Counter[str]]:
-    """Reads rows of any of these layouts, told apart by their columns:
+    """Read rows in any of the formats below, which are recognized by their columns.
 
-    - `prompt`, `completions`, and `ranks` (0 = best) or `rewards` (largest = best): TRL-style ranked data.
-    - `chosen`, `rejected`: TRL's preference data, standard or conversational, with `prompt` or with the prompt as what
-      both begin with.
+    - `prompt`, `completions`, and `ranks` (0 = best) or `rewards` (largest = best): ranked data.
+    - `chosen`, `rejected`, and optionally `prompt`: TRL's preference data, standard or conversational. Without
+      `prompt`, the prompt is the common beginning of both.
     - `chosen`, `rejected` as HH-RLHF publishes them: dialogues that start with a blank line and `Human:`.
-    - `prompt`, `chosen`, `rejected` with a list of texts each (RewardBench 2): each chosen one is better than each
-      rejected one, and that is all that is known.
+    - `prompt`, `chosen`, `rejected` with lists of texts (RewardBench 2): each chosen completion is better than each
+      rejected one; nothing else is known about their order.
     - `prompt`, `responses` (records with a `text`), `scores` (largest = best).
 
-    Completions of the same text are one, with the best of their ranks: a ranker could not tell them apart. Rows that
-    order nothing are left out, and so are dialogues of HH-RLHF that `split_pair` has no use for.
+    Completions with the same text are merged at the best of their ranks, because a ranker cannot tell them apart. Rows
+    without an ordered pair are dropped, and so are HH-RLHF dialogues that `split_pair` cannot use.
 
     Returns:
-        The references in the order of the rows, and how many rows were left out for which reason.
+        The references in the order of the rows, and the number of dropped rows by reason.
 
     Raises:
-        ValueError: If a row has none of these layouts, with its number.
+        ValueError: If a row has none of these formats. The message contains its number.
     """
     references: list[ReferenceRanking] = []
     dropped: Counter[str] = Counter()
     for number, row in enumerate(rows):
         try:
-            outcome = _read(row)
+            outcome = _read_row(row)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"Row {number} holds no reference order that can be read: {error}") from error
+            raise ValueError(f"Row {number} has no readable reference order: {error}") from error
         if isinstance(outcome, str):
             dropped[outcome] += 1
         else:
@@ -71,27 +71,31 @@ def read_references(rows: Iterable[Mapping[str, Any]]) -> tuple[list[ReferenceRa
     return references, dropped
 
 
-def _read(row: Mapping[str, Any]) -> ReferenceRanking | str:
-    plain = _plain(row)
-    if isinstance(plain, str):
-        return plain
-    best: dict[str, int] = {}
-    for text, rank in zip(plain["completions"], plain["ranks"], strict=True):
+def _read_row(row: Mapping[str, Any]) -> ReferenceRanking | str:
+    """Return the reference of a row, or the reason to drop it."""
+    ranked = _to_ranked_row(row)
+    if isinstance(ranked, str):
+        return ranked
+    best_ranks: dict[str, int] = {}
+    for text, rank in zip(ranked["completions"], ranked["ranks"], strict=True):
         if rank != ABSENT:
-            best[text] = min(rank, best.get(text, rank))
-    if len(best) < 2:
+            best_ranks[text] = min(rank, best_ranks.get(text, rank))
+    if len(best_ranks) < 2:
         return "equal_completions"
-    if len(set(best.values())) < 2:
+    if len(set(best_ranks.values())) < 2:
         return "all_tied"
     subset = row.get("subset")
-    metadata = {name: value for name, value in row.items() if name not in _OF_THE_REFERENCE}
     return ReferenceRanking(
-        plain["prompt"], tuple(best), tuple(best.values()), None if subset is None else str(subset), metadata
+        prompt=ranked["prompt"],
+        completions=tuple(best_ranks),
+        ranks=tuple(best_ranks.values()),
+        subset=None if subset is None else str(subset),
+        metadata={name: value for name, value in row.items() if name not in _REFERENCE_COLUMNS},
     )
 
 
-def _plain(row: Mapping[str, Any]) -> Mapping[str, Any] | str:
-    """The row as prompt, texts and ranks; or why there is none."""
+def _to_ranked_row(row: Mapping[str, Any]) -> Mapping[str, Any] | str:
+    """Return `prompt`, `completions` as texts, and `ranks`; or the reason to drop the row."""
     if "responses" in row:
         texts = [_text(response["text"]) for response in row["responses"]]
         return ranked_row({"prompt": row["prompt"], "completions": texts, "rewards": row["scores"]})
@@ -115,5 +119,5 @@ def _plain(row: Mapping[str, Any]) -> Mapping[str, Any] | str:
 
 
 def _text(value: Any) -> str:
-    """The text; of a reply such as "True" or "12", a file may have kept the value alone."""
+    """Return a response as text; JSON writers can turn responses such as "True" or "12" into bare values."""
     return str(value) if isinstance(value, bool | int | float) else value

@@ -1,4 +1,4 @@
-"""The figure of a judge's report: how well it agrees, and what it likes by position."""
+"""Plot of a judge report."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _COLOURS = {"pairwise_accuracy": "#2a6f97", "top_1": "#bc6c25", "exact_match": "
 
 
 def plot_report(figures: Sequence[dict[str, Any]], path: str | PathLike[str]) -> None:
-    """Draws agreement by number of demonstrations, and the first places won by shown position.
+    """Plot agreement by number of demonstrations, and the share of first places by shown position.
 
     Args:
         figures: `JudgeReport.figures`.
-        path: Where to write the image, in the format that its ending names.
+        path: Path of the image. Its suffix determines the format.
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     agreement, positions = figure.subplots(1, 2)
     for offset, (name, colour) in enumerate(_COLOURS.items()):
         points = [
-            (one["num_demonstrations"], one["agreement"][name], one["agreement"][f"{name}_interval"])
-            for one in figures
-            if one["agreement"][name] is not None
+            (entry["num_demonstrations"], entry["agreement"][name], entry["agreement"][f"{name}_interval"])
+            for entry in figures
+            if entry["agreement"][name] is not None
         ]
         agreement.errorbar(
             [number + 0.06 * (offset - 1.5) for number, _, _ in points],
             [value for _, value, _ in points],
-            # A percentile interval need not hold the value: a length below 0 is none.
+            # A percentile interval does not always contain the value, and bars must not have a negative length.
             [
                 [max(0.0, value - interval[0]) for _, value, interval in points],
                 [max(0.0, interval[1] - value) for _, value, interval in points],
@@ -44,16 +44,16 @@ def plot_report(figures: Sequence[dict[str, Any]], path: str | PathLike[str]) ->
     agreement.set(xlabel="Demonstrations", title="Agreement with the reference")
     agreement.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    expected: list[float] = max((one["position_bias"]["expected_by_position"] for one in figures), key=len)
+    expected: list[float] = max((entry["position_bias"]["expected_by_position"] for entry in figures), key=len)
     positions.plot(range(1, len(expected) + 1), expected, color="#777777", linestyle="--", label="without bias")
-    for one in figures:
-        wins = one["position_bias"]["first_place_by_position"]
-        label = f"{one['num_demonstrations']} shown"
-        positions.plot(range(1, len(wins) + 1), wins, marker="o", markersize=4, label=label)
+    for entry in figures:
+        shares = entry["position_bias"]["first_place_by_position"]
+        label = f"demonstrations: {entry['num_demonstrations']}"
+        positions.plot(range(1, len(shares) + 1), shares, marker="o", markersize=4, label=label)
     positions.set(xlabel="Shown position", title="Share of first places", ylim=(0, None))
     positions.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in (agreement, positions):
-        # Below, where no line can run through it.
+        # Below the panel, so that no line crosses the legend.
         panel.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The figures of a judge's report as tables in Markdown, which read as well on a terminal."""
+"""Markdown tables of a judge report, aligned to be readable on a terminal."""
 
 from __future__ import annotations
 
@@ -10,62 +10,71 @@ from .metrics.ranking_agreement import FIGURES
 Figures = Mapping[str, Any]
 """An entry of `JudgeReport.figures`."""
 
-_TITLES = dict(zip(FIGURES, ("Pairwise accuracy", "Exact match", "Top-1", "Kendall's tau-b"), strict=True))
+_LABELS = dict(zip(FIGURES, ("Pairwise accuracy", "Exact match", "Top-1", "Kendall's tau-b"), strict=True))
 
 
 def figures_table(title: str, figures: Sequence[Figures]) -> str:
-    """All figures, a column for each number of demonstrations."""
-    rows = {name: [_with_interval(one["agreement"], key) for one in figures] for key, name in _TITLES.items()}
-    rows["Earlier shown preferred"] = [_with_interval(one["position_bias"], "earlier_preferred") for one in figures]
-    rows["Position bias"] = [_verdict(one["position_bias"]) for one in figures]
-    if any(one["reversal"] for one in figures):
-        for key, name in (("pairs", "Pairs flipped"), ("first_place", "First place flipped")):
-            rows[f"{name} in reverse"] = [_with_interval(one["reversal"], key) for one in figures]
-    rows["Failures"] = [_failures(one) for one in figures]
-    rows["Latency p50 / p90 / p99 (s)"] = [_latency(one["latency"]) for one in figures]
-    rows["Tokens in + out per ranking"] = [_tokens(one) for one in figures]
-    rows["US dollars per 1,000 rankings"] = [_cost(one) for one in figures]
-    return _table([title, *_heads(figures)], rows)
+    """Return a table of all figures, with a column for each number of demonstrations."""
+    rows = {label: [_with_interval(entry["agreement"], name) for entry in figures] for name, label in _LABELS.items()}
+    rows["Earlier shown preferred"] = [
+        _with_interval(entry["position_bias"], "earlier_preferred") for entry in figures
+    ]
+    rows["Position bias"] = [_bias_test(entry["position_bias"]) for entry in figures]
+    if any(entry["reversal"] for entry in figures):
+        for name, label in (("pairs", "Pairs flipped"), ("first_place", "First place flipped")):
+            rows[f"{label} in reverse"] = [_with_interval(entry["reversal"], name) for entry in figures]
+    rows["Failures"] = [_failures(entry) for entry in figures]
+    rows["Latency p50 / p90 / p99 (s)"] = [_latency(entry["latency"]) for entry in figures]
+    rows["Tokens in + out per ranking"] = [_tokens(entry) for entry in figures]
+    rows["US dollars per 1,000 rankings"] = [_cost(entry) for entry in figures]
+    return _table([title, *_column_titles(figures)], rows)
 
 
 def subsets_table(sizes: Mapping[str, int], figures: Sequence[Figures]) -> str:
-    """Agreement by subset, of which `sizes` has the numbers of rows."""
+    """Return a table of the agreement by subset.
+
+    Args:
+        sizes: Number of rows by subset.
+        figures: `JudgeReport.figures`.
+    """
     rows = {
-        f"{name} ({sizes[name]})": [
-            " / ".join(_number(one["subsets"][name][key]) for key in FIGURES) for one in figures
+        f"{subset} ({sizes[subset]})": [
+            " / ".join(_number(entry["subsets"][subset][name]) for name in FIGURES) for entry in figures
         ]
-        for name in sorted(sizes)
+        for subset in sorted(sizes)
     }
-    return _table(["Subset (rows): accuracy / exact / top-1 / tau", *_heads(figures)], rows)
+    return _table(["Subset (rows): accuracy / exact / top-1 / tau", *_column_titles(figures)], rows)
 
 
 def positions_table(figures: Sequence[Figures]) -> str:
-    """What the ranker likes by shown position: of the completions there, the share of the others that each beats (0.5
-    without bias), and how often it comes first (and how often without bias).
+    """Return a table of position bias by shown position.
+
+    Each cell shows the share of the other completions that the completion at the position beats (0.5 without bias),
+    how often it is ranked first, and in parentheses how often it is ranked first without bias.
     """
     names = ("placement_by_position", "first_place_by_position", "expected_by_position")
     columns = [
         [
-            f"{placed:.3f} / {first:.3f} ({expected:.3f})"
-            for placed, first, expected in zip(*(one["position_bias"][name] for name in names), strict=True)
+            f"{placement:.3f} / {first_place:.3f} ({expected:.3f})"
+            for placement, first_place, expected in zip(*(entry["position_bias"][name] for name in names), strict=True)
         ]
-        for one in figures
+        for entry in figures
     ]
     rows = {
         str(position + 1): [column[position] if position < len(column) else "-" for column in columns]
         for position in range(max(map(len, columns)))
     }
-    return _table(["Shown position: beats / is first (without bias)", *_heads(figures)], rows)
+    return _table(["Shown position: beats / is first (without bias)", *_column_titles(figures)], rows)
 
 
-def _heads(figures: Sequence[Figures]) -> list[str]:
-    numbers = (one["num_demonstrations"] for one in figures)
-    return [f"{number} demonstration{'s' * (number != 1)}" for number in numbers]
+def _column_titles(figures: Sequence[Figures]) -> list[str]:
+    counts = [entry["num_demonstrations"] for entry in figures]
+    return [f"{count} demonstration{'s' * (count != 1)}" for count in counts]
 
 
-def _table(head: Sequence[str], rows: dict[str, list[str]]) -> str:
-    """Markdown that can be read as it is: columns of one width."""
-    lines = [list(head), *([title, *cells] for title, cells in rows.items())]
+def _table(header: Sequence[str], rows: dict[str, list[str]]) -> str:
+    """Return a Markdown table whose columns are padded to equal width."""
+    lines = [list(header), *([title, *cells] for title, cells in rows.items())]
     lines = [[_cell(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -75,11 +84,11 @@ def _table(head: Sequence[str], rows: dict[str, list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Names come from data: what would break the table, or drive a terminal, is shown as a question mark."""
+    """Replace characters that would break the table or control a terminal, because subset names come from data."""
     return "".join(letter if letter.isprintable() and letter != "|" else "?" for letter in text)
 
 
-def _verdict(position_bias: Figures) -> str:
+def _bias_test(position_bias: Figures) -> str:
     if position_bias["biased"] is None:
         return "-"
     return f"{'' if position_bias['biased'] else 'not '}found (p = {position_bias['p_value']:.3f})"
@@ -95,8 +104,8 @@ def _with_interval(figures: Figures, name: str) -> str:
 
 
 def _failures(figures: Figures) -> str:
-    kinds = ", ".join(f"{kind} {count / figures['rankings']:.1%}" for kind, count in figures["failures"].items())
-    return f"{figures['failure_rate']:.1%}" + (f" ({kinds})" if kinds else "")
+    reasons = ", ".join(f"{reason} {count / figures['rankings']:.1%}" for reason, count in figures["failures"].items())
+    return f"{figures['failure_rate']:.1%}" + (f" ({reasons})" if reasons else "")
 
 
 def _latency(latency: Mapping[str, float] | None) -> str:

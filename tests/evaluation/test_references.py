@@ -1,20 +1,15 @@
-"""The layouts in which reference orders come."""
+"""Formats of data with reference orders."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from cyclealign_trl.evaluation.references import ReferenceRanking, read_references
 
-SHARED = Path(os.environ.get("CYCLEALIGN_SHARED") or Path(__file__).parents[3] / "shared")
-HHH = SHARED / "data" / "hhh_alignment_221.jsonl"
-
 USER = [{"role": "user", "content": "Why?"}]
 
 
-def said(text):
+def assistant(text):
     return [{"role": "assistant", "content": text}]
 
 
@@ -24,10 +19,10 @@ def said(text):
         ({"prompt": "Why?", "completions": ["a", "b", "c"], "ranks": [2, 0, 1]}, "Why?", "abc", (2, 0, 1)),
         ({"prompt": "Why?", "completions": ["a", "b", "c"], "rewards": [0.1, 2.0, 2.0]}, "Why?", "abc", (1, 0, 0)),
         ({"prompt": "Why?", "completions": ["a", "b", "c"], "ranks": [-1, 1, 0]}, "Why?", "bc", (1, 0)),
-        ({"prompt": USER, "completions": [said("a"), said("b")], "ranks": [1, 0]}, USER, "ab", (1, 0)),
+        ({"prompt": USER, "completions": [assistant("a"), assistant("b")], "ranks": [1, 0]}, USER, "ab", (1, 0)),
         ({"prompt": "Why?", "chosen": "a", "rejected": "b"}, "Why?", "ab", (0, 1)),
-        ({"prompt": USER, "chosen": said("a"), "rejected": said("b")}, USER, "ab", (0, 1)),
-        ({"chosen": USER + said("a"), "rejected": USER + said("b")}, USER, "ab", (0, 1)),
+        ({"prompt": USER, "chosen": assistant("a"), "rejected": assistant("b")}, USER, "ab", (0, 1)),
+        ({"chosen": USER + assistant("a"), "rejected": USER + assistant("b")}, USER, "ab", (0, 1)),
         ({"chosen": "Q: Why? a", "rejected": "Q: Why? b"}, "Q: Why?", (" a", " b"), (0, 1)),
         (
             {"chosen": "\n\nHuman: Why?\n\nAssistant: It is.", "rejected": "\n\nHuman: Why?\n\nAssistant: It was."},
@@ -49,23 +44,23 @@ def said(text):
             ("a", "True"),
             (1, 0),
         ),
-        # Equal texts are one, at their best rank.
+        # Equal texts are merged at their best rank.
         ({"prompt": "Why?", "completions": ["a", "b", "a"], "ranks": [2, 1, 0]}, "Why?", "ab", (0, 1)),
     ],
 )  # fmt: skip
-def test_each_layout(row, prompt, completions, ranks):
+def test_each_format(row, prompt, completions, ranks):
     [reference], dropped = read_references([row])
     assert (reference.prompt, reference.completions, reference.ranks) == (prompt, tuple(completions), ranks)
     assert not dropped
 
 
-def test_other_columns_are_metadata_and_the_order_is_not():
+def test_only_columns_that_do_not_reveal_the_order_are_metadata():
     row = {"id": "x", "prompt": "Why?", "chosen": ["a"], "rejected": ["b"], "num_correct": 1, "subset": 3}
     [reference], _ = read_references([row])
     assert reference == ReferenceRanking("Why?", ("a", "b"), (0, 1), "3", {"id": "x", "subset": 3})
 
 
-def test_rows_that_order_nothing_are_counted():
+def test_rows_without_an_ordered_pair_are_counted():
     rows = [
         {"prompt": "Why?", "completions": ["a", "a"], "ranks": [0, 1]},
         {"prompt": "Why?", "completions": ["a", "b"], "ranks": [0, 0]},
@@ -81,21 +76,21 @@ def test_rows_that_order_nothing_are_counted():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, r"Row 1 holds no reference order that can be read: it needs .* It has \['text'\]"),
+        ({"text": "a"}, r"Row 1 has no readable reference order: it needs .* It has \['text'\]"),
         ({"prompt": "Why?", "completions": ["a", "b"]}, "Row 1 .* neither ranks nor rewards"),
         ({"prompt": "Why?", "completions": ["a", "b"], "ranks": [0]}, "Row 1 .* 2 completions but 1 ranks"),
         ({"prompt": "Why?", "responses": ["a", "b"], "scores": [0, 1]}, "Row 1 "),
         ({"prompt": "Why?", "responses": [{"text": "a"}, {"text": None}], "scores": [0, 1]}, "Row 1 .* got None"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_named(row, message):
+def test_unreadable_row_raises_with_its_number(row, message):
     with pytest.raises(ValueError, match=message):
         read_references([{"prompt": "Why?", "completions": ["a", "b"], "ranks": [1, 0]}, row])
 
 
-@pytest.mark.skipif(not HHH.exists(), reason=f"{HHH} is not here (see CYCLEALIGN_SHARED)")
-def test_real_pairs_with_subsets():
-    rows = [json.loads(line) for line in HHH.read_text(encoding="utf-8").splitlines()]
+def test_published_pairs_with_subsets(optional_data):
+    text = (optional_data / "data" / "hhh_alignment_221.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
     references, dropped = read_references(rows)
     assert len(references) + dropped.total() == 221
     assert {reference.subset for reference in references} == {"harmless", "helpful", "honest", "other"}

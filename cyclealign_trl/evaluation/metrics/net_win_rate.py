@@ -1,4 +1,4 @@
-"""How much more often one side wins than loses: an `evaluate` metric, loaded from this file, without a network."""
+"""`evaluate` metric for the net win rate of pairwise comparisons; loads from this file without network access."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import datasets
 import evaluate
 import numpy as np
 
-from cyclealign_trl.evaluation.intervals import ratios
+from cyclealign_trl.evaluation.intervals import bootstrap_ratios
 
 VERDICTS = {"win": 1.0, "tie": 0.0, "lose": -1.0}
 
 _DESCRIPTION = """\
-Net win rate of pairwise verdicts: wins less losses, as a share of all, in percent. From 100 (always wins) over 0 (wins
-as often as it loses) to -100. The Aligner paper's omega (arXiv 2402.02416, appendix E), for corrections against the
-answers that they correct.
+Net win rate of pairwise verdicts: wins minus losses, in percent of all verdicts. It ranges from -100 (always loses) to
+100 (always wins); 0 means as many wins as losses. The Aligner paper (arXiv 2402.02416, appendix E) calls it omega and
+uses it to compare corrections with the answers that they correct.
 """
 
 _INPUTS = """\
 Args:
-    predictions (list of str): the verdicts, each "win", "tie" or "lose".
-    n_resamples (int): how many times the verdicts are drawn for the interval.
+    predictions (list of str): verdicts, each "win", "tie" or "lose".
+    n_resamples (int): number of bootstrap resamples of the verdicts.
     confidence_level (float): coverage of the interval.
-    seed (int): seed of the draws.
+    seed (int): seed of the resamples.
 
 Returns:
-    net_win_rate and its percentile bootstrap interval, net_win_rate_interval; the counts win, tie and lose.
+    net_win_rate; net_win_rate_interval, its percentile bootstrap interval [low, high]; and the counts win, tie, lose.
+    Without verdicts, the first two are None.
 """
 
 
 class NetWinRate(evaluate.Metric):
-    """Wins less losses, in percent of all verdicts, with a bootstrap interval."""
+    """Wins minus losses in percent of all verdicts, with a bootstrap interval."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -51,8 +52,8 @@ class NetWinRate(evaluate.Metric):
     ) -> dict[str, Any]:
         unknown = sorted(set(predictions) - VERDICTS.keys())
         if unknown:
-            raise ValueError(f"A verdict is one of {', '.join(map(repr, VERDICTS))}; got {unknown[0]!r}.")
+            raise ValueError(f"A verdict must be one of {', '.join(map(repr, VERDICTS))}; got {unknown[0]!r}.")
         points = np.array([100 * VERDICTS[verdict] for verdict in predictions]).reshape(-1, 1)  # (B, 1)
-        [(rate, interval)] = ratios(points, np.ones_like(points), n_resamples, confidence_level, seed)
+        [(rate, interval)] = bootstrap_ratios(points, np.ones_like(points), n_resamples, confidence_level, seed)
         counts = {verdict: list(predictions).count(verdict) for verdict in VERDICTS}
         return {"net_win_rate": rate, "net_win_rate_interval": interval and list(interval), **counts}

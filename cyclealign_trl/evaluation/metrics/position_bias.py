@@ -1,4 +1,4 @@
-"""Whether a ranker likes a position: an `evaluate` metric, loaded from this file, without a network."""
+"""`evaluate` metric for position bias of rankings; loads from this file without network access."""
 
 from __future__ import annotations
 
@@ -12,36 +12,40 @@ import datasets
 import evaluate
 import numpy as np
 
-from cyclealign_trl.evaluation.intervals import ratios
+from cyclealign_trl.evaluation.intervals import bootstrap_ratios
 
 _DESCRIPTION = """\
-Position bias of rankings whose completions were shown in random order: how the ranks depend on where a completion was
-shown, which they should not.
+Position bias of rankings whose completions were shown in random order: the dependence of ranks on shown positions.
 
-- earlier_preferred: of two completions, how often the one shown earlier is ranked higher (a tie counts one half); a
-  mean over rankings. 0.5 is no bias, 1 is a ranker that repeats the shown order.
-- placement_by_position: for each shown position the share of the other completions that the one there beats, 0.5
-  without bias.
-- first_place_by_position, and expected_by_position without bias: how often the completion there is ranked first.
-- p_value: how often chance alone makes a ranker without bias look as biased. Had the shown order been the reverse, as
-  it might, such a ranker's preference for what comes earlier would be one for what comes later: the test flips the
-  signs of the prompts' preferences at random. It looks at two of them, for the earlier of two completions over the
-  later, and for the very first over the very last to win, and takes the larger one each time. Two rankings of one
-  prompt, one of them made in reverse order, count as one: what they have in common is opinion, which cancels out.
+- earlier_preferred: share of pairs in which the completion shown earlier is ranked higher, averaged over rankings. A
+  tie counts one half. 0.5 means no bias; 1 means that the ranker repeats the shown order.
+- placement_by_position: for each shown position, the share of the other completions that the completion there beats.
+  0.5 means no bias.
+- first_place_by_position: for each shown position, how often the completion there is ranked first.
+- expected_by_position: the same for a ranker without bias.
+- p_value: probability that a ranker without bias looks at least as biased by chance, from a sign-flip test. Reversing
+  the shown order would flip the sign of an unbiased ranker's preference as often as not, so the test flips the signs
+  of the prompts' preferences at random. It uses the larger of two preferences: for the earlier of two completions over
+  the later one, and for first place to go to the completion shown first rather than last. Rankings of the same prompt
+  are added up before the test: in two rankings with opposite shown orders, the ranker's opinion cancels out.
 """
 
 _INPUTS = """\
 Args:
     predictions (list of list of int): per ranking, the ranks by shown position, 0 = best; equal ranks are ties.
-    prompt_ids (list of int, optional): per ranking, which prompt it is of. By default each is of its own.
-    n_resamples (int): how many times prompts are drawn for the interval, and signs for the test.
+    prompt_ids (list of int, optional): per ranking, the id of its prompt. By default, all prompts differ.
+    n_resamples (int): number of bootstrap resamples for the interval, and of sign flips for the test.
     confidence_level (float): coverage of the interval.
-    seed (int): seed of the draws.
+    seed (int): seed of resamples and sign flips.
+
+Returns:
+    earlier_preferred; earlier_preferred_interval, its percentile bootstrap interval [low, high]; p_value; and the
+    figures by position as lists. Without rankings, the first three are None and the lists are empty.
 """
 
 
 class PositionBias(evaluate.Metric):
-    """How ranks depend on shown positions, and how likely chance alone explains that."""
+    """Dependence of ranks on shown positions, with a bootstrap interval and a sign-flip test."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -60,15 +64,16 @@ class PositionBias(evaluate.Metric):
         seed: int = 0,
     ) -> dict[str, Any]:
         ids = range(len(predictions)) if prompt_ids is None else prompt_ids
-        # Per prompt: preference for earlier over later, for first over last, the former as a share, rankings.
+        # Per prompt, summed over its rankings: preference for the earlier of two completions, preference for the first
+        # over the last to win, the former preference as a share, number of rankings.
         terms: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(4))
-        placements: defaultdict[int, list[float]] = defaultdict(list)  # by position, like those below
+        placements: defaultdict[int, list[float]] = defaultdict(list)  # by shown position
         wins: defaultdict[int, list[float]] = defaultdict(list)
         chances: defaultdict[int, list[float]] = defaultdict(list)
         for prompt_id, ranks in zip(ids, predictions, strict=True):
             if len(ranks) < 2:
-                raise ValueError(f"A ranking takes at least 2 completions; got {len(ranks)}.")
-            # Exactly the opposite for the same opinion shown in reverse, so that the two add up to nothing.
+                raise ValueError(f"A ranking needs at least 2 completions; got {len(ranks)}.")
+            # The same opinion shown in reverse order gives exactly the negative, so both add up to 0.
             preference = fmean(_sign(later - earlier) for earlier, later in combinations(ranks, 2))
             top = [float(rank == min(ranks)) / ranks.count(min(ranks)) for rank in ranks]
             terms[prompt_id] += (preference, top[0] - top[-1], 0.5 + preference / 2, 1.0)
@@ -78,7 +83,9 @@ class PositionBias(evaluate.Metric):
                 wins[position].append(top[position])
                 chances[position].append(1 / len(ranks))
         by_prompt = np.array([*terms.values()]).reshape(len(terms), 4)
-        [(share, interval)] = ratios(by_prompt[:, 2:3], by_prompt[:, 3:], n_resamples, confidence_level, seed)
+        [(share, interval)] = bootstrap_ratios(
+            by_prompt[:, 2:3], by_prompt[:, 3:], n_resamples, confidence_level, seed
+        )
         return {
             "earlier_preferred": share,
             "earlier_preferred_interval": interval and list(interval),
@@ -94,13 +101,19 @@ def _sign(difference: int) -> int:
 
 
 def _p_value(preferences: np.ndarray, n_resamples: int, seed: int) -> float:
-    """The share of sign flips of the prompts' preferences, `(B, 2)`, that leave one as large as that found."""
-    spread = np.sqrt((preferences**2).sum(0))  # (2,), the same whatever the signs
-    scaled = preferences[:, spread > 0] / spread[spread > 0]
+    """Return the share of random sign flips that give a preference at least as large as the observed one.
+
+    Args:
+        preferences: `(B, 2)`: the two preferences of each prompt.
+        n_resamples: Number of sign flips.
+        seed: Seed of the sign flips.
+    """
+    scale = np.sqrt((preferences**2).sum(0))  # (2,), not changed by sign flips
+    scaled = preferences[:, scale > 0] / scale[scale > 0]
     if not scaled.size:  # no ranking depends on the shown order
         return 1.0
-    found = np.abs(scaled.sum(0)).max()
+    observed = np.abs(scaled.sum(0)).max()
     rng = np.random.default_rng(seed)
     flipped = (np.abs(rng.choice((-1, 1), size=len(scaled)) @ scaled).max() for _ in range(n_resamples))
-    as_large = sum(bool(largest >= found - 1e-9) for largest in flipped)
-    return (1 + as_large) / (1 + n_resamples)
+    num_as_large = sum(bool(preference >= observed - 1e-9) for preference in flipped)
+    return (1 + num_as_large) / (1 + n_resamples)

@@ -1,4 +1,4 @@
-"""How far rankings agree with reference rankings: an `evaluate` metric, loaded from this file, without a network."""
+"""`evaluate` metric for agreement with reference rankings; loads from this file without network access."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ import datasets
 import evaluate
 import numpy as np
 
-from cyclealign_trl.evaluation.intervals import ratios
+from cyclealign_trl.evaluation.intervals import bootstrap_ratios
 from cyclealign_trl.rankers.kendall_tau import kendall_tau
 
 FIGURES = ("pairwise_accuracy", "exact_match", "top_1", "kendall_tau")
 
 _DESCRIPTION = """\
-Agreement of rankings with reference rankings of the same completions. Of each prompt, the pairs count that the
-reference orders strictly; a prompt without such a pair does not count at all.
+Agreement of rankings with reference rankings of the same completions. All figures use the pairs that the reference
+orders strictly, and the prompts with at least one such pair.
 
-- pairwise_accuracy: share of these pairs, over all prompts, that the ranking orders alike. A pair that the ranking
-  ties counts one half, as a coin would get.
-- exact_match: share of prompts with all of these pairs ordered alike. What the reference ties may stand in any order.
-- top_1: share of prompts whose first completion is one of the reference's best; where the ranking ties several for the
-  first place, the share of them that are. With one chosen completion and three rejected ones, this is the accuracy of
-  RewardBench 2.
-- kendall_tau: Kendall's tau-b, a mean over the prompts where both rankings order a pair.
+- pairwise_accuracy: share of these pairs, over all prompts, that the ranking orders as the reference does. A pair that
+  the ranking ties counts one half.
+- exact_match: share of prompts with all of these pairs ordered as in the reference. Completions that the reference
+  ties can be in any order.
+- top_1: share of prompts whose first completion is one of the reference's best. If the ranking ties several
+  completions for first place, the share of these that are. With one chosen and three rejected completions, this is the
+  accuracy of RewardBench 2.
+- kendall_tau: Kendall's tau-b, averaged over the prompts for which both rankings order at least one pair.
 """
 
 _INPUTS = """\
 Args:
     predictions (list of list of int): per prompt, the rank of each completion, 0 = best; equal ranks are ties.
-    references (list of list of int): likewise, the reference ranks of the same completions.
-    n_resamples (int): how many times the prompts are drawn for the intervals.
+    references (list of list of int): per prompt, the reference rank of each completion.
+    n_resamples (int): number of bootstrap resamples of the prompts.
     confidence_level (float): coverage of the intervals.
-    seed (int): seed of the draws.
+    seed (int): seed of the resamples.
 
 Returns:
-    Each figure, and under its name with "_interval" its percentile bootstrap interval over prompts, [low, high].
-    None where no prompt counts. num_prompts and num_pairs say how many do.
+    Each figure, and its percentile bootstrap interval over prompts, [low, high], as "<figure>_interval". Both are None
+    if no prompt counts. num_prompts and num_pairs are the numbers of prompts and pairs that count.
 """
 
 
@@ -64,7 +65,7 @@ class RankingAgreement(evaluate.Metric):
     ) -> dict[str, Any]:
         rows = [_terms(ranks, reference) for ranks, reference in zip(predictions, references, strict=True)]
         terms = np.array(rows, dtype=float).reshape(len(rows), 2, len(FIGURES))  # (B, 2, F)
-        figures = ratios(terms[:, 0], terms[:, 1], n_resamples, confidence_level, seed)
+        figures = bootstrap_ratios(terms[:, 0], terms[:, 1], n_resamples, confidence_level, seed)
         result: dict[str, Any] = {}
         for name, (value, interval) in zip(FIGURES, figures, strict=True):
             result |= {name: value, f"{name}_interval": interval and list(interval)}
@@ -73,19 +74,24 @@ class RankingAgreement(evaluate.Metric):
 
 
 def _terms(ranks: Sequence[int], reference: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What one prompt adds to numerator and denominator of each figure."""
+    """Return what one prompt adds to the numerator and the denominator of each figure."""
     if len(ranks) != len(reference):
         raise ValueError(
-            f"A ranking and its reference rank the same completions; got {len(ranks)} and {len(reference)} ranks."
+            f"A ranking and its reference must rank the same completions; got {len(ranks)} and {len(reference)} ranks."
         )
     pairs = [pair for pair in combinations(range(len(ranks)), 2) if reference[pair[0]] != reference[pair[1]]]
     if not pairs:
         return (0.0,) * len(FIGURES), (0.0,) * len(FIGURES)
-    right = sum(
+    num_correct = sum(
         0.5 if ranks[i] == ranks[j] else float((ranks[i] < ranks[j]) == (reference[i] < reference[j]))
         for i, j in pairs
     )
     first = [index for index, rank in enumerate(ranks) if rank == min(ranks)]
-    best = sum(reference[index] == min(reference) for index in first) / len(first)
+    share_best = sum(reference[index] == min(reference) for index in first) / len(first)
     tau = kendall_tau(ranks, reference)
-    return (right, float(right == len(pairs)), best, tau or 0.0), (len(pairs), 1.0, 1.0, float(tau is not None))
+    return (num_correct, float(num_correct == len(pairs)), share_best, tau or 0.0), (
+        len(pairs),
+        1.0,
+        1.0,
+        float(tau is not None),
+    )
