@@ -106,16 +106,15 @@ class CycleAlignConfig(RankingConfig):
     stop_on_agreement: bool = field(
         default=False,
         metadata={
-            "help": "Whether a prompt whose completions policy and ranker order alike is left out of its remaining "
-            "interactions."
+            "help": "Whether to skip the remaining interactions of a prompt once policy and ranker order all of its "
+            "completions alike."
         },
     )
     sft_target: str = field(
         default="improved",
         metadata={
-            "help": 'Target of the SFT loss: the ranker\'s "improved" completion (the top-ranked one where there is '
-            'none), the "top_ranked" one, or the ranker\'s improved completion and where there is none the '
-            '"corrector"\'s.'
+            "help": 'Target of the SFT loss: the ranker\'s "improved" completion (the top-ranked one if there is none), '
+            'the "top_ranked" one, or the ranker\'s improved completion and if there is none the "corrector"\'s.'
         },
     )
     rank_improved_completion: bool = field(
@@ -139,15 +138,15 @@ class CycleAlignConfig(RankingConfig):
     demonstration_scope: str = field(
         default="prompt",
         metadata={
-            "help": 'Whose dynamic demonstrations a request shows: those of its own "prompt" or those of the whole '
+            "help": 'Scope of dynamic demonstrations: a request shows those of its own "prompt" or those of the whole '
             '"run".'
         },
     )
     demonstration_selection: str = field(
         default="recent",
         metadata={
-            "help": 'Which dynamic demonstrations are kept where there are more: the most "recent" ones, or a '
-            '"random" sample of all.'
+            "help": 'Dynamic demonstrations to keep if there are more than max_demonstrations: the most "recent" ones, or '
+            'a "random" sample of all.'
         },
     )
     max_demonstrations: int = field(
@@ -176,7 +175,7 @@ class CycleAlignConfig(RankingConfig):
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Further generation parameters, stronger than the fields above: those of GenerationConfig, or of "
+            "help": "Further generation parameters, which override the fields above: those of GenerationConfig, or of "
             "vLLM's SamplingParams."
         },
     )
@@ -203,14 +202,14 @@ class CycleAlignConfig(RankingConfig):
     weight_by_consistency: bool = field(
         default=False,
         metadata={
-            "help": "Whether a prompt's loss is multiplied by how far the ranker's passes agree: Kendall's tau-b, 0 "
-            "where it is negative. Needs a ranker that makes several, such as LLMRanker(num_passes=3)."
+            "help": "Whether to multiply a prompt's loss by the agreement between the ranker's passes: Kendall's tau-b, 0 "
+            "if it is negative. Needs a ranker with several passes, such as LLMRanker(num_passes=3)."
         },
     )
     cache_rankings: bool = field(
         default=True,
         metadata={
-            "help": "Whether rankings are stored in the output directory and never paid for twice. Needs a ranker "
+            "help": "Whether to store rankings in the output directory, so that none is paid for twice. Needs a ranker "
             "with a fingerprint."
         },
     )
@@ -224,15 +223,15 @@ class CycleAlignConfig(RankingConfig):
     ranking_timeout: float = field(
         default=600.0,
         metadata={
-            "help": "Seconds that a step waits for its rankings once all of its completions are sampled. Those that "
-            "have not arrived by then are failures."
+            "help": "Seconds that a step waits for its rankings after its completions are sampled. Rankings that are "
+            "missing then count as failures."
         },
     )
     at_budget_cap: str = field(
         default="stop",
         metadata={
-            "help": 'What happens when the ranker\'s budget is used up: "stop" saves a checkpoint and stops, "sft" '
-            "goes on without the ranker, with SFT alone on the completion that the policy ranks first."
+            "help": 'What to do when the ranker\'s budget is used up: "stop" saves a checkpoint and stops, "sft" goes on '
+            "without the ranker, with SFT alone on the completion that the policy ranks first."
         },
     )
     max_eval_samples: int | None = field(
