@@ -113,8 +113,9 @@ class CycleAlignConfig(RankingConfig):
     sft_target: str = field(
         default="improved",
         metadata={
-            "help": 'Target of the SFT loss: the ranker\'s "improved" completion (the top-ranked one if there is none), '
-            'the "top_ranked" one, or the ranker\'s improved completion and if there is none the "corrector"\'s.'
+            "help": 'Target of the SFT loss: the ranker\'s "improved" completion (the top-ranked one if there is '
+            'none), the "top_ranked" one, or the ranker\'s improved completion and if there is none the '
+            '"corrector"\'s.'
         },
     )
     rank_improved_completion: bool = field(
@@ -145,8 +146,8 @@ class CycleAlignConfig(RankingConfig):
     demonstration_selection: str = field(
         default="recent",
         metadata={
-            "help": 'Dynamic demonstrations to keep if there are more than max_demonstrations: the most "recent" ones, or '
-            'a "random" sample of all.'
+            "help": 'Dynamic demonstrations to keep if there are more than max_demonstrations: the most "recent" '
+            'ones, or a "random" sample of all.'
         },
     )
     max_demonstrations: int = field(
@@ -202,15 +203,16 @@ class CycleAlignConfig(RankingConfig):
     weight_by_consistency: bool = field(
         default=False,
         metadata={
-            "help": "Whether to multiply a prompt's loss by the agreement between the ranker's passes: Kendall's tau-b, 0 "
-            "if it is negative. Needs a ranker with several passes, such as LLMRanker(num_passes=3)."
+            "help": "Whether to multiply a prompt's loss by the agreement between the ranker's passes: Kendall's "
+            "tau-b, 0 if it is negative. Needs a ranker with several passes, such as "
+            "LLMRanker(num_passes=3)."
         },
     )
     cache_rankings: bool = field(
         default=True,
         metadata={
-            "help": "Whether to store rankings in the output directory, so that none is paid for twice. Needs a ranker "
-            "with a fingerprint."
+            "help": "Whether to store rankings in the output directory, so that none is paid for twice. Needs a "
+            "ranker with a fingerprint."
         },
     )
     max_ranking_failures: float = field(
@@ -230,8 +232,8 @@ class CycleAlignConfig(RankingConfig):
     at_budget_cap: str = field(
         default="stop",
         metadata={
-            "help": 'What to do when the ranker\'s budget is used up: "stop" saves a checkpoint and stops, "sft" goes on '
-            "without the ranker, with SFT alone on the completion that the policy ranks first."
+            "help": 'What to do when the ranker\'s budget is used up: "stop" saves a checkpoint and stops, "sft" '
+            "goes on without the ranker, with SFT alone on the completion that the policy ranks first."
         },
     )
     max_eval_samples: int | None = field(
