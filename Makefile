@@ -1,4 +1,4 @@
-# Every target sets up what it needs in an environment of its own.
+# Each target installs what it needs into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,22 +13,22 @@ help: ## Show this help
 demo: $(VENV)/.demo ## Install, then align a tiny policy with a rule-based judge (offline, under 3 minutes)
 	$(BIN)/cyclealign demo --output_dir outputs/demo
 
-test: $(VENV)/.all ## Install everything that a CPU can run, then run the tests
+test: $(VENV)/.all ## Install all CPU dependencies, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-test-slow: $(VENV)/.all ## Run the long tests: random kills, several processes
+test-slow: $(VENV)/.all ## Install all CPU dependencies, then run the slow tests (random kills, several processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.all ## Lint, check formatting, types and which layer imports which
+check: $(VENV)/.all ## Check lint, formatting, types and the imports between layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.docs ## Build the documentation into site/
+docs: $(VENV)/.docs ## Build the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-clean: ## Remove the environment and what was built
+clean: ## Remove the environment, outputs and caches
 	rm -rf $(VENV) outputs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:

@@ -1,14 +1,19 @@
 # /// script
 # dependencies = ["cyclealign-trl[peft]"]
 # ///
-"""Align a policy with an aligner's corrections in rounds: it answers, the aligner corrects, it learns to prefer the
-corrections, and so on (arXiv 2402.02416, "multi-round").
+"""Align a policy with the corrections of an aligner, in several rounds (arXiv 2402.02416, "multi-round").
 
-    accelerate launch examples/aligner_bootstrap.py \
-        --model_name_or_path Qwen/Qwen3-0.6B --aligner outputs/aligner \
-        --dataset_name trl-lib/ultrafeedback-prompt --num_prompts 1000 --output_dir outputs/bootstrapped
+In each round, the policy answers prompts, the aligner corrects the answers, and the policy is trained to prefer the
+corrections. Train the aligner first: cyclealign aligner --config examples/configs/aligner.yaml
 
-`--scorer my_module.my_reward` says how good the policy's answers are in each round: any TRL reward function.
+accelerate launch examples/aligner_bootstrap.py \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --aligner outputs/aligner \
+    --dataset_name trl-lib/ultrafeedback-prompt \
+    --num_prompts 1000 \
+    --output_dir outputs/bootstrapped
+
+Add `--scorer my_module.my_reward`, a TRL reward function, to print the mean score of the answers of each round.
 """
 
 import copy
@@ -26,17 +31,22 @@ from cyclealign_trl import Aligner, ModelUpstream, RankingConfig, RankingTrainer
 
 @dataclass
 class BootstrapArguments:
-    """Who corrects, and what."""
+    """Settings of the aligner and of the rounds."""
 
-    aligner: str = field(metadata={"help": "The aligner: a folder or a name on the Hub."})
-    num_rounds: int = field(default=3, metadata={"help": "Rounds of answers, corrections, training."})
-    num_prompts: int = field(default=1000, metadata={"help": "Prompts answered in each round."})
-    max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer and correction."})
-    scorer: str | None = field(default=None, metadata={"help": "Dotted path of a TRL reward function."})
+    aligner: str = field(metadata={"help": "Name or path of the aligner."})
+    num_rounds: int = field(default=3, metadata={"help": "Number of rounds."})
+    num_prompts: int = field(default=1000, metadata={"help": "Number of prompts per round."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Maximum number of tokens of an answer or a correction. Defaults to the limit of Aligner."},
+    )
+    scorer: str | None = field(
+        default=None, metadata={"help": "Dotted path of a TRL reward function that scores the answers."}
+    )
 
 
 def mean_score(scorer: str, prompts: list[Any], answers: list[str]) -> float:
-    """The mean reward of answers."""
+    """Return the mean reward of the answers."""
     module, _, name = scorer.rpartition(".")
     completions = [
         answer if isinstance(prompt, str) else [{"role": "assistant", "content": answer}]
@@ -46,20 +56,20 @@ def mean_score(scorer: str, prompts: list[Any], answers: list[str]) -> float:
 
 
 def main() -> None:
-    """Reads the arguments, goes through the rounds, saves the policy of each."""
+    """Parse the arguments, run the rounds and save the policy of each round."""
     parser = TrlParser((ScriptArguments, BootstrapArguments, RankingConfig, ModelConfig))
     script_args, bootstrap_args, training_args, model_args = parser.parse_args_and_config()
     dataset = load_dataset(script_args.dataset_name, split=script_args.dataset_train_split)
     device = "cpu" if training_args.use_cpu else None
-    room = bootstrap_args.max_new_tokens
-    aligner = Aligner.from_pretrained(bootstrap_args.aligner, device=device, max_new_tokens=room)
+    max_new_tokens = bootstrap_args.max_new_tokens
+    aligner = Aligner.from_pretrained(bootstrap_args.aligner, device=device, max_new_tokens=max_new_tokens)
 
     policy = model_args.model_name_or_path
     for number in range(bootstrap_args.num_rounds + 1):
         rows = dataset.shuffle(seed=training_args.seed + number)
         prompts = list(rows["prompt"][: bootstrap_args.num_prompts])
-        # Every process answers all prompts alike, from one seed, and so trains on the same pairs.
-        upstream = ModelUpstream(policy, max_new_tokens=room, seed=training_args.seed, device=device)
+        # Every process samples the same answers, because all use the same seed, and so has the same pairs.
+        upstream = ModelUpstream(policy, max_new_tokens=max_new_tokens, seed=training_args.seed, device=device)
         answers = upstream(prompts)
         del upstream
         if bootstrap_args.scorer is not None:
@@ -69,7 +79,7 @@ def main() -> None:
         pairs = bootstrap_preferences(lambda _, given=answers: given, aligner, prompts)
         print(f"Round {number + 1}: {pairs.info.description}")
         if not len(pairs):
-            break  # nothing is left to correct
+            break  # no answer was corrected
         args = copy.copy(training_args)
         args.output_dir = str(Path(training_args.output_dir, f"round-{number + 1}"))
         trainer = RankingTrainer(policy, args, train_dataset=pairs, peft_config=get_peft_config(model_args))

@@ -1,17 +1,22 @@
 # /// script
 # dependencies = ["cyclealign-trl[peft]"]
 # ///
-"""A ranker of your own: two judges whose orders are merged, so that neither one's taste decides alone.
+"""Align a policy by CycleAlign with a ranker of your own, which merges the rankings of several LLM judges.
 
-    accelerate launch examples/custom_ranker.py \
-        --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/ultrafeedback-prompt \
-        --judges gpt-5-mini gpt-5-nano --output_dir qwen-two-judges
+# Set OPENAI_API_KEY first.
+accelerate launch examples/custom_ranker.py \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --dataset_name trl-lib/ultrafeedback-prompt \
+    --judges gpt-5-mini gpt-5-nano \
+    --output_dir qwen-two-judges
 
-The same with the package's own command:
-
-    cyclealign train --ranker_factory examples.custom_ranker.make_ranker \
-        --ranker_kwargs '{"judges": ["gpt-5-mini", "gpt-5-nano"]}' \
-        --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/ultrafeedback-prompt --output_dir qwen-two-judges
+# The same with the command line of the package.
+cyclealign train \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --dataset_name trl-lib/ultrafeedback-prompt \
+    --ranker_factory examples.custom_ranker.make_ranker \
+    --ranker_kwargs '{"judges": ["gpt-5-mini", "gpt-5-nano"]}' \
+    --output_dir qwen-two-judges
 """
 
 from collections.abc import Sequence
@@ -28,32 +33,31 @@ from cyclealign_trl import (
     RankingFailure,
     RankingRequest,
     RankingResult,
+    ranks_from_scores,
 )
-from cyclealign_trl.types import ranks_from_scores
 
 
 class BordaRanker:
-    """Merges the orders of several rankers by the sum of their ranks (Borda's count); equal sums are ties.
+    """Rank completions by the sum of their ranks from several rankers (Borda count). Equal sums are ties.
 
-    A request fails where any of them fails: half a verdict is no verdict. The improved completion is the first
-    ranker's.
+    A request fails if one of the rankers fails. The improved completion is the one of the first ranker.
 
     Args:
-        *rankers: The rankers to merge.
+        *rankers: Rankers to merge.
     """
 
     def __init__(self, *rankers: Ranker) -> None:
         self.rankers = rankers
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[RankingResult | RankingFailure]:
-        """Ranks each request with every ranker."""
-        verdicts = zip(*(ranker.rank(requests) for ranker in self.rankers), strict=True)
-        return [self._merge(answers) for answers in verdicts]
+        """Rank each request with every ranker and merge the results."""
+        outcomes = zip(*(ranker.rank(requests) for ranker in self.rankers), strict=True)
+        return [self._merge(outcomes_of_request) for outcomes_of_request in outcomes]
 
-    def _merge(self, answers: Sequence[RankingResult | RankingFailure]) -> RankingResult | RankingFailure:
-        results = [answer for answer in answers if isinstance(answer, RankingResult)]
-        if len(results) < len(answers):
-            return next(answer for answer in answers if isinstance(answer, RankingFailure))
+    def _merge(self, outcomes: Sequence[RankingResult | RankingFailure]) -> RankingResult | RankingFailure:
+        results = [outcome for outcome in outcomes if isinstance(outcome, RankingResult)]
+        if len(results) < len(outcomes):
+            return next(outcome for outcome in outcomes if isinstance(outcome, RankingFailure))
         points = [-sum(ranks) for ranks in zip(*(result.resolved_ranks for result in results), strict=True)]
         ranks = ranks_from_scores(points)
         order = tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
@@ -61,20 +65,20 @@ class BordaRanker:
 
 
 def make_ranker(judges: Sequence[str], base_url: str | None = None) -> BordaRanker:
-    """Several LLMs of one endpoint as one ranker."""
+    """Create a ranker that merges the rankings of several LLMs of one endpoint."""
     return BordaRanker(*(LLMRanker(name, base_url) for name in judges))
 
 
 @dataclass
 class JudgeArguments:
-    """Who ranks."""
+    """Settings of the ranker."""
 
-    judges: list[str] = field(metadata={"help": "Names of the ranking models at the endpoint."})
-    base_url: str | None = field(default=None, metadata={"help": "The endpoint. Default: OpenAI's."})
+    judges: list[str] = field(metadata={"help": "Names of the ranking LLMs at the endpoint."})
+    base_url: str | None = field(default=None, metadata={"help": "Base URL of the endpoint. Defaults to OpenAI's."})
 
 
 def main() -> None:
-    """Reads the arguments, trains, saves."""
+    """Parse the arguments, train and save the policy."""
     parser = TrlParser((ScriptArguments, CycleAlignConfig, ModelConfig, JudgeArguments))
     script_args, training_args, model_args, judge_args = parser.parse_args_and_config()
     dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)

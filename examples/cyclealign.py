@@ -1,25 +1,28 @@
 # /// script
 # dependencies = ["cyclealign-trl[peft]"]
 # ///
-"""Align a policy with an LLM behind an OpenAI-compatible API. The key is read from OPENAI_API_KEY.
+"""Align a policy by CycleAlign, with an LLM behind an OpenAI-compatible API as the ranker.
 
-One process:
+# OpenAI's API. Set OPENAI_API_KEY first.
+accelerate launch examples/cyclealign.py \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --dataset_name trl-lib/ultrafeedback-prompt \
+    --ranker_model gpt-5-mini \
+    --output_dir qwen-cyclealign
 
-    accelerate launch examples/cyclealign.py \
-        --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/ultrafeedback-prompt \
-        --ranker_model gpt-5-mini --output_dir qwen-cyclealign
+# A LoRA adapter, and a ranker served by vLLM (vllm serve Qwen/Qwen3-32B).
+accelerate launch examples/cyclealign.py \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --dataset_name trl-lib/ultrafeedback-prompt \
+    --use_peft \
+    --ranker_model Qwen/Qwen3-32B \
+    --ranker_base_url http://localhost:8000/v1 \
+    --output_dir qwen-cyclealign
 
-On four GPUs, the same with a configuration of `examples/accelerate_configs`, or with a file of `examples/deepspeed`:
-
-    accelerate launch --config_file examples/accelerate_configs/zero2.yaml --num_processes 4 examples/cyclealign.py ...
-    accelerate launch --config_file examples/accelerate_configs/multi_gpu.yaml --num_processes 4 \
-        examples/cyclealign.py --deepspeed examples/deepspeed/zero2.json ...
-
-With an adapter, and a ranker served by vLLM:
-
-    accelerate launch examples/cyclealign.py \
-        --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/ultrafeedback-prompt --use_peft \
-        --ranker_model Qwen/Qwen3-32B --ranker_base_url http://localhost:8000/v1 --output_dir qwen-cyclealign
+# Four GPUs, with a configuration of accelerate or of DeepSpeed.
+accelerate launch --config_file examples/accelerate_configs/zero2.yaml --num_processes 4 examples/cyclealign.py ...
+accelerate launch --config_file examples/accelerate_configs/multi_gpu.yaml --num_processes 4 examples/cyclealign.py \
+    --deepspeed examples/deepspeed/zero2.json ...
 """
 
 from dataclasses import dataclass, field
@@ -32,17 +35,21 @@ from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, LLMRanker
 
 @dataclass
 class RankerArguments:
-    """Who ranks."""
+    """Settings of the ranker."""
 
-    ranker_model: str = field(metadata={"help": "Name of the ranking model at its endpoint."})
-    ranker_base_url: str | None = field(default=None, metadata={"help": "The endpoint. Default: OpenAI's."})
-    ranker_criteria: str | None = field(default=None, metadata={"help": "What makes a completion better, in words."})
-    ranker_max_concurrency: int = field(default=32, metadata={"help": "Rankings asked for at once."})
-    ranker_timeout: float = field(default=60.0, metadata={"help": "Seconds to wait for one ranking."})
+    ranker_model: str = field(metadata={"help": "Name of the ranking LLM at its endpoint."})
+    ranker_base_url: str | None = field(
+        default=None, metadata={"help": "Base URL of the endpoint. Defaults to OpenAI's."}
+    )
+    ranker_criteria: str | None = field(
+        default=None, metadata={"help": "Description of what makes a completion better."}
+    )
+    ranker_max_concurrency: int = field(default=32, metadata={"help": "Maximum number of concurrent rankings."})
+    ranker_timeout: float = field(default=60.0, metadata={"help": "Timeout of a ranking in seconds."})
 
 
 def main() -> None:
-    """Reads the arguments, trains, saves."""
+    """Parse the arguments, train and save the policy."""
     parser = TrlParser((ScriptArguments, CycleAlignConfig, ModelConfig, RankerArguments))
     script_args, training_args, model_args, ranker_args = parser.parse_args_and_config()
     training_args.model_init_kwargs = {

@@ -1,10 +1,14 @@
 # /// script
 # dependencies = ["cyclealign-trl[peft]"]
 # ///
-"""DLMA: a policy replies as well and as badly as it can, scores both replies itself, and learns from the difference.
+"""Align a policy by DLMA: it writes a good and a bad completion per prompt, scores both, and trains on the pairs.
 
-    accelerate launch examples/dlma.py \
-        --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/ultrafeedback-prompt --output_dir qwen-dlma
+accelerate launch examples/dlma.py \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --dataset_name trl-lib/ultrafeedback-prompt \
+    --output_dir qwen-dlma
+
+No ranker is needed. An interrupted run continues from the pairs that it has written to `<output_dir>/pairs`.
 """
 
 from dataclasses import dataclass, field
@@ -18,14 +22,14 @@ from cyclealign_trl import ContrastivePrompts, DLMAConfig, DLMATrainer, generate
 
 @dataclass
 class PairArguments:
-    """How pairs are made."""
+    """Settings for making pairs."""
 
-    num_prompts: int = field(default=1000, metadata={"help": "Prompts to make pairs of."})
-    generation_batch_size: int = field(default=16, metadata={"help": "Prompts at once."})
+    num_prompts: int = field(default=1000, metadata={"help": "Number of prompts to make pairs from."})
+    generation_batch_size: int = field(default=16, metadata={"help": "Number of prompts per generated batch."})
 
 
 def main() -> None:
-    """Reads the arguments, makes pairs, trains, saves."""
+    """Parse the arguments, make pairs, train and save the policy."""
     parser = TrlParser((ScriptArguments, PairArguments, DLMAConfig, ModelConfig))
     script_args, pair_args, training_args, model_args = parser.parse_args_and_config()
     prompts = load_dataset(script_args.dataset_name, split=script_args.dataset_train_split)
@@ -36,10 +40,10 @@ def main() -> None:
             positive="a considerate reply that is honest about what it does not know",
             negative="a careless reply that makes things up",
         ),
-        output_dir=Path(training_args.output_dir, "pairs"),  # goes on from here if it is interrupted
+        output_dir=Path(training_args.output_dir, "pairs"),
         batch_size=pair_args.generation_batch_size,
         max_prompt_length=training_args.max_prompt_length,
-        max_completion_length=training_args.max_completion_length - 1,
+        max_completion_length=training_args.max_completion_length - 1,  # leaves room for the end-of-sequence token
         device=training_args.device,
         model_init_kwargs={"dtype": model_args.dtype} if model_args.dtype else None,
     )

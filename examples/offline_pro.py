@@ -1,12 +1,14 @@
 # /// script
 # dependencies = ["cyclealign-trl[peft]"]
 # ///
-"""The paper's baseline: PRO (or RRHF, with --loss_type rrhf) on the preferences of HH-RLHF, no ranker at all.
+"""Train a policy by PRO or RRHF on the preference pairs of HH-RLHF: the paper's baseline, without a ranker.
 
-    accelerate launch examples/offline_pro.py \
-        --model_name_or_path Qwen/Qwen3-0.6B-Base --subsets harmless-base helpful-base --output_dir qwen-pro
+accelerate launch examples/offline_pro.py \
+    --model_name_or_path Qwen/Qwen3-0.6B-Base \
+    --subsets harmless-base helpful-base \
+    --output_dir qwen-pro
 
-With a local copy of the data set: --hh_path path/to/hh-rlhf
+Add `--loss_type rrhf` for RRHF, and `--hh_path path/to/hh-rlhf` to read a local copy of the dataset.
 """
 
 from dataclasses import dataclass, field
@@ -18,15 +20,17 @@ from cyclealign_trl import RankingConfig, RankingTrainer, load_hh_rlhf
 
 @dataclass
 class DataArguments:
-    """What is trained on."""
+    """Settings of the dataset."""
 
-    subsets: list[str] | None = field(default=None, metadata={"help": "Subsets of HH-RLHF. Default: all four."})
-    hh_path: str | None = field(default=None, metadata={"help": "A local copy. Default: the Hub's."})
-    max_eval_pairs: int = field(default=500, metadata={"help": "Held-out pairs to evaluate on."})
+    subsets: list[str] | None = field(default=None, metadata={"help": "Subsets of HH-RLHF. Defaults to all four."})
+    hh_path: str | None = field(
+        default=None, metadata={"help": "Folder with a copy of HH-RLHF. Defaults to the dataset on the Hub."}
+    )
+    max_eval_pairs: int = field(default=500, metadata={"help": "Maximum number of held-out pairs to evaluate on."})
 
 
 def main() -> None:
-    """Reads the arguments, evaluates, trains, evaluates, saves."""
+    """Parse the arguments, evaluate, train, evaluate again and save the policy."""
     parser = TrlParser((DataArguments, RankingConfig, ModelConfig))
     data_args, training_args, model_args = parser.parse_args_and_config()
     train, test = (load_hh_rlhf(data_args.subsets, split, data_args.hh_path) for split in ("train", "test"))

@@ -1,13 +1,16 @@
 # /// script
 # dependencies = ["cyclealign-trl[peft]"]
 # ///
-"""The cycle with a reward model as the black box, on prompts drawn from HH-RLHF as in the paper.
+"""Align a policy by CycleAlign, with a reward model as the ranker, on prompts of HH-RLHF as in the paper.
 
-    accelerate launch examples/reward_model_ranker.py \
-        --model_name_or_path Qwen/Qwen3-0.6B --reward_model Skywork/Skywork-Reward-V2-Qwen3-0.6B \
-        --num_prompts 1000 --output_dir qwen-reward-model
+accelerate launch examples/reward_model_ranker.py \
+    --model_name_or_path Qwen/Qwen3-0.6B \
+    --reward_model Skywork/Skywork-Reward-V2-Qwen3-0.6B \
+    --num_prompts 1000 \
+    --output_dir qwen-reward-model
 
-A reward model offers no improved completion: the SFT target is the completion that it ranks first.
+A reward model writes no improved completions, so the SFT target is the completion that it ranks first. Policy and
+reward model share the GPU.
 """
 
 from dataclasses import dataclass, field
@@ -19,17 +22,21 @@ from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, RewardModelRanke
 
 @dataclass
 class RewardModelArguments:
-    """Who ranks, and what."""
+    """Settings of the reward model and of the prompts."""
 
-    reward_model: str = field(metadata={"help": "A sequence classifier with one output."})
-    reward_batch_size: int = field(default=16, metadata={"help": "Texts scored at once."})
-    reward_dtype: str = field(default="bfloat16", metadata={"help": "What it is loaded in."})
-    num_prompts: int = field(default=1000, metadata={"help": "Prompts, in equal parts from the four subsets."})
-    hh_path: str | None = field(default=None, metadata={"help": "A local copy of HH-RLHF. Default: the Hub's."})
+    reward_model: str = field(metadata={"help": "Name or path of a sequence classifier with one output."})
+    reward_batch_size: int = field(default=16, metadata={"help": "Number of texts per scored batch."})
+    reward_dtype: str = field(default="bfloat16", metadata={"help": "Dtype of the weights of the reward model."})
+    num_prompts: int = field(
+        default=1000, metadata={"help": "Number of prompts, in equal parts from the four subsets of HH-RLHF."}
+    )
+    hh_path: str | None = field(
+        default=None, metadata={"help": "Folder with a copy of HH-RLHF. Defaults to the dataset on the Hub."}
+    )
 
 
 def main() -> None:
-    """Reads the arguments, trains, saves."""
+    """Parse the arguments, train and save the policy."""
     parser = TrlParser((RewardModelArguments, CycleAlignConfig, ModelConfig))
     reward_args, training_args, model_args = parser.parse_args_and_config()
     prompts = load_hh_rlhf(split="train", path=reward_args.hh_path, dataset_type="prompt-only")

@@ -1,4 +1,4 @@
-"""The command line, and the demo as a user runs it."""
+"""The `cyclealign` command, and the demo as a process."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ def run(*arguments, cwd=None):
 
 
 @pytest.mark.parametrize("control", [False, True])
-def test_the_demo_aligns_and_its_control_does_not(tmp_path, control):
+def test_the_demo_raises_the_score_and_its_control_does_not(tmp_path, control):
     arguments = ["demo", "--output_dir", str(tmp_path), "--num_train_epochs", "1", *(["--control"] if control else [])]
     finished = run(*arguments)
     assert finished.returncode == 0, finished.stderr
@@ -29,18 +29,22 @@ def test_the_demo_aligns_and_its_control_does_not(tmp_path, control):
     assert abs(rise) < 0.08 if control else rise > 0.25
     assert (summary["interactions"], summary["failures"]) == (5 * 5 * 16, 0)
     assert summary["prompt_tokens"] > 100 * summary["interactions"]
-    for name in ("calls", "prompt_tokens", *(() if control else ("completion_tokens",))):  # a control improves nothing
+    for name in (
+        "calls",
+        "prompt_tokens",
+        *(() if control else ("completion_tokens",)),
+    ):  # the control improves nothing
         assert summary[f"estimated_{name}"] == pytest.approx(summary[name], rel=0.15), name
     assert (tmp_path / "model.safetensors").exists()
     assert len(list((tmp_path / "interactions").iterdir())) == 25
-    for said in ("Held-out score", "A paid judge", "Estimated before", "LLMRanker("):
-        assert said in finished.stdout
+    for text in ("Held-out score", "A paid judge", "Estimated before", "LLMRanker("):
+        assert text in finished.stdout
     pytest.importorskip("matplotlib")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_commands_and_version(capsys):
-    for arguments, said in (
+def test_prints_help_and_version(capsys):
+    for arguments, text in (
         (["--help"], "demo"),
         (["--version"], "cyclealign-trl"),
         (["demo", "--help"], "--control"),
@@ -48,17 +52,17 @@ def test_commands_and_version(capsys):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 0
-        assert said in capsys.readouterr().out
+        assert text in capsys.readouterr().out
 
 
-def test_an_unknown_command_is_refused(capsys):
+def test_an_unknown_command_is_an_error(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["trian"])
     assert stop.value.code == 2
     assert "demo" in capsys.readouterr().err
 
 
-def test_commands_have_scripts():
+def test_each_command_has_a_module():
     import importlib
 
     for command in COMMANDS:
@@ -67,5 +71,5 @@ def test_commands_have_scripts():
         assert script.main
 
 
-def test_the_module_is_the_command():
+def test_python_m_runs_the_command():
     assert "train-ranked" in run("--help").stdout

@@ -1,4 +1,4 @@
-"""The launch configurations of the examples: well-formed, documented, and run in two processes by accelerate."""
+"""Launch configurations of the examples: valid, documented, and tested with two processes."""
 
 import json
 import os
@@ -28,21 +28,21 @@ PROCESSES = {
 }
 
 
-# The files
+# Configuration files
 
 
 def by_name(paths):
     return {"argvalues": paths, "ids": [path.name for path in paths]}
 
 
-def test_they_are_all_there():
+def test_all_configurations_are_tested():
     assert [path.stem for path in ACCELERATE] == ["fsdp2", "multi_gpu", "single", "zero1", "zero2", "zero3"]
     assert [path.stem for path in DEEPSPEED] == ["zero2", "zero2_offload", "zero3"]
 
 
 @pytest.mark.parametrize("path", **by_name(ACCELERATE))
-def test_accelerate_knows_every_key(path):
-    config = load_config_from_file(str(path))  # refuses unknown keys, but not within sections
+def test_accelerate_knows_each_key(path):
+    config = load_config_from_file(str(path))  # rejects unknown keys, except within sections
     known = {action.dest for action in launch_command_parser()._actions}
     assert {*config.deepspeed_config, *config.fsdp_config} <= known
     assert config.num_processes == (1 if path.stem == "single" else 8)
@@ -50,7 +50,7 @@ def test_accelerate_knows_every_key(path):
 
 
 @pytest.mark.parametrize("path", **by_name(DEEPSPEED))
-def test_deepspeed_knows_every_key(path):
+def test_deepspeed_knows_each_key(path):
     zero_config = pytest.importorskip("deepspeed.runtime.zero.config").DeepSpeedZeroConfig
     config = json.loads(path.read_text())
     assert set(config) == {
@@ -58,20 +58,20 @@ def test_deepspeed_knows_every_key(path):
         "train_micro_batch_size_per_gpu",
     }  # fmt: skip
     zero_config(**{name: value for name, value in config["zero_optimization"].items() if value != "auto"})
-    left_to_the_trainer = [config["bf16"]["enabled"], config["fp16"]["enabled"], *list(config.values())[3:]]
-    assert set(left_to_the_trainer) == {"auto"}
+    set_by_trainer = [config["bf16"]["enabled"], config["fp16"]["enabled"], *list(config.values())[3:]]
+    assert set(set_by_trainer) == {"auto"}
 
 
 @pytest.mark.parametrize("path", **by_name([*ACCELERATE, *DEEPSPEED]))
-def test_the_documentation_names_it(path):
+def test_each_configuration_is_documented(path):
     assert f"`{path.name}`" in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
-# Processes
+# Launched processes
 
 
 def respond(body):
-    """Ranks whatever labels the request allows."""
+    """Rank the labels of the request in reverse order."""
     schema = body["response_format"]["json_schema"]["schema"]
     names = schema["properties"]["ranking"]["items"]["enum"]
     return Reply(json.dumps({"ranking": names[::-1], "improved_response": "better"}))
@@ -79,7 +79,7 @@ def respond(body):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A policy and prompts, and nothing in the environment that would change how things are launched."""
+    """Folder with a policy, prompts and preference pairs."""
     make_model(max_position_embeddings=1024).save_pretrained(tmp_path / "policy")
     make_tokenizer().save_pretrained(tmp_path / "policy")
     (tmp_path / "prompts").mkdir()
@@ -99,11 +99,11 @@ def run(folder, command, arguments):
         "HF_DATASETS_CACHE": str(folder / "cache"),
         "OPENAI_API_KEY": "a-key",
     }
-    own = f"""--model_name_or_path {folder}/policy --output_dir {folder}/out --max_prompt_length 64
+    common = f"""--model_name_or_path {folder}/policy --output_dir {folder}/out --max_prompt_length 64
         --max_completion_length 8 --per_device_train_batch_size 1 --logging_steps 1 --save_steps 2 --dtype float32
         --disable_tqdm true {arguments}"""
     finished = subprocess.run(
-        [sys.executable, *shlex.split(command), *shlex.split(own)],
+        [sys.executable, *shlex.split(command), *shlex.split(common)],
         capture_output=True, text=True, env=environment, cwd=ROOT, timeout=280,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-4000:]
@@ -111,7 +111,7 @@ def run(folder, command, arguments):
 
 
 def run_cycle(folder, launcher, arguments, num_processes=2, device="--use_cpu"):
-    """Trains the example's cycle; asserts that as many processes as that took part in every step."""
+    """Run the example, and assert that all processes took part in each step."""
     with LoopbackEndpoint(respond) as endpoint:
         out = run(
             folder,
@@ -129,7 +129,7 @@ def run_cycle(folder, launcher, arguments, num_processes=2, device="--use_cpu"):
 
 
 def assert_loads(folder, adapter):
-    """What was saved is read by transformers alone, is not what was there before, and generates."""
+    """Assert that transformers loads the saved model, that it differs from the initial one, and that it generates."""
     before, model = (AutoModelForCausalLM.from_pretrained(folder / "policy") for _ in range(2))
     if adapter:
         model = pytest.importorskip("peft").PeftModel.from_pretrained(model, folder / "out").merge_and_unload()
@@ -140,8 +140,7 @@ def assert_loads(folder, adapter):
     assert model.generate(inputs["input_ids"], max_new_tokens=3, do_sample=False).shape[1] > 10
 
 
-def test_accelerate_launches_the_example(folder):
-    """ZeRO-2, two processes, an adapter, a judge over HTTP."""
+def test_example_with_zero2_and_an_adapter(folder):
     pytest.importorskip("peft")
     pytest.importorskip("deepspeed")
     rows = run_cycle(folder, PROCESSES["zero2.yaml"], f"--max_steps 4 {LORA}")
@@ -152,7 +151,7 @@ def test_accelerate_launches_the_example(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["", LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("config", PROCESSES)
-def test_ten_steps_resumed(folder, config, adapter):
+def test_resuming_repeats_no_step(folder, config, adapter):
     pytest.importorskip("deepspeed")
     arguments = f"{adapter} --deepspeed examples/deepspeed/{config}" if config.endswith("json") else adapter
     run_cycle(folder, PROCESSES[config], f"--max_steps 6 {arguments}")
@@ -176,7 +175,7 @@ def test_ten_steps_resumed(folder, config, adapter):
     ],
     ids=["flags", "zero2.yaml", "multi_gpu.yaml", "zero2.json"],
 )
-def test_the_commands_launch_processes(folder, launcher):
+def test_the_command_line_launches_processes(folder, launcher):
     processes = f"{launcher} --num_processes 2 --mixed_precision no --main_process_port 0 --use_cpu --max_steps 4"
     run(folder, "-m cyclealign_trl train-ranked", f"--dataset_name {folder}/pairs {processes}")
     assert (folder / "out" / "checkpoint-4" / "rng_state_1.pth").is_file()
@@ -195,7 +194,7 @@ def test_on_gpus(folder, path, adapter):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("path", **by_name(DEEPSPEED))
-def test_on_gpus_with_a_file_of_deepspeed(folder, path):
+def test_on_gpus_with_a_deepspeed_file(folder, path):
     launcher = "--config_file examples/accelerate_configs/multi_gpu.yaml"
     run_cycle(
         folder, launcher, f"--max_steps 4 --deepspeed {path}", num_processes=torch.cuda.device_count(), device=""

@@ -1,4 +1,4 @@
-"""`cyclealign aligner` from its arguments to an aligner that corrects, and its errors."""
+"""`cyclealign aligner`: training, the saved aligner, and error messages."""
 
 import json
 
@@ -23,14 +23,14 @@ def run_yaml(tmp_path, monkeypatch):
 
 
 def write(path, **names):
-    """Rows with these names of columns."""
+    """Write rows under the given column names."""
     rows = ({names["question"]: f"Q{i}", "answer": "no", "correction": "yes"} for i in range(6))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 @pytest.mark.parametrize("question", ["question", "prompt"])
-def test_both_layouts(tmp_path, run_yaml, question, capfd):
+def test_trains_on_both_column_layouts(tmp_path, run_yaml, question, capfd):
     (tmp_path / "rows").mkdir()
     for split in ("train", "test"):
         write(tmp_path / "rows" / f"{split}.jsonl", question=question)
@@ -44,7 +44,7 @@ def test_both_layouts(tmp_path, run_yaml, question, capfd):
     assert Aligner.from_pretrained(tmp_path / "out", device="cpu").template.text == "{question}|{answer}="
 
 
-def test_an_adapter(tmp_path, run_yaml):
+def test_trains_an_adapter(tmp_path, run_yaml):
     pytest.importorskip("peft")
     rows = write(tmp_path / "rows.jsonl", question="question")
     main(["aligner", "--config", str(run_yaml), "--dataset_name", str(rows), "--use_peft", "--lora_target_modules",
@@ -54,20 +54,20 @@ def test_an_adapter(tmp_path, run_yaml):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ("", "Say what to train on"),
+        ("", "No dataset to train on. Set --dataset_name"),
         ("--dataset_name ROWS --warmup_fraction 2", "from 0 to 1, got 2.0"),
         ("--dataset_name ROWS --aligner_template none", "exactly once"),
         ("--dataset_name WRONG", "got ['answer', 'correction', 'text']"),
         ("--dataset_name ROWS --max_steps 1", "the identity warm-up alone takes 1"),
     ],
 )
-def test_wrong_use_is_one_line(tmp_path, run_yaml, arguments, said):
+def test_usage_errors_are_one_line(tmp_path, run_yaml, arguments, message):
     arguments = arguments.replace("ROWS", str(write(tmp_path / "rows.jsonl", question="prompt")))
     arguments = arguments.replace("WRONG", str(write(tmp_path / "wrong.jsonl", question="text")))
     with pytest.raises(SystemExit) as stop:
         main(["aligner", "--config", str(run_yaml), *arguments.split()])
     assert stop.value.code.startswith("cyclealign aligner: error: ")
-    assert said in stop.value.code
+    assert message in stop.value.code
     assert "\n" not in stop.value.code

@@ -1,6 +1,7 @@
-"""What a command line and a YAML file come to, whose arguments are whose, and what is said of wrong ones."""
+"""Arguments from the command line and from YAML: precedence, arguments of accelerate, errors and help."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from cyclealign_trl.scripts import aligner, dlma, judge, train, train_ranked
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 
-# Another valid value of each field that has only some.
-OTHERS = {
+# Another legal value for each value of a field with choices.
+OTHER_CHOICES = {
     "loss_type": {"pro": "rrhf", "rrhf": "pro"},
     "demonstration_scope": {"run": "prompt"},
     "sft_target": {"top_ranked": "improved"},
@@ -36,17 +37,17 @@ def script_of(config):
 
 
 def parsed(script, *argv):
-    """All fields of what the parser returns."""
+    """Return the fields of all parsed dataclasses."""
     fields = {}
     for part in script.make_parser().parse([*map(str, argv)]):
         fields.update(vars(part))
     return fields
 
 
-def other(name, value):
-    """A value unlike the file's, as a command line gives it, and as the parser returns it."""
-    if name in OTHERS:
-        return [OTHERS[name][value]], OTHERS[name][value]
+def another_value(name, value):
+    """Return a different value for a field: as command line tokens, and as the parser returns it."""
+    if name in OTHER_CHOICES:
+        return [OTHER_CHOICES[name][value]], OTHER_CHOICES[name][value]
     if name == "warmup_fraction":
         return ["0.5"], 0.5
     if isinstance(value, bool):
@@ -66,39 +67,39 @@ def cases():
             yield pytest.param(config, name, value, id=f"{config.stem}-{name}")
 
 
-def test_there_are_configs():
+def test_all_example_configs_are_tested():
     assert len(CONFIGS) == 9
 
 
 @pytest.mark.parametrize(("config", "name", "value"), list(cases()))
-def test_each_field_of_each_config_can_be_overridden(config, name, value, tmp_path):
+def test_the_command_line_overrides_each_field_of_each_config(config, name, value, tmp_path):
     script = script_of(config)
     given = ["--config", config] if script is judge else ["--use_cpu", "--config", config]
     assert parsed(script, *given)[name] == value
-    written, expected = other(name, value)
-    assert parsed(script, *given, f"--{name}", *written)[name] == expected
-    own, accelerate_own = script.make_parser().split([*map(str, given), f"--{name}", *written])
-    assert own == [*map(str, given), f"--{name}", *written]
-    assert accelerate_own == []
+    tokens, expected = another_value(name, value)
+    assert parsed(script, *given, f"--{name}", *tokens)[name] == expected
+    own_argv, accelerate_argv = script.make_parser().split([*map(str, given), f"--{name}", *tokens])
+    assert own_argv == [*map(str, given), f"--{name}", *tokens]
+    assert accelerate_argv == []
 
 
-def test_accelerates_arguments_pass_through_from_both_places(tmp_path):
+def test_arguments_of_accelerate_are_split_off_from_command_line_and_yaml(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("num_processes: 2\nuse_deepspeed: true\nmulti_gpu: false\nlearning_rate: 1e-3\n")
     argv = f"--config {config} --seed 2 --num_machines 2 --machine_rank 1 --num_interactions 2".split()
-    own, accelerate_own = train.make_parser().split(argv)
-    assert own == ["--config", str(config), "--seed", "2", "--num_interactions", "2"]
-    assert accelerate_own == ["--num_processes", "2", "--use_deepspeed", "--num_machines", "2", "--machine_rank", "1"]
-    assert parsed(train, *own, "--use_cpu", "--output_dir", tmp_path)["learning_rate"] == 1e-3
+    own_argv, accelerate_argv = train.make_parser().split(argv)
+    assert own_argv == ["--config", str(config), "--seed", "2", "--num_interactions", "2"]
+    assert accelerate_argv == ["--num_processes", "2", "--use_deepspeed", "--num_machines", "2", "--machine_rank", "1"]
+    assert parsed(train, *own_argv, "--use_cpu", "--output_dir", tmp_path)["learning_rate"] == 1e-3
 
 
-def test_config_with_an_equals_sign(tmp_path):
+def test_config_can_be_given_with_an_equals_sign(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(f"output_dir: {tmp_path}\n")
     assert parsed(train, f"--config={config}", "--use_cpu")["output_dir"] == str(tmp_path)
 
 
-def test_environment_variables_from_yaml(tmp_path, monkeypatch):
+def test_yaml_sets_environment_variables(tmp_path, monkeypatch):
     monkeypatch.delenv("FROM_THE_FILE", raising=False)
     config = tmp_path / "run.yaml"
     config.write_text("env:\n  FROM_THE_FILE: 1\n")
@@ -107,31 +108,29 @@ def test_environment_variables_from_yaml(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--num_generatoins", "3"], "unknown argument --num_generatoins. Did you mean --num_generations?"),
         (["--num_procesess=2"], "unknown argument --num_procesess. Did you mean --num_processes?"),
-        (
-            ["--num_gen", "3"],
-            "unknown argument --num_gen.",
-        ),  # no abbreviations: a new field could change their meaning
+        # Abbreviations are not accepted, because a new field could change their meaning.
+        (["--num_gen", "3"], "unknown argument --num_gen."),
         (["--zzz"], "unknown argument --zzz."),
         (["--num_generations", "many"], "invalid int value: 'many'"),
         (["three"], "unexpected 'three'"),
         (["--seed", "1", "--config"], "--config needs the path"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_status_2(argv, said, capsys):
+def test_argument_errors_are_one_line_with_status_2(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
         train.make_parser().split(argv)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("cyclealign train: error: ")
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_a_misspelt_field_in_yaml(tmp_path, capsys):
+def test_a_misspelt_field_in_yaml_is_an_error_with_a_suggestion(tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text("num_interaction: 3\n")
     with pytest.raises(SystemExit):
@@ -140,7 +139,7 @@ def test_a_misspelt_field_in_yaml(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("script", [train, train_ranked, aligner])
-def test_help_explains_our_fields_and_names_the_others(script, capsys, monkeypatch):
+def test_help_explains_own_fields_and_names_inherited_ones(script, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
         script.main(["--help"])
@@ -148,7 +147,7 @@ def test_help_explains_our_fields_and_names_the_others(script, capsys, monkeypat
     text = capsys.readouterr().out
     assert len(text.splitlines()) < 220
     assert max(map(len, text.splitlines())) <= 100
-    explained, others = text.split("Every other argument of transformers.TrainingArguments:")
+    explained, others = text.split("Other arguments of transformers.TrainingArguments:")
     for name in ("--dataset_name", "--loss_type", "--learning_rate", "--output_dir", "--model_name_or_path"):
         assert explained.count(f"{name} ") == 1, name
     names = others.replace("\n", " ").replace(" ", "").split(",")
@@ -161,7 +160,7 @@ def test_help_explains_our_fields_and_names_the_others(script, capsys, monkeypat
                 assert f"--{name} " in explained, name
 
 
-def test_a_command_that_does_not_train_explains_all_of_its_own(capsys):
+def test_help_of_a_command_without_training_explains_all_fields(capsys):
     with pytest.raises(SystemExit) as stop:
         judge.main(["--help"])
     assert stop.value.code == 0
@@ -171,3 +170,40 @@ def test_a_command_that_does_not_train_explains_all_of_its_own(capsys):
     for part in (judge.JudgeArguments, judge.RankerArguments):
         for name in part.__dataclass_fields__:
             assert text.count(f"--{name} ") == 1, name
+
+
+@pytest.mark.parametrize(
+    ("script", "hidden"),
+    [
+        (train, ["remove_unused_columns", "dataloader_pin_memory", "gradient_checkpointing"]),
+        (train_ranked, ["remove_unused_columns", "dataloader_pin_memory", "gradient_checkpointing"]),
+        (dlma, ["remove_unused_columns", "dataloader_pin_memory", "gradient_checkpointing", "loss_type"]),
+        (
+            aligner,
+            ["packing", "packing_strategy", "eval_packing", "completion_only_loss", "assistant_only_loss",
+             "train_sampling_strategy", "dataset_text_field", "gradient_checkpointing", "pad_token"],
+        ),
+    ],
+)  # fmt: skip
+def test_help_hides_settings_without_a_choice_and_deprecated_ones(script, hidden):
+    parser = script.make_parser()
+    explained, _, others = parser.format_help().partition("Other arguments of transformers.TrainingArguments:")
+    listed = {*re.findall(r"^  --(\w+)", explained, re.MULTILINE), *re.findall(r"\w+", others)}
+    assert {"learning_rate", "gradient_accumulation_steps"} <= listed
+    assert not listed & set(hidden)
+    assert {f"--{name}" for name in hidden} <= parser._option_string_actions.keys()
+
+
+@pytest.mark.parametrize(
+    ("script", "setting", "message"),
+    [
+        (train, "--remove_unused_columns true", "remove_unused_columns must be False"),
+        (dlma, "--loss_type pro", "loss_type must be one of 'dlma'"),
+        (aligner, "--packing", "packing and eval_packing must be False"),
+        (aligner, "--completion_only_loss false", "completion_only_loss"),
+        (aligner, "--train_sampling_strategy sequential", "train_sampling_strategy must be 'random'"),
+    ],
+)
+def test_hidden_settings_are_still_checked(script, setting, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        parsed(script, "--use_cpu", "--output_dir", tmp_path, *setting.split())

@@ -1,4 +1,4 @@
-"""`cyclealign dlma` from its arguments to a saved model: prompts, pairs, iterations, resumption, errors."""
+"""`cyclealign dlma`: pairs from prompts, iterations, resuming, and error messages."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def changed(first, second):
     return any(not new.equal(old) for new, old in zip(*(model.parameters() for model in models), strict=True))
 
 
-def test_prompts_become_pairs_and_a_policy(tmp_path, arguments, capfd):
+def test_makes_pairs_from_prompts_and_trains_on_them(tmp_path, arguments, capfd):
     main(arguments)
     out, err = capfd.readouterr()
     assert "Pairs of train: 2 prompts, 2 kept; dropped: none" in out
@@ -36,7 +36,7 @@ def test_prompts_become_pairs_and_a_policy(tmp_path, arguments, capfd):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_iterations_start_from_each_other(tmp_path, arguments, capfd, adapter):
+def test_each_iteration_starts_from_the_previous_model(tmp_path, arguments, capfd, adapter):
     lora = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"] if adapter else []
     arguments += ["--num_iterations", "2", *lora]
     main(arguments)
@@ -49,7 +49,7 @@ def test_iterations_start_from_each_other(tmp_path, arguments, capfd, adapter):
                for folder in (out / "iteration-1", out)]  # fmt: skip
     assert digests[0] != digests[1]
 
-    # Interrupted in the second iteration, before its first checkpoint: the first is not run again.
+    # As if interrupted in the second iteration, before its first checkpoint. The first iteration is not run again.
     written = (first / "model.safetensors").stat().st_mtime_ns
     shutil.rmtree(out / "pairs")
     capfd.readouterr()
@@ -58,7 +58,7 @@ def test_iterations_start_from_each_other(tmp_path, arguments, capfd, adapter):
     assert (first / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_pairs_are_trained_on_as_they_are(tmp_path, arguments, capfd):
+def test_trains_on_given_pairs_without_making_new_ones(tmp_path, arguments, capfd):
     rows = [{"prompt": "Q:", "chosen": " yes", "rejected": " no", "self_reward": 3.0}] * 4
     for split in ("train", "test"):
         (tmp_path / "pairs").mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ def test_pairs_are_trained_on_as_they_are(tmp_path, arguments, capfd):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (["--num_iterations", "0"], "num_iterations must be at least 1, got 0"),
         (["--contrastive", "honest", "--positive", "", "--negative", ""], "must not be empty"),
@@ -77,22 +77,22 @@ def test_pairs_are_trained_on_as_they_are(tmp_path, arguments, capfd):
         (["--margin_clip", "1", "-1"], "a lower and a higher bound"),
     ],
 )
-def test_wrong_use_is_one_line(arguments, capsys, change, said):
+def test_usage_errors_are_one_line(arguments, capsys, change, message):
     with pytest.raises(SystemExit) as stop:
         main([*arguments, *change])
-    assert said in f"{stop.value.code} {capsys.readouterr().err}"
+    assert message in f"{stop.value.code} {capsys.readouterr().err}"
 
 
-def test_one_description_alone_is_refused(arguments):
+def test_one_description_alone_is_an_error(arguments):
     del arguments[arguments.index("--negative") : arguments.index("--negative") + 2]
     with pytest.raises(SystemExit) as stop:
         main(arguments)
-    assert "go together" in stop.value.code
+    assert "--positive and --negative must be set together" in stop.value.code
 
 
-def test_iterations_take_prompts(tmp_path, arguments):
+def test_several_iterations_need_prompts(tmp_path, arguments):
     rows = [{"prompt": "Q:", "chosen": " yes", "rejected": " no", "self_reward": 3.0}] * 4
     Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--dataset_name", str(tmp_path / "pairs.jsonl"), "--num_iterations", "2"])
-    assert "takes a data set of prompts" in stop.value.code
+    assert "num_iterations=2 needs a dataset of prompts" in stop.value.code

@@ -1,4 +1,4 @@
-"""Whole runs against an endpoint that echoes the key wherever it can: no file, log, output or error may hold it."""
+"""Runs against an endpoint that echoes the API key: no file, log, output or error may contain the key."""
 
 import base64
 import json
@@ -21,11 +21,11 @@ from tests.cycle.stubs import prompts
 from tests.evaluation.test_evaluate_ranker import rows
 
 KEY = "sk-very+secret/0123456789=abcdef"
-SHORTEST = 12  # characters of the key in a row that give it away
+SHORTEST = 12  # number of consecutive characters of the key that count as a leak
 
 
 def encoded(text):
-    """The text in Base64, wherever in a group it starts: what is there whatever stands around it."""
+    """Yield the part of the Base64 text that does not depend on the surrounding text, for each alignment."""
     for before in range(3):
         whole = base64.b64encode(b"x" * before + text.encode() + b"yy").decode()
         yield whole[4 * (before > 0) : (before + len(text)) // 3 * 4]
@@ -44,7 +44,7 @@ def leaks(text):
 
 
 def texts_of(path):
-    """What a file says, compressed or not."""
+    """Yield the content of a file, raw and decoded."""
     yield path.read_bytes().decode("latin-1")
     if path.suffix == ".parquet":
         yield str(pq.read_table(path).to_pylist())
@@ -55,26 +55,26 @@ def texts_of(path):
 
 
 def echoes(body):
-    """What an endpoint makes of a key, by turns: errors, refusals, rubbish, and rankings that hold it."""
-    said = f"Authorization: Bearer {KEY}"
-    in_base64 = (base64.b64encode(f"{pad}{said}".encode()).decode() for pad in ("", " ", "  "))
+    """Return replies that contain the key: rankings, errors, refusals and malformed replies."""
+    header = f"Authorization: Bearer {KEY}"
+    in_base64 = (base64.b64encode(f"{pad}{header}".encode()).decode() for pad in ("", " ", "  "))
     other = " ".join([quote(KEY, safe=""), *in_base64])
     labels = re.findall(
         r"# Completion ([A-Z]+)$", body["messages"][-1]["content"].rpartition("### Inst")[2], re.MULTILINE
     )
-    ranking = {"ranking": labels, "improved_response": f"Better. {said} {other}"}
-    valid = Reply(json.dumps(ranking), headers={"X-Echo": said})
+    ranking = {"ranking": labels, "improved_response": f"Better. {header} {other}"}
+    valid = Reply(json.dumps(ranking), headers={"X-Echo": header})
     return [
         valid, valid, valid,
-        Reply(f"{said} {other}", status=500, headers={"X-Echo": said}),
-        Reply(f"{said} {other}", status=429, headers={"Retry-After": KEY}),
-        Reply(status=503, body=f"<html>{said} {other}\x1b[31m</html>"),
-        Reply(f"{said} {other}"),
-        Reply(json.dumps({**ranking, "ranking": [said, other]})),
-        Reply(refusal=f"{said} {other}"),
-        Reply(f"{said} {other}", finish_reason="length"),
-        Reply(body=f"{said} {other}"),
-        Reply(body=json.dumps({"choices": [], "echo": said})),
+        Reply(f"{header} {other}", status=500, headers={"X-Echo": header}),
+        Reply(f"{header} {other}", status=429, headers={"Retry-After": KEY}),
+        Reply(status=503, body=f"<html>{header} {other}\x1b[31m</html>"),
+        Reply(f"{header} {other}"),
+        Reply(json.dumps({**ranking, "ranking": [header, other]})),
+        Reply(refusal=f"{header} {other}"),
+        Reply(f"{header} {other}", finish_reason="length"),
+        Reply(body=f"{header} {other}"),
+        Reply(body=json.dumps({"choices": [], "echo": header})),
     ]  # fmt: skip
 
 
@@ -88,8 +88,8 @@ def echoing(monkeypatch):
 
 
 @pytest.fixture
-def said(caplog, capfd):
-    """All that was logged, at any level, and printed."""
+def output(caplog, capfd):
+    """Return a function that reads all printed and logged text."""
     caplog.set_level(logging.DEBUG)
 
     def read():
@@ -101,7 +101,7 @@ def said(caplog, capfd):
     return read
 
 
-def assert_kept(folder, text):
+def assert_no_leaks(folder, text):
     files = [path for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts]
     assert files
     for path in files:
@@ -110,7 +110,7 @@ def assert_kept(folder, text):
     assert not leaks(text)
 
 
-def test_the_search_finds_what_it_searches_for(tmp_path):
+def test_the_leak_search_finds_all_forms_of_the_key(tmp_path):
     for pad in ("", "a", "ab"):
         assert leaks(base64.b64encode(f"{pad}Bearer {KEY}".encode()).decode())
         assert leaks(base64.urlsafe_b64encode(f"{pad}{KEY}{pad}".encode()).decode())
@@ -120,10 +120,10 @@ def test_the_search_finds_what_it_searches_for(tmp_path):
         database.execute(f"CREATE TABLE '{KEY}' (a)")
     database.close()
     with pytest.raises(AssertionError, match=r"a\.sqlite"):
-        assert_kept(tmp_path, "")
+        assert_no_leaks(tmp_path, "")
 
 
-def test_a_training_run(tmp_path, echoing, said):
+def test_training_does_not_leak_the_key(tmp_path, echoing, output):
     make_model().save_pretrained(tmp_path / "policy")
     make_tokenizer().save_pretrained(tmp_path / "policy")
     prompts(4).to_json(tmp_path / "prompts.jsonl")
@@ -139,10 +139,10 @@ def test_a_training_run(tmp_path, echoing, said):
     assert all("Better. Authorization: Bearer [API key] [API key] " in text for text in improved)
     assert len({row["failure"] for row in logged}) > 3
     assert (tmp_path / "out" / "checkpoint-6" / "training_args.bin").is_file()
-    assert_kept(tmp_path, said())
+    assert_no_leaks(tmp_path, output())
 
 
-def test_a_judging(tmp_path, echoing, said):
+def test_judging_does_not_leak_the_key(tmp_path, echoing, output):
     (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(60)))
     main(["judge", "--dataset_name", str(tmp_path / "ranked.jsonl"), "--output_dir", str(tmp_path / "out"),
           "--ranker_model", "judge", "--ranker_base_url", echoing.base_url, "--ranker_kwargs", '{"max_retries": 1}',
@@ -150,11 +150,11 @@ def test_a_judging(tmp_path, echoing, said):
     lines = (tmp_path / "out" / "rankings.jsonl").read_text()
     assert len({json.loads(line)["failure"] for line in lines.splitlines()}) > 3
     assert "[API key]" in lines
-    assert_kept(tmp_path / "out", said())
+    assert_no_leaks(tmp_path / "out", output())
 
 
 @pytest.mark.parametrize(("command", "status"), [("train", 401), ("judge", 400), ("judge", 401), ("judge", 404)])
-def test_a_fatal_answer(tmp_path, said, monkeypatch, status, command):
+def test_a_fatal_error_does_not_leak_the_key(tmp_path, output, monkeypatch, status, command):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(4)))
     make_model().save_pretrained(tmp_path / "policy")
@@ -171,13 +171,13 @@ def test_a_fatal_answer(tmp_path, said, monkeypatch, status, command):
         main([command, *arguments, "--ranker_model", "judge", "--ranker_base_url", endpoint.base_url])
     assert "[API key]" in stop.value.code
     assert "\x1b" not in stop.value.code
-    everything = "".join(traceback.format_exception(stop.value)) + said()
-    assert_kept(tmp_path, everything)
+    everything = "".join(traceback.format_exception(stop.value)) + output()
+    assert_no_leaks(tmp_path, everything)
 
 
-def test_the_key_is_not_sent_where_a_redirect_leads(said):
-    with LoopbackEndpoint(lambda body: Reply('{"ranking": ["A", "B"]}'), api_key=KEY) as stranger:
-        headers = {"Location": f"{stranger.base_url}/chat/completions"}
+def test_the_key_is_not_sent_to_a_redirect_target(output):
+    with LoopbackEndpoint(lambda body: Reply('{"ranking": ["A", "B"]}'), api_key=KEY) as target:
+        headers = {"Location": f"{target.base_url}/chat/completions"}
         with LoopbackEndpoint(lambda body: Reply(f"Go. {KEY}", status=307, headers=headers)) as endpoint:
             ranker = LLMRanker("judge", endpoint.base_url, KEY, max_retries=0)
             try:
@@ -186,22 +186,22 @@ def test_the_key_is_not_sent_where_a_redirect_leads(said):
                 text = "".join(traceback.format_exception(error))
             ranker.close()
         assert len(endpoint.requests) == 1
-        assert not stranger.requests
-    assert not leaks(text + said())
+        assert not target.requests
+    assert not leaks(text + output())
 
 
 @pytest.mark.parametrize("command", ["train", "judge"])
-def test_a_key_in_the_address(tmp_path, said, command):
+def test_an_address_with_a_key_does_not_leak_it(tmp_path, output, command):
     (tmp_path / "ranked.jsonl").write_text(json.dumps(rows(1)[0]))
     address = f"http://127.0.0.1:9/v1?key={KEY}"
     with pytest.raises(SystemExit) as stop:
         main([command, "--dataset_name", str(tmp_path / "ranked.jsonl"), "--output_dir", str(tmp_path / "out"),
               "--ranker_model", "judge", "--ranker_base_url", address])  # fmt: skip
     assert "without user, password or query" in stop.value.code
-    assert not leaks("".join(traceback.format_exception(stop.value)) + said())
+    assert not leaks("".join(traceback.format_exception(stop.value)) + output())
 
 
-def test_a_key_that_is_a_word_is_left_in_texts():
+def test_a_key_that_is_a_common_word_stays_in_texts():
     reply = json.dumps({"ranking": ["A", "B"], "improved_response": "There is none."})
     with LoopbackEndpoint(lambda body: Reply(reply)) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url, "none")

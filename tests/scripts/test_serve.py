@@ -1,4 +1,4 @@
-"""`cyclealign serve` as a user runs it: started, asked 200 times at once, and ended by a signal."""
+"""`cyclealign serve` as a process: start, 200 concurrent requests, and shutdown by a signal."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ KEY = "sk-of-the-server"
 
 @pytest.fixture
 def folder(tmp_path):
-    """An aligner that never finishes a correction of one token, so that answers come through as they are."""
+    """Folder with an aligner. With `--max_new_tokens 1` no correction is finished, so answers pass unchanged."""
     make_model().save_pretrained(tmp_path / "aligner")
     make_tokenizer().save_pretrained(tmp_path / "aligner")
     AlignerTemplate("{question}|{answer}=").save(tmp_path / "aligner")
@@ -29,18 +29,18 @@ def folder(tmp_path):
 
 
 class Served:
-    """The command in a process of its own."""
+    """The command in a separate process."""
 
     def __init__(self, folder, *arguments):
-        own = ["--aligner", str(folder / "aligner"), "--port", "0", "--max_new_tokens", "1", "--device", "cpu"]
+        common = ["--aligner", str(folder / "aligner"), "--port", "0", "--max_new_tokens", "1", "--device", "cpu"]
         keys = {"CYCLEALIGN_SERVE_API_KEY": KEY, "OPENAI_API_KEY": "sk-up"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cyclealign_trl", "serve", *own, *arguments],
+            [sys.executable, "-m", "cyclealign_trl", "serve", *common, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **keys},
         )  # fmt: skip
-        said = self.process.stdout.readline()
-        found = re.match(r"Serving aligner at (http://127.0.0.1:\d+/v1) ", said)
-        assert found, said + self.process.stderr.read()
+        line = self.process.stdout.readline()
+        found = re.match(r"Serving aligner at (http://127.0.0.1:\d+/v1) ", line)
+        assert found, line + self.process.stderr.read()
         self.url = found[1]
 
     def __enter__(self):
@@ -50,14 +50,14 @@ class Served:
         self.process.kill()
         self.process.communicate()
 
-    def end(self, how):
-        """What it said, and its status."""
-        self.process.send_signal(how)
+    def stop(self, signal_number):
+        """Send a signal. Return the output and the exit status."""
+        self.process.send_signal(signal_number)
         out, err = self.process.communicate(timeout=60)
         return out + err, self.process.returncode
 
 
-async def ask_all(url, numbers):
+async def send_all(url, numbers):
     async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
 
         async def one(index):
@@ -67,7 +67,7 @@ async def ask_all(url, numbers):
         return await asyncio.gather(*map(one, numbers))
 
 
-def test_two_hundred_at_once_in_front_of_an_endpoint(folder):
+def test_serves_200_concurrent_requests_with_an_endpoint_upstream(folder):
     late = threading.Event()
 
     def respond(body):
@@ -75,13 +75,13 @@ def test_two_hundred_at_once_in_front_of_an_endpoint(folder):
         if text == "Question 200":
             late.set()
             return Reply("late", delay=1)
-        return Reply(f"Answer to {text}", delay=int(text[-1]) / 100)  # in another order than they came
+        return Reply(f"Answer to {text}", delay=int(text[-1]) / 100)  # answers arrive out of order
 
     with (
         LoopbackEndpoint(respond) as endpoint,
         Served(folder, "--upstream_model", "gpt", "--upstream_base_url", endpoint.base_url) as served,
     ):
-        replies = asyncio.run(ask_all(served.url, range(200)))
+        replies = asyncio.run(send_all(served.url, range(200)))
         expected = [f"Answer to Question {index}" for index in range(200)]
         assert [reply.choices[0].message.content for reply in replies] == expected
         assert {request["max_tokens"] for request in endpoint.requests} == {50}
@@ -91,31 +91,31 @@ def test_two_hundred_at_once_in_front_of_an_endpoint(folder):
         ):
             client.models.list()
 
-        # What is in hand is finished when it is terminated.
-        thread = threading.Thread(target=lambda: replies.extend(asyncio.run(ask_all(served.url, [200]))))
+        # A request in flight is finished after SIGTERM.
+        thread = threading.Thread(target=lambda: replies.extend(asyncio.run(send_all(served.url, [200]))))
         thread.start()
         assert late.wait(30)
-        said, status = served.end(signal.SIGTERM)
+        output, status = served.stop(signal.SIGTERM)
         thread.join()
     assert replies[200].choices[0].message.content == "late"
-    assert status == 0, said
-    for never in ("Traceback", KEY, "sk-up"):
-        assert never not in said
+    assert status == 0, output
+    for text in ("Traceback", KEY, "sk-up"):
+        assert text not in output
 
 
 @pytest.mark.slow
-def test_an_upstream_that_runs_here(folder):
+def test_serves_a_local_upstream(folder):
     make_model(seed=1).save_pretrained(folder / "policy")
     make_tokenizer().save_pretrained(folder / "policy")
     with Served(folder, "--upstream_model_name_or_path", str(folder / "policy")) as served:
-        replies = asyncio.run(ask_all(served.url, range(40)))
+        replies = asyncio.run(send_all(served.url, range(40)))
         assert all(reply.usage.completion_tokens <= 1 for reply in replies)
-        said, status = served.end(signal.SIGINT)
-    assert status == 0, said
+        output, status = served.stop(signal.SIGINT)
+    assert status == 0, output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             "--aligner nowhere/aligner --upstream_model gpt --upstream_base_url http://127.0.0.1:9/v1",
@@ -126,17 +126,17 @@ def test_an_upstream_that_runs_here(folder):
         ("--aligner ALIGNER --upstream_model gpt --upstream_base_url http://127.0.0.1:9/v1 --batch_size 0", "got 0"),
     ],
 )
-def test_wrong_use_is_one_line(folder, arguments, said, monkeypatch):
+def test_usage_errors_are_one_line(folder, arguments, message, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(SystemExit) as stop:
         main(["serve", *arguments.replace("ALIGNER", str(folder / "aligner")).split()])
     assert stop.value.code.startswith("cyclealign serve: error: ")
-    assert said in stop.value.code
+    assert message in stop.value.code
     assert "\n" not in stop.value.code
 
 
-def test_an_address_without_a_name_is_refused(folder, capsys):
+def test_a_base_url_without_a_model_name_is_an_error(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["serve", "--aligner", "a", "--upstream_model_name_or_path", "b", "--upstream_base_url", "http://x"])
     assert stop.value.code == 2

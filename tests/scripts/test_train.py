@@ -1,4 +1,4 @@
-"""The training commands from their arguments to a saved model, and their errors."""
+"""`cyclealign train` and `cyclealign train-ranked`: training, launching, rankers, and error messages."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def policy(tmp_path):
 
 @pytest.fixture
 def run_yaml(tmp_path, policy, monkeypatch):
-    """What both commands need, in a file."""
+    """Write the YAML settings that both commands need."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     config = tmp_path / "run.yaml"
     config.write_text(
@@ -59,7 +59,7 @@ def write_pairs(folder):
     return folder
 
 
-def test_train(tmp_path, run_yaml, judge, capfd):
+def test_train_with_an_llm_and_an_adapter(tmp_path, run_yaml, judge, capfd):
     main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)), "--num_generations", "2",
           "--num_interactions", "2", "--max_steps", "2", "--ranker_model", "judge", "--ranker_base_url",
           judge.base_url, "--ranker_kwargs", '{"criteria": "the kindest"}', "--use_peft", "--lora_target_modules",
@@ -84,14 +84,17 @@ def test_train_with_a_corrector(tmp_path, run_yaml, policy, capfd):
     out, err = capfd.readouterr()
     assert "improved/corrected_ratio" in out
     assert "Warning" not in err
-    for change, said in (
-        ([], "go together"),
-        (["--sft_target", "corrector", "--corrector_kwargs", '{"beams": 3}'], "corrector_kwargs do not fit"),
-        (["--sft_target", "corrector", "--corrector", str(policy)], "Say so with `template`"),
+    for change, message in (
+        ([], "must be set together"),
+        (
+            ["--sft_target", "corrector", "--corrector_kwargs", '{"beams": 3}'],
+            "Aligner.from_pretrained does not accept these corrector_kwargs",
+        ),
+        (["--sft_target", "corrector", "--corrector", str(policy)], "has no saved aligner template"),
     ):
         with pytest.raises(SystemExit) as stop:
             main([*command, *change])
-        assert said in stop.value.code
+        assert message in stop.value.code
 
 
 def test_train_ranked_on_preference_pairs_in_a_folder(tmp_path, run_yaml, policy, capfd):
@@ -105,7 +108,7 @@ def test_train_ranked_on_preference_pairs_in_a_folder(tmp_path, run_yaml, policy
     assert any(not new.equal(old) for new, old in zip(trained.parameters(), before.parameters(), strict=True))
 
 
-def test_datasets_of_the_yaml_file(tmp_path, run_yaml, capfd):
+def test_reads_a_dataset_mixture_from_yaml(tmp_path, run_yaml, capfd):
     (tmp_path / "pairs").mkdir()
     folder = write_pairs(tmp_path / "pairs")
     run_yaml.write_text(
@@ -115,8 +118,7 @@ def test_datasets_of_the_yaml_file(tmp_path, run_yaml, capfd):
     assert "Model saved" in capfd.readouterr().out
 
 
-def test_through_accelerate(tmp_path, run_yaml):
-    """The one that costs two processes' imports: arguments of accelerate make it launch the command's module."""
+def test_arguments_of_accelerate_launch_a_process(tmp_path, run_yaml):
     (tmp_path / "pairs").mkdir()
     arguments = ["train-ranked", "--config", str(run_yaml), "--num_processes", "1", "--max_steps", "1",
                  "--dataset_name", str(write_pairs(tmp_path / "pairs"))]  # fmt: skip
@@ -128,46 +130,46 @@ def test_through_accelerate(tmp_path, run_yaml):
     failed = subprocess.run([*command, "--dataset_train_split", "trian"], capture_output=True, text=True)
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
-    assert "cyclealign train-ranked: error: The data set has no split 'trian'" in failed.stderr
+    assert "cyclealign train-ranked: error: The dataset has no split 'trian'" in failed.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--config nowhere.yaml", "nowhere.yaml"),
         (f"--dataset_name nowhere.jsonl {STUB}", "no file nowhere.jsonl"),
         ("--ranker_model judge --ranker_base_url http://127.0.0.1:9/v1", "Nothing answers at http://127.0.0.1:9/v1"),
-        ("", "Say who ranks"),
-        (STUB, "Say what to train on"),
+        ("", "The ranker must be set by either --ranker_model"),
+        (STUB, "No dataset to train on. Set --dataset_name"),
         ("--num_generations 1", "num_generations must be at least 2, got 1"),
         (f"--dataset_name PROMPTS {STUB} --model_name_or_path nowhere/nothing", "couldn't find them"),
         (f"--dataset_name PROMPTS {STUB} --per_device_train_batch_size 64", "64"),
     ],
 )
-def test_wrong_use_is_one_line_and_status_1(tmp_path, run_yaml, arguments, said):
+def test_argument_errors_are_one_line_with_status_1(tmp_path, run_yaml, arguments, message):
     arguments = arguments.replace("PROMPTS", str(write_prompts(tmp_path))).split()
     if "--config" not in arguments:
         arguments = ["--config", str(run_yaml), *arguments]
     with pytest.raises(SystemExit) as stop:
         main(["train", *arguments])
-    message = stop.value.code  # a text: printed to stderr, with status 1
-    assert message.startswith("cyclealign train: error: ")
-    assert said in message
-    assert "\n" not in message
+    error = stop.value.code  # a text, which `sys.exit` prints to stderr with status 1
+    assert error.startswith("cyclealign train: error: ")
+    assert message in error
+    assert "\n" not in error
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--resume_from_checkpoint true", "there is nothing to resume from"),
-        ("--resume_from_checkpoint nowhere", "nowhere cannot be resumed from"),
-        ("--dataset_name EMPTY", "holds no rows that can be read"),
-        ("--dataset_name BROKEN", "holds no rows that can be read"),
-        ("--ranker_factory tests.scripts.test_train.make_nothing", "returned None, which has no method rank"),
+        ("--resume_from_checkpoint nowhere", "nowhere is not a complete checkpoint"),
+        ("--dataset_name EMPTY", "has no readable rows"),
+        ("--dataset_name BROKEN", "has no readable rows"),
+        ("--ranker_factory tests.scripts.test_train.make_none", "returned None, which has no method rank"),
         ("--dataset_train_split dev", "no split 'dev'"),
     ],
 )
-def test_more_wrong_use_is_one_line(tmp_path, run_yaml, arguments, said):
+def test_data_ranker_and_checkpoint_errors_are_one_line(tmp_path, run_yaml, arguments, message):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
     arguments = arguments.replace("EMPTY", str(tmp_path / "empty.jsonl"))
@@ -177,24 +179,24 @@ def test_more_wrong_use_is_one_line(tmp_path, run_yaml, arguments, said):
     common = f"train --config {run_yaml} --dataset_name {tmp_path / 'data'} {STUB} --num_interactions 1"
     with pytest.raises(SystemExit) as stop:
         main(common.split() + arguments.split())
-    assert said in stop.value.code
+    assert message in stop.value.code
     assert "\n" not in stop.value.code
 
 
-def test_resume_false_starts_afresh(tmp_path, run_yaml, capfd):
+def test_resume_from_checkpoint_false_starts_a_new_run(tmp_path, run_yaml, capfd):
     main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)), *STUB.split(),
           "--max_steps", "1", "--resume_from_checkpoint", "false"])  # fmt: skip
     assert "Model saved" in capfd.readouterr().out
 
 
-def test_fewer_processes_than_were_asked_for_is_an_error(tmp_path, run_yaml, monkeypatch):
+def test_fewer_processes_than_requested_is_an_error(tmp_path, run_yaml, monkeypatch):
     monkeypatch.setenv("CYCLEALIGN_NUM_PROCESSES", "2")
     with pytest.raises(SystemExit) as stop:
         main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)), *STUB.split()])
-    assert "2 processes were asked for, and accelerate started 1" in stop.value.code
+    assert "2 processes were asked for, but accelerate started 1" in stop.value.code
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path, run_yaml, capfd):
+def test_an_interrupted_run_explains_how_to_resume(tmp_path, run_yaml, capfd):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)),
               "--ranker_factory", "tests.scripts.test_train.make_interrupted"])  # fmt: skip
@@ -202,7 +204,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, run_yaml, capfd):
     assert "--resume_from_checkpoint true" in capfd.readouterr().out
 
 
-def test_broken_yaml_is_one_line(tmp_path):
+def test_a_yaml_syntax_error_is_one_line(tmp_path):
     (tmp_path / "run.yaml").write_text("a: [1\nb: 2")
     with pytest.raises(SystemExit) as stop:
         main(["train", "--config", str(tmp_path / "run.yaml")])
@@ -210,7 +212,7 @@ def test_broken_yaml_is_one_line(tmp_path):
     assert "\n" not in stop.value.code
 
 
-def test_a_defect_keeps_its_traceback(tmp_path, run_yaml):
+def test_an_unexpected_error_keeps_its_traceback(tmp_path, run_yaml):
     with pytest.raises(ZeroDivisionError):
         main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)),
               "--ranker_factory", "tests.scripts.test_train.make_broken"])  # fmt: skip
@@ -233,7 +235,7 @@ def make_stub(**kwargs):
     return FunctionRanker(lambda completions, **_: [float(len(text)) for text in completions], **kwargs)
 
 
-def make_nothing():
+def make_none():
     return None
 
 
@@ -250,24 +252,24 @@ def make_broken():
     return FunctionRanker(lambda completions, **_: [1 / 0 for _ in completions])
 
 
-def test_a_ranking_llm(judge):
+def test_makes_an_llm_ranker(judge):
     arguments = RankerArguments("judge", judge.base_url, ranker_kwargs='{"max_concurrency": 3}')
     assert isinstance(make_ranker(arguments), LLMRanker)
 
 
-def test_a_factory():
+def test_makes_a_ranker_with_a_factory():
     arguments = RankerArguments(ranker_factory="tests.scripts.test_train:make_stub", ranker_kwargs={"weights": [2.0]})
     assert isinstance(make_ranker(arguments), FunctionRanker)
 
 
-def test_a_factory_in_the_current_directory(tmp_path, monkeypatch):
+def test_imports_a_factory_from_the_current_directory(tmp_path, monkeypatch):
     (tmp_path / "my_ranking_module.py").write_text("from tests.scripts.test_train import make_stub as make\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     assert isinstance(make_ranker(RankerArguments(ranker_factory="my_ranking_module.make")), FunctionRanker)
 
 
-def test_a_reward_model(tmp_path):
+def test_makes_a_reward_model_ranker(tmp_path):
     from transformers import LlamaForSequenceClassification
 
     config = make_model().config
@@ -281,20 +283,23 @@ def test_a_reward_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"ranker_model": "judge", "ranker_factory": "a.b"}, "either"),
         ({"ranker_factory": "a.b", "ranker_base_url": "http://x"}, "either"),
-        ({"ranker_factory": "nowhere.make"}, "'nowhere.make' names nothing"),
-        ({"ranker_factory": "make"}, "'make' names nothing"),
-        ({"ranker_factory": "json.nothing"}, "'json.nothing' names nothing"),
+        ({"ranker_factory": "nowhere.make"}, "'nowhere.make' cannot be imported"),
+        ({"ranker_factory": "make"}, "'make' cannot be imported"),
+        ({"ranker_factory": "json.nothing"}, "'json.nothing' cannot be imported"),
         ({"ranker_model": "judge", "ranker_kwargs": {"max_conc": 3}}, "max_conc"),
         ({"ranker_model": "judge", "ranker_kwargs": {"api_key": "secret"}}, "set OPENAI_API_KEY"),
         ({"ranker_model": "judge", "ranker_kwargs": '{"api_key": "secret"'}, "ranker_kwargs must be a JSON object"),
-        ({"ranker_model": "judge", "ranker_kwargs": {"extra": "secret"}}, "ranker_kwargs do not fit"),
+        (
+            {"ranker_model": "judge", "ranker_kwargs": {"extra": "secret"}},
+            "The ranker does not accept these ranker_kwargs",
+        ),
     ],
 )
-def test_wrong_rankers_raise(fields, said):
-    with pytest.raises(ValueError, match=re.escape(said)) as error:
+def test_ranker_argument_errors_raise(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         make_ranker(RankerArguments(**fields))
     assert "secret" not in str(error.value)
