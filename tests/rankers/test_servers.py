@@ -16,7 +16,7 @@ import torch
 from cyclealign_trl import Demonstration, LLMRanker, RankerError, RankingFailure, RankingRequest
 from cyclealign_trl.cli import main
 from tests.conftest import make_model, make_tokenizer
-from tests.evaluation.test_evaluate_ranker import rows
+from tests.evaluation.stubs import make_rows
 
 REPLIES = {
     "json": '{"ranking": ["B", "A"], "improved_response": "Because."}',
@@ -151,7 +151,7 @@ def test_a_model_that_the_server_cannot_load_fails(rank):
 def test_the_judge_report_shows_the_bias_of_a_fixed_reply(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     address, models = server
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(24, size=2)))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(24, size=2)))
     main(["judge", "--dataset_name", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / "out"),
           "--ranker_model", str(models / "json"), "--ranker_base_url", address])  # fmt: skip
     [figures] = json.loads((tmp_path / "out" / "report.json").read_text())["figures"]
