@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from ..errors import RankerError
-from ..rankers.base import CANCELLED, Outcome, Ranker, StreamingRanker, cancel
+from ..rankers.base import CANCELLED, Outcome, Ranker, cancel, stream_outcomes
 from ..types import RankingFailure, RankingRequest
 
 
@@ -54,24 +54,17 @@ class PendingRankings:
 
     def _collect(self) -> None:
         try:
-            if self._requests:
-                self._ask()
+            for position, answer in stream_outcomes(self._ranker, self._requests):
+                self._answers[position] = answer
+            self._check_complete()
         except BaseException as error:  # raised again by `wait`
             self._error = error
         finally:
             self._done.set()
 
-    def _ask(self) -> None:
-        if isinstance(self._ranker, StreamingRanker):
-            for position, answer in self._ranker.stream(self._requests):
-                self._answers[position] = answer
-            num_answers = len(self._answers)
-        else:
-            answers = self._ranker.rank(self._requests)
-            self._answers.update(enumerate(answers))
-            num_answers = len(answers)
-        if num_answers != len(self._requests):
+    def _check_complete(self) -> None:
+        if len(self._answers) != len(self._requests):
             raise RankerError(
-                f"{type(self._ranker).__name__} was given {len(self._requests)} requests and returned {num_answers} "
-                "answers. `rank` must return one per request."
+                f"{type(self._ranker).__name__} was given {len(self._requests)} requests and returned "
+                f"{len(self._answers)} answers. `rank` must return one per request."
             )

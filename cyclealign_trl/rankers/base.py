@@ -93,6 +93,19 @@ class StreamingRanker(Ranker, Protocol):
         ...
 
 
+def stream_outcomes(ranker: Ranker, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+    """Yield (position of the request, its outcome) as the answers arrive; all at once if the ranker does not stream.
+
+    Without requests, the ranker is not asked.
+    """
+    if not requests:
+        return
+    if isinstance(ranker, StreamingRanker):
+        yield from ranker.stream(requests)
+    else:
+        yield from enumerate(ranker.rank(requests))
+
+
 def cancel(ranker: Ranker) -> None:
     """Cancel the open calls of a ranker, if it supports cancelling."""
     if callable(method := getattr(ranker, "cancel", None)):

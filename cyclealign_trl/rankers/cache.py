@@ -12,7 +12,7 @@ from typing import Any
 from ..chat.budget import Budget
 from ..chat.store import AnswerStore, digest
 from ..types import RankingRequest, RankingResult, Trimmed, Usage
-from .base import Outcome, Ranker, StreamingRanker, cancel, estimate, in_request_order, ranker_name
+from .base import Outcome, Ranker, cancel, estimate, in_request_order, ranker_name, stream_outcomes
 from .passes import stream_in_passes
 
 
@@ -106,7 +106,7 @@ class CachedRanker:
             for index in indices:
                 yield index, stored
         missing = [requests[indices_by_key[key][0]] for key in missing_keys]
-        for missing_index, outcome in self._stream_from_ranker(missing):
+        for missing_index, outcome in stream_outcomes(self._ranker, missing):
             key = missing_keys[missing_index]
             if isinstance(outcome, RankingResult):
                 self._store.put(key, _encode(outcome))
@@ -114,13 +114,6 @@ class CachedRanker:
             yield first, outcome
             for index in repeats:
                 yield index, _without_expense(outcome)
-
-    def _stream_from_ranker(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
-        if not requests:
-            return iter(())
-        if isinstance(self._ranker, StreamingRanker):
-            return self._ranker.stream(requests)
-        return iter(enumerate(self._ranker.rank(requests)))
 
     def _look_up(self, key: str, request: RankingRequest) -> RankingResult | None:
         rankings = (_decode(value, request) for value in self._store.find(key))
