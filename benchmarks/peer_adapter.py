@@ -25,17 +25,21 @@ def loss_step() -> Callable[[Any, Any], torch.Tensor]:
     A group has `n` responses, `prompt` ids, `responses` as ids from best to worst, and `rewards`.
     """
     from cyclealign_trl import pro_loss
-    from cyclealign_trl.models.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
+    from cyclealign_trl.models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
+
+    fused: dict[int, bool] = {}
 
     def step(model: Any, group: Any) -> torch.Tensor:
-        fuse_lm_head(model)
+        if id(model) not in fused:
+            fuse_lm_head(model)
+            fused[id(model)] = fused_head_is_exact(model)
         sums, lengths = sequence_logps(
             model,
             [group.prompt.tolist()] * group.n,
             [response.tolist() for response in group.responses],
             pad_token_id=0,
             device=torch.device("cpu"),
-            fused=has_plain_lm_head(model),
+            fused=fused[id(model)],
         )
         ranks = torch.arange(group.n)[None]  # (1, K)
         loss = pro_loss((sums / lengths)[None], ranks, group.rewards[None].to(sums)).mean()

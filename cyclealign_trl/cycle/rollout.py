@@ -107,6 +107,7 @@ def make_backend(
             renderer.eos_token_ids,
             renderer.tokenizer.pad_token_id,
             {"max_new_tokens": args.max_completion_length, **sampling, **generation_kwargs},
+            renderer.tokenizer,
         )
 
     from ..models.vllm_backend import VLLMBackend  # imports vLLM

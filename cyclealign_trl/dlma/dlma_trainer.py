@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from .._compat import disable_dropout_in_model, prepare_deepspeed, prepare_fsdp
 from ..models.loading import digest_weights, load_policy
-from ..models.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
+from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
 from ..models.renderer import Renderer
 from ..offline.ranking_collator import Batch, RankedBatch, RankingCollator
 from ..offline.ranking_config import RankingConfig
@@ -131,6 +131,7 @@ class DLMATrainer(RankingTrainer):
         if args is None:
             args = self._default_args(model)
         self.ref_model: nn.Module | None = ref_model
+        self._reference_fused: bool | None = None  # decided at its first forward pass
         super().__init__(
             model,
             args=args,
@@ -232,13 +233,17 @@ class DLMATrainer(RankingTrainer):
 
     @torch.no_grad()
     def _score_pairs(self, reference: nn.Module, batch: PairBatch) -> Tensor:
+        if self._reference_fused is None:
+            model = self.accelerator.unwrap_model(reference)
+            causal_lm = model.get_base_model() if is_peft_model(model) else model
+            self._reference_fused = fused_head_is_exact(reference, causal_lm)
         sums, _ = sequence_logps(
             reference,
             [prompt for prompt in batch.prompt_ids for _ in range(2)],
             [ids for pair in batch.completion_ids for ids in pair],
             pad_token_id=self.renderer.tokenizer.pad_token_id,
             device=self.accelerator.device,
-            fused=has_plain_lm_head(self.accelerator.unwrap_model(reference)),
+            fused=self._reference_fused,
         )
         return sums.view(-1, 2)
 

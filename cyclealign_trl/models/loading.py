@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,6 +20,8 @@ from transformers import (
 )
 
 from .._compat import create_model_from_path, get_config_model_id
+
+logger = logging.getLogger(__name__)
 
 _HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
 
@@ -159,6 +162,63 @@ def default_device() -> torch.device:
 # Properties of a model
 
 
+def check_causal_lm(model: PreTrainedModel) -> None:
+    """Check that a model is a causal language model that can be sampled and scored.
+
+    An invalid generation config is corrected, and router logits are turned off. Both are logged as warnings.
+
+    Raises:
+        ValueError: If the model is an encoder-decoder, or has no output head or no `generate` method.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{name} is an encoder-decoder. Pass a decoder-only model, such as one of AutoModelForCausalLM."
+        )
+    base = model.get_base_model() if is_peft_model(model) else model
+    if base.get_output_embeddings() is None or not base.can_generate():
+        raise ValueError(
+            f"{name} has no language modeling head. Load the model with AutoModelForCausalLM, or pass its name."
+        )
+    text_config = model.config.get_text_config()
+    if getattr(text_config, "output_router_logits", False):
+        # Sampling fails with router logits, and the trainers have an objective of their own.
+        text_config.output_router_logits = False
+        logger.warning(
+            "%s has output_router_logits=True, but the load-balancing loss is not part of the objective. It is left "
+            "out, and output_router_logits is set to False.",
+            name,
+        )
+    _validate_generation_config(base)
+
+
+def _validate_generation_config(model: PreTrainedModel) -> None:
+    """Correct a generation config that the Trainer could not save."""
+    config = model.generation_config
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        if not config.do_sample:
+            config.do_sample = True
+            try:
+                config.validate(strict=True)
+            except ValueError:
+                pass
+            else:
+                logger.warning(
+                    "The generation config of %s has sampling parameters with do_sample=False, which cannot be saved. "
+                    "do_sample is set to True. Sampling in training does not depend on it.",
+                    type(model).__name__,
+                )
+                return
+        raise ValueError(
+            f"The generation config of {type(model).__name__} is invalid, so the model could not be saved: {error} "
+            "Correct model.generation_config."
+        ) from error
+
+
 def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Set the same pad token on model and tokenizer, and collect the ids that end a completion.
 
@@ -168,8 +228,10 @@ def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         Every end-of-sequence id of the tokenizer and of the generation config, the tokenizer's first.
 
     Raises:
-        ValueError: If there is no end-of-sequence id, or no token to pad with.
+        ValueError: If there is no end-of-sequence id, no token to pad with, or the model is not a causal language
+            model.
     """
+    check_causal_lm(model)
     generation_config = model.generation_config
     declared = None if generation_config is None else generation_config.eos_token_id
     declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)

@@ -8,9 +8,11 @@ reduced row by row and recomputed in backward.
 from __future__ import annotations
 
 import functools
+import logging
 import types
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,14 @@ from transformers import PreTrainedModel
 from .._compat import add_fused_lm_head, selective_log_softmax
 from .batches import pad
 
+logger = logging.getLogger(__name__)
+
 IGNORED = -100
 _FUSED = "_cyclealign_fused_lm_head"
+_PLAIN_HEAD = (
+    "The fused output head does not compute the log-probabilities of %s (%s). They are computed from full logits "
+    "instead, which takes more memory."
+)
 
 
 def fuse_lm_head(model: PreTrainedModel) -> None:
@@ -49,9 +57,66 @@ def fuse_lm_head(model: PreTrainedModel) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def has_plain_lm_head(model: nn.Module) -> bool:
-    """Return whether the output head is a plain linear layer. The fused head would ignore an adapter on it."""
-    return type(model.get_output_embeddings()) is nn.Linear  # type: ignore[operator]
+def fused_head_is_exact(model: nn.Module, causal_lm: PreTrainedModel | None = None) -> bool:
+    """Return whether the fused head gives the log-probabilities of the model's plain forward pass.
+
+    The fused head multiplies hidden states by the weight of the output head. It cannot be used if the head has an
+    adapter, or if the architecture transforms hidden states or logits in a way that the fused head does not know. No
+    list of architectures decides on this: two short texts are scored both ways. They are also scored with a larger
+    head, because a cap on logits has no effect on the small logits of a new model.
+
+    This is the one place that decides how a model is scored.
+
+    Args:
+        model: A model after `fuse_lm_head`, with its adapter, or the same model as wrapped for training. Under ZeRO-3
+            and FSDP, every process must call this at the same time.
+        causal_lm: The model without wrappers and adapter. Defaults to `model`.
+    """
+    causal_lm = cast("PreTrainedModel", model) if causal_lm is None else causal_lm
+    head = causal_lm.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return False
+    first, second = _sample_ids(causal_lm)
+    texts = [first[:3], second[:2]], [first[3:], second[2:]]
+    settings = {"pad_token_id": first[0], "device": causal_lm.get_input_embeddings().weight.device}
+    tolerance = 1e-3 if causal_lm.dtype in (torch.float32, torch.float64) else 5e-2
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for scale in (1.0, 32.0):
+                with _scaled_head(head, scale):
+                    plain, _ = sequence_logps(model, *texts, **settings, fused=False)
+                    fused, _ = sequence_logps(model, *texts, **settings, fused=True)
+                if not torch.allclose(fused, plain, rtol=tolerance, atol=tolerance):
+                    difference = (fused - plain).abs().max().item()
+                    logger.warning(_PLAIN_HEAD, type(causal_lm).__name__, f"a difference of {difference:.3g} nats")
+                    return False
+    except Exception as error:  # an architecture whose outputs the fused head cannot read
+        with torch.no_grad():
+            sequence_logps(model, *texts, **settings, fused=False)  # raises if the plain forward fails, too
+        logger.warning(_PLAIN_HEAD, type(causal_lm).__name__, f"{type(error).__name__}: {error}")
+        return False
+    finally:
+        model.train(was_training)
+    return True
+
+
+def _sample_ids(model: PreTrainedModel) -> tuple[list[int], list[int]]:
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = [3 + 7 * index for index in range(13)]
+    return [index % vocabulary for index in ids[:7]], [index % vocabulary for index in ids[7:]]
+
+
+@contextmanager
+def _scaled_head(head: nn.Linear, scale: float) -> Iterator[None]:
+    """Multiply the weight of the output head by a power of 2, which can be undone exactly."""
+    with torch.no_grad():
+        head.weight.mul_(scale)
+        try:
+            yield
+        finally:
+            head.weight.mul_(1 / scale)
 
 
 def sequence_logps(
@@ -71,7 +136,7 @@ def sequence_logps(
         completion_ids: Token ids of N completions. An absent completion is an empty list, with a sum of 0.
         pad_token_id: Any valid id.
         device: Device of the model.
-        fused: Whether to use the fused head, which needs `fuse_lm_head` and `has_plain_lm_head`.
+        fused: Whether to use the fused head, which needs `fuse_lm_head` and `fused_head_is_exact`.
 
     Returns:
         Sums `(N,)` in float32, and lengths `(N,)` in tokens.

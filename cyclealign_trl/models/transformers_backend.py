@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .._compat import add_hooks, remove_hooks
 from .batches import pad
@@ -41,7 +41,7 @@ def generate(
     was_training = model.training
     model.eval()  # disables dropout, and activation checkpointing, which would turn the KV cache off
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_generation_config(model):
             sequences = model.generate(
                 input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **kwargs
             )  # (B * K, W + T)
@@ -49,6 +49,23 @@ def generate(
         model.train(was_training)
     completion_ids: list[list[int]] = sequences[:, input_ids.shape[1] :].tolist()
     return completion_ids
+
+
+@contextmanager
+def _without_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the checkpoint's generation config, which `generate` fills unset fields from.
+
+    What is sampled must depend on the given settings alone, as it does with vLLM.
+    """
+    models = [model, model.get_base_model()] if is_peft_model(model) else [model]  # PEFT copies it to its base model
+    configs = [each.generation_config for each in models]
+    try:
+        for each in models:
+            each.generation_config = GenerationConfig()
+        yield
+    finally:
+        for each, config in zip(models, configs, strict=True):
+            each.generation_config = config
 
 
 class TransformersBackend:
@@ -60,6 +77,7 @@ class TransformersBackend:
         eos_token_ids: Every id that ends a completion.
         pad_token_id: Any valid id.
         sampling: Further fields of `GenerationConfig` (`max_new_tokens`, `temperature`, ...).
+        tokenizer: The policy's tokenizer, which the field `stop_strings` needs.
 
     Raises:
         ValueError: If the model is sharded by FSDP 1.
@@ -72,6 +90,7 @@ class TransformersBackend:
         eos_token_ids: Sequence[int],
         pad_token_id: int,
         sampling: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
             raise ValueError(
@@ -80,6 +99,7 @@ class TransformersBackend:
             )
         self._accelerator = accelerator
         self._num_generations = num_generations
+        self._tokenizer = tokenizer
         self._eos_token_ids = tuple(eos_token_ids)
         self._config = GenerationConfig(
             **{
@@ -103,6 +123,7 @@ class TransformersBackend:
                 # Every forward gathers weights from all processes, so a process must go on until all are done.
                 # `generate` detects this under ZeRO-3, but not under accelerate's FSDP2.
                 synced_gpus=True if self._accelerator.is_fsdp2 else None,
+                tokenizer=self._tokenizer,
             )
         return group_by_prompt(completion_ids, self._num_generations, self._eos_token_ids)
 

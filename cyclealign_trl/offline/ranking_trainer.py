@@ -22,7 +22,7 @@ from ..models.loading import (
     short_model_name,
     sync_special_tokens,
 )
-from ..models.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
+from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
 from ..models.renderer import Renderer
 from ..training.base_trainer import BaseTrainer, Optimizers
 from ..training.dataset_checks import check_first_row, check_map_style, column_names, named_datasets
@@ -134,7 +134,6 @@ class RankingTrainer(BaseTrainer):
             from peft import get_peft_model
 
             model = cast("PreTrainedModel", get_peft_model(model, peft_config))
-        self._fused_lm_head = has_plain_lm_head(model)
         collator = self._make_collator()
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_first_row(name, dataset, collator)
@@ -149,6 +148,9 @@ class RankingTrainer(BaseTrainer):
             optimizers=optimizers,
         )
         self._metrics = MetricStore(self.accelerator, self._mode)
+        # A sharded model can run only as wrapped for training, so its check waits for the first forward pass.
+        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        self._fused_lm_head = None if is_sharded else fused_head_is_exact(self.model, self._causal_lm)
         set_seed(args.seed, device_specific=True)  # every process samples different completions
 
     # Hooks of subclasses
@@ -259,6 +261,8 @@ class RankingTrainer(BaseTrainer):
     def _sequence_logps(
         self, model: nn.Module, prompt_ids: list[TokenIds], completion_ids: list[TokenIds]
     ) -> tuple[Tensor, Tensor]:
+        if self._fused_lm_head is None:
+            self._fused_lm_head = fused_head_is_exact(model, self._causal_lm)
         return sequence_logps(
             model,
             prompt_ids,
@@ -267,6 +271,12 @@ class RankingTrainer(BaseTrainer):
             device=self.accelerator.device,
             fused=self._fused_lm_head,
         )
+
+    @property
+    def _causal_lm(self) -> PreTrainedModel:
+        """The policy without wrappers and adapter."""
+        model = self.accelerator.unwrap_model(self.model)
+        return cast("PreTrainedModel", model.get_base_model() if is_peft_model(model) else model)
 
     # Overrides of the Trainer
 

@@ -19,7 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..errors import RankerError
 from ..models.batches import longest_first
 from ..models.loading import load_causal_lm, place_model, sync_special_tokens
-from ..models.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
+from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
 from ..models.renderer import Renderer
 from ..types import Prompt, RankingFailure, RankingRequest
 from .base import Outcome, check_positive, rank_by_scores
@@ -67,6 +67,8 @@ class SelfReward:
         )
         self._batch_size = batch_size
         fuse_lm_head(self.model)
+        # Under ZeRO-3, the fused head expects the weights of every model to be sharded, and this model's are not.
+        self._fused = not is_deepspeed_zero3_enabled() and fused_head_is_exact(self.model)
 
     def fits(self, prompt: Prompt) -> bool:
         """Return whether both contrastive prompts are short enough.
@@ -92,8 +94,6 @@ class SelfReward:
             for contrastive_prompt in self.contrastive.apply(prompt)
         ]
         sums = torch.empty(len(rows))  # (N * 2,)
-        # Under ZeRO-3, the fused head expects the weights of every model to be sharded, and this model's are not.
-        fused = has_plain_lm_head(self.model) and not is_deepspeed_zero3_enabled()
         for batch in longest_first([sum(map(len, row)) for row in rows], self._batch_size):
             with torch.no_grad():
                 batch_sums, _ = sequence_logps(
@@ -101,7 +101,7 @@ class SelfReward:
                     *zip(*(rows[index] for index in batch), strict=True),
                     pad_token_id=self.renderer.tokenizer.pad_token_id,
                     device=self.model.device,
-                    fused=fused,
+                    fused=self._fused,
                 )
             sums[batch] = batch_sums.cpu()
         return sums.view(-1, 2)

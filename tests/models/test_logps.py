@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cyclealign_trl.models.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
+from cyclealign_trl.models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
 from tests.conftest import make_model
 
 PROMPTS = [[40, 41, 42], [50], [60, 61]]
@@ -67,8 +67,9 @@ def test_an_adapter_on_the_head_is_applied():
         model = make_model()
         fuse_lm_head(model)
         wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=modules, init_lora_weights=False))
-        assert has_plain_lm_head(wrapped) is not on_head
-        sums, _ = logps(wrapped, PROMPTS[:1], COMPLETIONS[:1], fused=has_plain_lm_head(wrapped))
+        fused = fused_head_is_exact(wrapped, wrapped.get_base_model())
+        assert fused is not on_head
+        sums, _ = logps(wrapped, PROMPTS[:1], COMPLETIONS[:1], fused=fused)
         torch.testing.assert_close(sums[0], plain_logp(wrapped, PROMPTS[0], COMPLETIONS[0]), rtol=1e-4, atol=1e-4)
 
 
