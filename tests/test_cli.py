@@ -1,4 +1,4 @@
-"""The `cyclealign` command, and the demo as a process."""
+"""`cyclealign`: dispatch, help, and the demo in a separate process."""
 
 import json
 import subprocess

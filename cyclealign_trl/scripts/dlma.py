@@ -57,7 +57,7 @@ class PairArguments:
 
     @property
     def contrastive_prompts(self) -> ContrastivePrompts:
-        """The contrastive prompts.
+        """Contrastive prompts made from `positive` and `negative`, or from `contrastive` if both are unset.
 
         Raises:
             ValueError: If only one of `positive` and `negative` is set, or `contrastive` is unknown.

@@ -94,13 +94,13 @@ def describe(estimate: RunEstimate, *, sampled: bool) -> str:
     table = [f"{name:17}" + "".join(f"{value:>14}" for value in values) for name, values in rows.items()]
     return "\n".join(
         [
-            f"Optimiser steps: {estimate.num_steps:,}. Evaluations: {estimate.num_evaluations:,}. Retries: none.",
+            f"Optimiser steps: {estimate.num_steps:,}. Evaluations: {estimate.num_evaluations:,}. No retries.",
             "",
             f"{'':17}{'low':>14}{'expected':>14}{'high':>14}",
             *table,
             "",
             "low        policy and ranker never agree, so requests show no dynamic demonstrations",
-            f"expected   policy and ranker agree by chance; completions are {length}",
+            f"expected   policy and ranker agree as often as chance predicts; completions are {length}",
             "high       policy and ranker always agree; completions are max_completion_length tokens long",
             "",
             f"Tokens are estimated at {BYTES_PER_TOKEN} bytes of text each.",

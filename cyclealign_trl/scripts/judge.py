@@ -87,8 +87,7 @@ def _measure(args: JudgeArguments, ranker_args: RankerArguments) -> JudgeReport:
     dataset = load_references(args.dataset_name, args.dataset_config, args.dataset_split)
     ranker_kwargs = parse_ranker_kwargs(ranker_args)
     if ranker_args.ranker_model is not None and not {"shuffle", "num_passes"} & ranker_kwargs.keys():
-        # `evaluate_ranker` chooses the shown orders. A ranker that shuffles would hide its position bias, so shuffling
-        # is measured only if it is asked for.
+        # A ranker that shuffles hides its position bias. `evaluate_ranker` chooses the shown orders instead.
         ranker_kwargs["shuffle"] = False
     ranker = make_ranker(replace(ranker_args, ranker_kwargs=json.dumps(ranker_kwargs)))
     cacheable = getattr(ranker, "fingerprint", None) is not None

@@ -62,7 +62,7 @@ def train_in_process(parser: CommandParser, make_trainer: Callable[..., BaseTrai
         requested, started = int(os.environ.get(_NUM_PROCESSES, 0)), trainer.args.world_size
         if requested > started:
             raise ValueError(
-                f"{requested} processes were asked for, but accelerate started {started}. On a CPU, add "
+                f"{requested} processes were requested, but accelerate started {started}. On a CPU, add "
                 "--use_deepspeed or --config_file with a configuration for several processes."
             )
     if script_args.ignore_bias_buffers:  # DDP cannot broadcast boolean buffers

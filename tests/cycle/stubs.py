@@ -1,4 +1,4 @@
-"""A ranker and a backend whose answers follow from what they are given, and a trainer around them."""
+"""Deterministic ranker and generation backend, a small trainer with them, and helpers to compare runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 from datasets import Dataset
 
 from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, RankingFailure, RankingResult, Usage
@@ -20,7 +21,7 @@ def digest(*parts):
 
 
 class DigestRanker:
-    """Ranks by a hash of prompt and completion, so that order and batching of the calls cannot matter."""
+    """Rank by a hash of prompt and completion, so that order and batching of calls have no effect."""
 
     fingerprint = "digest"
 
@@ -40,8 +41,15 @@ class DigestRanker:
         return RankingResult(order, improved_completion="better" if self.improve else None, usage=Usage(10, 5))
 
 
+class EmptyBudgetRanker(DigestRanker):
+    """Ranker whose budget is used up before its first request."""
+
+    def answer(self, request):
+        return RankingFailure("budget_exhausted")
+
+
 class DigestGeneration:
-    """Makes completions from a hash of the prompt and how often it was asked, without any random state."""
+    """Generate completions from a hash of the prompt and the number of earlier calls, without random state."""
 
     def __init__(self, num_generations=K):
         self.num_generations = num_generations
@@ -52,7 +60,7 @@ class DigestGeneration:
         for ids in prompt_ids:
             call = self.calls[tuple(ids)] = self.calls.get(tuple(ids), -1) + 1
             seeds = [digest(ids, call, index) for index in range(self.num_generations)]
-            # The last letter tells the completions of a prompt apart.
+            # The last letter differs between the completions of a prompt.
             groups.append(
                 [
                     [*(3 + (seed >> shift) % 90 for shift in range(seed % 5 + 1)), 40 + index, 1]
@@ -106,6 +114,15 @@ def make_trainer(output_dir, ranker=None, dataset=None, model=None, stub_generat
 
 
 def read_log(output_dir):
-    """All rows of a run's interaction log, by step and process."""
+    """Return all rows of a run's interaction log, by step and process."""
     paths = sorted(Path(output_dir, "interactions").glob("*"))
     return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def weights(trainer):
+    """Return a copy of the policy's weights by name."""
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def assert_same_weights(first, second):
+    torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""A corrector in the cycle: where it is asked, what it trains, and when the better completion joins the ranking."""
+"""A corrector in the cycle: the completions that it corrects, and the training on its corrections."""
 
 import pytest
 import torch
@@ -6,22 +6,22 @@ from datasets import Dataset
 
 from cyclealign_trl import RankingConfig, RankingTrainer
 from tests.conftest import make_model, make_tokenizer
-from tests.cycle.stubs import DigestRanker, config, make_trainer, prompts, read_log
+from tests.cycle.stubs import DigestRanker, config, make_trainer, prompts, read_log, weights
 
 
 class Corrector:
-    """Makes one answer of every other, or leaves all as they are."""
+    """Correct every answer alike, or leave all answers unchanged."""
 
-    def __init__(self, leave=False):
-        self.leave, self.asked = leave, []
+    def __init__(self, unchanged=False):
+        self.unchanged, self.calls = unchanged, []
 
     def correct(self, prompts, answers):
-        self.asked.extend(zip(prompts, answers, strict=True))
-        return list(answers) if self.leave else [f"sorry, {answer.strip()[:2]}" for answer in answers]
+        self.calls.extend(zip(prompts, answers, strict=True))
+        return list(answers) if self.unchanged else [f"sorry, {answer.strip()[:2]}" for answer in answers]
 
 
 class SometimesImproves(DigestRanker):
-    """Improves the completions of even topics only, and fails for topic 3."""
+    """Improve only the completions of even topics, and fail for topic 3."""
 
     def answer(self, request):
         self.improve = request.metadata["topic"] % 2 == 0
@@ -35,11 +35,7 @@ def run(folder, ranker=None, **changes):
     return trainer
 
 
-def weights(trainer):
-    return list(trainer.model.state_dict().values())
-
-
-def test_it_is_asked_where_the_ranker_offers_nothing(tmp_path):
+def test_it_corrects_the_best_completion_if_the_ranker_offers_no_improved_one(tmp_path):
     corrector = Corrector()
     trainer = run(tmp_path, SometimesImproves(), corrector=corrector, sft_target="corrector", dataset=prompts(4))
     rows = read_log(tmp_path)
@@ -49,19 +45,18 @@ def test_it_is_asked_where_the_ranker_offers_nothing(tmp_path):
             assert row["failure"] == "timeout"
             assert row["improved_completion"] is None
         elif row["prompt"] == "Question 1:":
-            assert (row["prompt"], best) in corrector.asked
+            assert (row["prompt"], best) in corrector.calls
             assert row["improved_completion"].strip() == f"sorry, {best.strip()[:2]}"
         else:
             assert row["improved_completion"].strip() == "better"
-    assert {prompt for prompt, _ in corrector.asked} == {"Question 1:"}
+    assert {prompt for prompt, _ in corrector.calls} == {"Question 1:"}
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert all("time/correct" in log for log in logs)
     assert {log["improved/corrected_ratio"] for log in logs} <= {0.0, 0.5, 1.0}
     assert sum(log["improved/corrected_ratio"] for log in logs) > 0
 
 
-def test_its_correction_is_what_sft_imitates(tmp_path):
-    """As if the ranker had offered the same text itself."""
+def test_a_correction_trains_like_an_improved_completion_of_the_ranker(tmp_path):
 
     class Corrects(DigestRanker):
         def answer(self, request):
@@ -75,16 +70,16 @@ def test_its_correction_is_what_sft_imitates(tmp_path):
     torch.testing.assert_close(weights(by_corrector), weights(by_ranker), rtol=0, atol=0)
 
 
-def test_an_answer_that_it_leaves_alone_is_the_target_itself(tmp_path):
-    left = run(tmp_path / "a", DigestRanker(False), corrector=Corrector(leave=True), sft_target="corrector")
+def test_an_unchanged_answer_is_the_sft_target(tmp_path):
+    unchanged = run(tmp_path / "a", DigestRanker(False), corrector=Corrector(unchanged=True), sft_target="corrector")
     top = run(tmp_path / "b", DigestRanker(False), sft_target="top_ranked")
-    torch.testing.assert_close(weights(left), weights(top), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(unchanged), weights(top), rtol=1e-5, atol=1e-6)
     assert {row["improved_completion"] for row in read_log(tmp_path / "a")} == {None}
 
 
 @pytest.mark.parametrize("loss_type", ["pro", "rrhf"])
-def test_the_better_completion_can_head_the_ranking(tmp_path, loss_type):
-    """One step of the cycle is one step of offline training on K + 1 ranked completions."""
+def test_the_improved_completion_can_rank_first(tmp_path, loss_type):
+    """Compare a step of the cycle with a step of offline training on K + 1 ranked completions."""
     shared = {"loss_type": loss_type, "per_device_train_batch_size": 4, "num_interactions": 1, "max_steps": 1}
     cycle = run(
         tmp_path / "cycle", SometimesImproves(), dataset=prompts(4), rank_improved_completion=True,
@@ -96,7 +91,7 @@ def test_the_better_completion_can_head_the_ranking(tmp_path, loss_type):
             texts = [row["improved_completion"], *row["completions"]]
             rows.append({"prompt": row["prompt"], "completions": texts, "ranks": [0, *(r + 1 for r in row["ranks"])]})
     assert len(rows) == 3
-    rows.append({**rows[0], "ranks": [-1] * 4})  # the one that failed
+    rows.append({**rows[0], "ranks": [-1] * 4})  # the failed ranking
     names = RankingConfig.__dataclass_fields__
     args = config(tmp_path / "offline", **shared).to_dict()
     offline = RankingTrainer(
@@ -106,12 +101,12 @@ def test_the_better_completion_can_head_the_ranking(tmp_path, loss_type):
         processing_class=make_tokenizer(),
     )
     offline.train()
-    ours, theirs = (trainer.state.log_history[0] for trainer in (cycle, offline))
+    in_cycle, in_offline = (trainer.state.log_history[0] for trainer in (cycle, offline))
     for name in ("loss", "ranking_loss", "sft_loss", "grad_norm"):
-        assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+        assert in_cycle[name] == pytest.approx(in_offline[name], rel=1e-4), name
 
 
-def test_a_completion_does_not_compete_with_itself(tmp_path):
+def test_an_improved_completion_that_was_sampled_does_not_rank_above_itself(tmp_path):
     class Repeats(DigestRanker):
         def answer(self, request):
             result = super().answer(request)
@@ -123,7 +118,7 @@ def test_a_completion_does_not_compete_with_itself(tmp_path):
     torch.testing.assert_close(weights(ranked), weights(plain), rtol=1e-5, atol=1e-6)
 
 
-def test_what_it_raises_ends_the_run(tmp_path):
+def test_an_error_of_the_corrector_is_raised(tmp_path):
     class Broken:
         def correct(self, prompts, answers):
             raise RuntimeError("out of memory")
@@ -132,12 +127,12 @@ def test_what_it_raises_ends_the_run(tmp_path):
         run(tmp_path, DigestRanker(False), corrector=Broken(), sft_target="corrector")
 
 
-def test_wrong_use_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="go together"):
+def test_invalid_settings_raise(tmp_path):
+    with pytest.raises(ValueError, match="A corrector and sft_target='corrector' must be set together"):
         make_trainer(tmp_path, corrector=Corrector())
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="A corrector and sft_target='corrector' must be set together"):
         make_trainer(tmp_path, sft_target="corrector")
-    with pytest.raises(TypeError, match=r"correct\(prompts, answers\); str has none"):
+    with pytest.raises(TypeError, match=r"correct\(prompts, answers\), and str has none"):
         make_trainer(tmp_path, corrector="aligner", sft_target="corrector")
     with pytest.raises(ValueError, match="no effect with sft_target='top_ranked'"):
         config(tmp_path, sft_target="top_ranked", rank_improved_completion=True)

@@ -1,4 +1,4 @@
-"""Two processes train what one does, under DDP and DeepSpeed: losses, metrics, weights, demonstrations, log."""
+"""Two processes match one under DDP and DeepSpeed in losses, metrics, weights, demonstrations and log."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from tests.cycle.stubs import read_log
 from tests.cycle.worker import train
 
 ROOT = Path(__file__).parents[2]
-TIMED = ("time/", "_runtime", "_per_second", "total_flos")  # the last counts padding
+TIMED = ("time/", "_runtime", "_per_second", "total_flos")  # total_flos counts padding
 
 
 def launch(*arguments):
-    """Runs a script or module in two processes."""
+    """Run a script or module in two processes, and return its output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=280)
@@ -27,13 +27,14 @@ def launch(*arguments):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """What one process comes to."""
+def single_process(tmp_path_factory):
+    """Train in one process, and return the folder and the trainers."""
     folder = tmp_path_factory.mktemp("one")
     return folder, train(folder, 1)
 
 
 def untimed(history):
+    """Return the logs without metrics that depend on time."""
     return [{name: value for name, value in log.items() if not any(word in name for word in TIMED)} for log in history]
 
 
@@ -48,14 +49,14 @@ def rows(folder):
     [None, "zero2.json", pytest.param("zero3.json", marks=pytest.mark.slow)],
     ids=["ddp", "zero2", "zero3"],
 )
-def test_two_processes_train_what_one_does(tmp_path, alone, config):
+def test_two_processes_match_one(tmp_path, single_process, config):
     if config:
         pytest.importorskip("deepspeed")
     launch(
         "-m", "tests.cycle.worker", str(tmp_path), "2", *([f"{ROOT}/examples/deepspeed/{config}"] if config else [])
     )
     results = [json.loads((tmp_path / f"result-{index}.json").read_text()) for index in range(2)]
-    folder, trainers = alone
+    folder, trainers = single_process
 
     for index, trainer in enumerate(trainers):
         first, second = (result["logs"][index] for result in results)
@@ -71,21 +72,21 @@ def test_two_processes_train_what_one_does(tmp_path, alone, config):
     written = {path.name for path in (tmp_path / "cycle" / "checkpoint-6").iterdir()}
     assert {"cyclealign-0.json", "cyclealign-1.json", "cyclealign.complete"} <= written
 
-    # A ranker that raises on one process: neither waits for the other.
+    # A ranker that raises on one process stops both, in training and in evaluation.
     others, own = "The ranker failed on process 1. RankerError: wrong key", "wrong key"
-    assert [result["said"] for result in results] == [[[others] * 2, 0], [[own] * 2, 0]]
+    assert [result["failing"] for result in results] == [[[others] * 2, 0], [[own] * 2, 0]]
     if config is None:
-        check_hung(tmp_path / "hanging", [result["hung"] for result in results])
+        check_hanging(tmp_path / "hanging", [result["hanging"] for result in results])
 
 
-def check_hung(folder, hung):
-    """A ranker that hangs on one process holds neither, and the other may spend more than half of the money."""
-    assert hung[0] == hung[1]
-    said, num_steps, failures = hung[0]
-    # 2 dollars for each of two rankings in a step: before the seventh, each process has half of the last 6 dollars.
+def check_hanging(folder, results):
+    """Check that a ranker that hangs on one process blocks neither, and leaves most of the budget to the other."""
+    assert results[0] == results[1]
+    message, num_steps, failures = results[0]
+    # Each of the two rankings in a step costs 2 dollars. Before step 7, each process has half of the last 6 dollars.
     assert num_steps == 7
     assert failures == [[2.0, None]] * 6 + [[2.0, 1.0]]
-    assert "$26 of max_cost=30" in said
+    assert "$26 of max_cost=30" in message
     assert (folder / "checkpoint-7" / "cyclealign.complete").exists()
     assert len((folder / "spent" / "process-0.jsonl").read_text().splitlines()) == 13
     assert (folder / "spent" / "process-1.jsonl").read_text() == ""
@@ -98,33 +99,33 @@ from cyclealign_trl.models.logps import fuse_lm_head, sequence_logps
 from tests.conftest import make_model
 
 torch.distributed.init_process_group("gloo")
-whole, split = make_model(), make_model()
-fuse_lm_head(whole), fuse_lm_head(split)
+whole, sharded = make_model(), make_model()
+fuse_lm_head(whole), fuse_lm_head(sharded)
 mesh = torch.distributed.init_device_mesh("cpu", (2,))
-for layer in split.model.layers:
+for layer in sharded.model.layers:
     fully_shard(layer, mesh=mesh)
-fully_shard(split, mesh=mesh)
+fully_shard(sharded, mesh=mesh)
 
 for fused in (True, False):
-    for model in (whole, split):
+    for model in (whole, sharded):
         model.zero_grad()
-        both = [  # completions, and the SFT target: two forwards before one backward
+        both = [  # completions and SFT target: two forward passes before one backward pass
             sequence_logps(model, prompts, texts, pad_token_id=0, device=torch.device("cpu"), fused=fused)[0]
             for prompts, texts in (([[5, 6, 7], [8, 9]], [[10, 11, 1], [12, 1]]), ([[5, 6, 7]], [[20, 1]]))
         ]
         torch.cat(both).sum().backward()
-    for one, other in zip(split.parameters(), whole.parameters()):
+    for one, other in zip(sharded.parameters(), whole.parameters()):
         torch.testing.assert_close(one.grad.full_tensor(), other.grad)
 print("equal\\n", end="")
 torch.distributed.destroy_process_group()
 import os, sys
 sys.stdout.flush()
-os._exit(0)  # all is done; the exit of torch with gloo has aborted now and then
+os._exit(0)  # torch with gloo sometimes aborts at exit
 """
 
 
 @pytest.mark.slow
-def test_a_policy_split_by_fsdp2_has_the_same_gradients(tmp_path):
-    """By hand: on a CPU, accelerate makes DDP of FSDP."""
+def test_a_policy_sharded_by_fsdp2_has_the_same_gradients(tmp_path):
+    # Without accelerate, which replaces FSDP by DDP on a CPU.
     (tmp_path / "script.py").write_text(FSDP2)
     assert launch(str(tmp_path / "script.py")).count("equal") == 2

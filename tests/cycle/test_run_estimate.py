@@ -1,4 +1,4 @@
-"""A run's estimate beside what the run then takes, over HTTP, and what its parts stand for."""
+"""Estimates of runs, compared with the calls and tokens of the run itself over HTTP."""
 
 import json
 import random
@@ -17,7 +17,7 @@ TEXTS = ("first text", "second text, longer", "third")
 
 
 def judge(body):
-    """Ranks by chance, and writes an improved completion a third longer than the longest of three."""
+    """Rank at random, and write an improved completion that is a third longer than the longest of three."""
     query = body["messages"][-1]["content"].rpartition("### Instruction")[2]
     shown = dict(re.findall(r"# Completion ([A-Z]+)\n<data-\w+>\n(.*?)\n</", query, re.DOTALL))
     ranking = list(shown)
@@ -28,16 +28,21 @@ def judge(body):
 
 RUNS = {
     "several windows": {},
-    "one whole run": {"demonstration_scope": "run", "num_train_epochs": 2},
-    "cut off in a window": {"max_steps": 5, "num_interactions": 3},
-    "accumulating, in passes": {"gradient_accumulation_steps": 2, "num_interactions": 3, "num_passes": 2},
-    "evaluated": {"eval_strategy": "steps", "eval_steps": 3, "max_eval_samples": 3, "eval_on_start": True},
-    "evaluated by the epoch": {"eval_strategy": "epoch", "num_train_epochs": 2, "demonstration_scope": "run"},
+    "demonstrations of the whole run": {"demonstration_scope": "run", "num_train_epochs": 2},
+    "max_steps within a window": {"max_steps": 5, "num_interactions": 3},
+    "gradient accumulation and two passes": {"gradient_accumulation_steps": 2, "num_interactions": 3, "num_passes": 2},
+    "evaluated every 3 steps": {
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "max_eval_samples": 3,
+        "eval_on_start": True,
+    },
+    "evaluated every epoch": {"eval_strategy": "epoch", "num_train_epochs": 2, "demonstration_scope": "run"},
 }
 
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
-def test_a_run_takes_what_was_estimated(tmp_path, settings):
+def test_a_run_uses_what_was_estimated(tmp_path, settings):
     settings = dict(settings)
     prices = {"input": 1.0, "output": 2.0}
     with (
@@ -85,47 +90,49 @@ def ranker():
         yield ranker
 
 
-def test_completions_that_are_all_alike_are_not_ranked(tmp_path, ranker):
-    alike = Sample("Question 0:", ("same",) * 3, ("same",) * 3)
+def test_prompts_with_equal_completions_need_no_ranking(tmp_path, ranker):
+    equal = Sample("Question 0:", ("same",) * 3, ("same",) * 3)
     different = Sample("Question 1:", TEXTS, TEXTS)
-    assert estimate(tmp_path, ranker, [alike, different]).expected.attempts == 8  # 4 windows of 2 prompts, 2 each
+    assert estimate(tmp_path, ranker, [equal, different]).expected.attempts == 8  # 4 windows x 1 ranked prompt x 2
 
 
-def test_processes_make_a_step_larger(tmp_path, ranker):
+def test_more_processes_rank_more_prompts_per_step(tmp_path, ranker):
     one, two = (estimate(tmp_path, ranker, num_processes=number, max_steps=4) for number in (1, 2))
     assert (one.num_steps, two.num_steps) == (4, 4)
     assert (one.expected.attempts, two.expected.attempts) == (4 * 2, 4 * 4)
 
 
-def test_a_ranker_that_says_nothing_makes_one_call_per_ranking(tmp_path):
+def test_a_ranker_without_an_estimate_counts_one_call_per_ranking(tmp_path):
     expected = estimate(tmp_path, FunctionRanker(len)).expected
     assert expected == Usage(attempts=16)
 
 
-def test_a_cache_says_what_its_ranker_says(tmp_path, ranker):
+def test_a_cached_ranker_estimates_like_its_ranker(tmp_path, ranker):
     with closing(CachedRanker(ranker, tmp_path / "rankings.sqlite")) as cached:
         assert estimate(tmp_path, cached) == estimate(tmp_path, ranker)
 
 
-def test_stopping_on_agreement_is_cheaper_where_they_agree(tmp_path, ranker):
+def test_stop_on_agreement_saves_rankings_if_they_agree(tmp_path, ranker):
     stopping = estimate(tmp_path, ranker, stop_on_agreement=True)
     assert stopping.low.attempts == 16
     assert stopping.high.attempts == 8
 
 
-def test_the_pool_of_the_run_is_left_as_it_was(tmp_path, ranker):
+def test_an_estimate_does_not_change_the_pool(tmp_path, ranker):
     pool = DemonstrationPool(static=(), capacity=2, scope="run")
     with_pool = estimate(tmp_path, ranker, demonstrations=pool)
     assert len(pool) == 0
-    assert with_pool.low.prompt_tokens < estimate(tmp_path, ranker).low.prompt_tokens  # it has no static one
+    assert (
+        with_pool.low.prompt_tokens < estimate(tmp_path, ranker).low.prompt_tokens
+    )  # the pool has no static demonstration
 
 
-def test_what_does_not_fit_the_window_is_not_sent(tmp_path):
+def test_requests_beyond_the_context_window_are_not_sent(tmp_path):
     with closing(LLMRanker("judge", "http://127.0.0.1:1/v1", context_window=1100)) as small:
         assert estimate(tmp_path, small).expected == Usage(attempts=0)
 
 
-def test_without_a_policy_completions_are_as_long_as_they_may_be(tmp_path, ranker):
+def test_assumed_completions_have_the_maximum_length(tmp_path, ranker):
     args = config(tmp_path, max_completion_length=100)
     samples = assume_completions(args, prompts(8))
     assert len(samples) == 8
@@ -134,8 +141,10 @@ def test_without_a_policy_completions_are_as_long_as_they_may_be(tmp_path, ranke
     assert estimate(tmp_path, ranker, samples).expected.completion_tokens > 16 * 100
 
 
-def test_impossible_runs_raise(tmp_path, ranker):
-    with pytest.raises(ValueError, match="at least 1 sample"):
+def test_missing_samples_and_too_few_prompts_raise(tmp_path, ranker):
+    with pytest.raises(ValueError, match="An estimate needs at least 1 sample, got 0"):
         estimate_run(config(tmp_path), ranker, [], 8)
-    with pytest.raises(ValueError, match="1 prompts, but one optimiser step takes 2"):
+    with pytest.raises(
+        ValueError, match="The training set has 1 prompts, but one optimiser step needs 2 different ones"
+    ):
         estimate(tmp_path, ranker, num_prompts=1)

@@ -1,4 +1,4 @@
-"""The cycle against judges that misbehave, over real HTTP."""
+"""Runs with a judge that returns invalid replies and errors over HTTP."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from cyclealign_trl.chat import client
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from tests.cycle.stubs import make_trainer, prompts, read_log
 
-KEY = "sk-never-to-be-seen-0123456789"
+KEY = "sk-secret-0123456789"
 VALID = {"ranking": ["B", "C", "A"], "improved_response": "better"}
 
 FAULTS = {
@@ -40,21 +40,21 @@ REASONS = {
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
+def short_backoff(monkeypatch):
     monkeypatch.setattr(client, "_BACKOFF_BASE", 0.01)
 
 
-def query(body):
-    """Which of the numbered prompts is asked about: the last one that is shown."""
+def prompt_number(body):
+    """Return the number of the prompt to rank, which is the last one in the request."""
     return int(re.findall(r"Question (\d+):", body["messages"][-1]["content"])[-1])
 
 
-def test_one_prompt_in_five_gets_no_ranking(tmp_path):
+def test_prompts_without_a_valid_reply_are_logged_and_make_no_demonstration(tmp_path):
     faults = list(FAULTS)
     number = 5 * len(faults)
 
     def respond(body):
-        index = query(body)
+        index = prompt_number(body)
         return FAULTS[faults[index // 5]] if index % 5 == 0 else Reply(json.dumps(VALID))
 
     with (
@@ -80,25 +80,25 @@ def test_one_prompt_in_five_gets_no_ranking(tmp_path):
         logged.update({name: count for name, count in log.items() if name.startswith("failures/")})
     assert logged == {f"failures/{reason}": 2 * count for reason, count in Counter(expected.values()).items()}
 
-    # No bad answer became a demonstration: each that was shown is one that the log says was agreed upon.
+    # Every demonstration in a request is an agreement in the log, and none is of a prompt with failures.
     agreed = {json.dumps(row["prompt"]) for row in rows if row["agreement"] and len(row["agreement"]) >= 2}
-    sent = {
+    demonstrated = {
         json.dumps(f"Question {number}:")
         for body in endpoint.requests
         for number in re.findall(r"Question (\d+):", body["messages"][-1]["content"])[:-1]
     }
-    assert sent <= agreed
-    assert sent.isdisjoint(map(json.dumps, expected))
+    assert demonstrated <= agreed
+    assert demonstrated.isdisjoint(map(json.dumps, expected))
 
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
 
 
-def test_a_judge_that_breaks_down_stops_the_run_and_it_resumes(tmp_path):
+def test_a_run_stopped_by_failures_resumes_when_the_judge_works_again(tmp_path):
     broken = True
 
     def respond(body):
-        return FAULTS["HTTP 500"] if broken and query(body) % 4 else Reply(json.dumps(VALID))
+        return FAULTS["HTTP 500"] if broken and prompt_number(body) % 4 else Reply(json.dumps(VALID))
 
     settings = {"num_train_epochs": 4, "stub_generation": True}
     with (
@@ -115,7 +115,7 @@ def test_a_judge_that_breaks_down_stops_the_run_and_it_resumes(tmp_path):
     assert [row["failure"] for row in read_log(tmp_path)][20:] == [None] * (4 * 8 * 2 - 20)
 
 
-def test_a_wrong_key_raises_at_once(tmp_path):
+def test_a_wrong_key_raises(tmp_path):
     with (
         LoopbackEndpoint(lambda body: Reply(json.dumps(VALID)), api_key="another") as endpoint,
         closing(LLMRanker("judge", endpoint.base_url, KEY)) as ranker,

@@ -1,4 +1,7 @@
-"""What each process of `test_distributed.py` runs: all trainers, then rankers that fail or hang in one."""
+"""Process of `test_distributed.py`: train with all trainers, then with rankers that fail or hang on one process.
+
+python -m tests.cycle.worker FOLDER NUM_PROCESSES [DEEPSPEED_CONFIG]
+"""
 
 import gc
 import json
@@ -30,7 +33,7 @@ CORRECTIONS = [{"prompt": f"Q{i}", "answer": "no" * i, "correction": "yes"} for 
 
 
 def train(folder, num_processes, **changes):
-    """Trains 8 rows in steps of 4 with each trainer, by as many processes as there are; returns them."""
+    """Train 8 rows in steps of 4 with each trainer, over all processes. Return the trainers."""
     batch_size = {f"per_device_{mode}_batch_size": 2 // num_processes for mode in ("train", "eval")}
     settings = {**batch_size, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2, **changes}
     cycle = make_trainer(
@@ -71,8 +74,8 @@ def train(folder, num_processes, **changes):
     return cycle, ranked, aligner
 
 
-class LockedOut(DigestRanker):
-    """Cannot be asked on the last process."""
+class FailingRanker(DigestRanker):
+    """Raise on the last process."""
 
     fingerprint = None
 
@@ -83,22 +86,22 @@ class LockedOut(DigestRanker):
 
 
 def fail(folder, **changes):
-    """What each process says of a ranker that fails on one: in training, in evaluation."""
+    """Return the errors of training and evaluation with a ranker that raises on one process, and the steps taken."""
     trainer = make_trainer(
-        folder, LockedOut(), eval_dataset=prompts(2), per_device_train_batch_size=1, per_device_eval_batch_size=1,
+        folder, FailingRanker(), eval_dataset=prompts(2), per_device_train_batch_size=1, per_device_eval_batch_size=1,
         gradient_accumulation_steps=2, stub_generation=True, **changes,
     )  # fmt: skip
-    said = []
+    messages = []
     for act in (trainer.train, trainer.evaluate):
         try:
             act()
         except RankerError as error:
-            said.append(str(error))
-    return said, trainer.state.global_step
+            messages.append(str(error))
+    return messages, trainer.state.global_step
 
 
-class Hanging(DigestRanker):
-    """Never answers on the last process, and takes 2 dollars of a budget of its own for every answer on the others."""
+class HangingRanker(DigestRanker):
+    """Hang on the last process, and charge 2 dollars per answer to a budget on the others."""
 
     def __init__(self):
         super().__init__()
@@ -118,18 +121,18 @@ class Hanging(DigestRanker):
 
 
 def hang(folder, **changes):
-    """What each process sees of a ranker that hangs on one, and has 30 dollars to spend."""
+    """Return the error, the steps and the failures of a run whose ranker hangs on one process and has 30 dollars."""
     trainer = make_trainer(
-        folder, Hanging(), per_device_train_batch_size=1, gradient_accumulation_steps=2, ranking_timeout=1.0,
+        folder, HangingRanker(), per_device_train_batch_size=1, gradient_accumulation_steps=2, ranking_timeout=1.0,
         max_ranking_failures=1.0, num_interactions=5, dataset=prompts(8), stub_generation=True, **changes,
     )  # fmt: skip
     try:
         trainer.train()
-        said = None
+        message = None
     except BudgetExhaustedError as error:
-        said = str(error)
+        message = str(error)
     failures = [[log.get(f"failures/{kind}") for kind in KINDS] for log in trainer.state.log_history if "loss" in log]
-    return said, trainer.state.global_step, failures
+    return message, trainer.state.global_step, failures
 
 
 def main(folder, num_processes, deepspeed=None):
@@ -137,23 +140,23 @@ def main(folder, num_processes, deepspeed=None):
     if deepspeed:
         import deepspeed as library
 
-        # Or it would compile a faster all-reduce for CPUs, for a minute.
+        # Otherwise, DeepSpeed compiles a faster all-reduce for CPUs, which takes a minute.
         library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         changes = {"deepspeed": deepspeed}
     trainers = train(Path(folder), int(num_processes), **changes)
     result = {
         "logs": [trainer.state.log_history for trainer in trainers],
         "demonstrations": trainers[0].demonstrations.state_dict(),
-        "said": fail(Path(folder, "failing"), **changes),
-        **({} if deepspeed else {"hung": hang(Path(folder, "hanging"))}),
+        "failing": fail(Path(folder, "failing"), **changes),
+        **({} if deepspeed else {"hanging": hang(Path(folder, "hanging"))}),
     }
     Path(folder, f"result-{PartialState().process_index}.json").write_text(json.dumps(result))
     del trainers
-    gc.collect()  # what holds on to the group of processes
+    gc.collect()  # frees references to the process group
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # all is done; the exit of torch with gloo has aborted now and then
+    os._exit(0)  # torch with gloo sometimes aborts at exit
 
 
 if __name__ == "__main__":

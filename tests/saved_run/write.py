@@ -1,9 +1,9 @@
-"""Write the stored fixtures of `test_saved_run.py`: what a run of version 0.1.0 left on disk.
+"""Write the files of a run of version 0.1.0, for `test_saved_run.py`.
 
     python -m tests.saved_run.write FOLDER
 
-The stored files were written by commit bc546d5, the last before the package was divided into rooms. They must not be
-written again: the test shows that newer code resumes and reads them.
+Commit bc546d5 wrote the stored files. Do not write them again: the test shows that newer code can resume and read
+them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from cyclealign_trl import (
 from cyclealign_trl.types import Trimmed
 from tests.conftest import make_model, make_tokenizer
 
-DEATH = 3  # the run dies while it ranks for this optimiser step, one after its last checkpoint
-JUDGE_URL = "http://127.0.0.1:47831/v1"  # part of what answers are stored under; nothing listens there on reading
+KILLED_AT = 3  # the optimiser step in which the run ends, one after its last checkpoint
+JUDGE_URL = (
+    "http://127.0.0.1:47831/v1"  # part of the key of stored answers; no server listens there when they are read
+)
 
 REQUESTS = [
     RankingRequest("Question 0:", ("one", "two", "three"), (Demonstration("Q", ("a", "b"), (1, 0)),), num_static=1),
@@ -48,7 +50,7 @@ CORRECTIONS = (["Question 0:", [{"role": "user", "content": "Question 1"}]], ["a
 
 
 class LengthRanker:
-    """Ranks by length, then by text, and counts what it is asked."""
+    """Rank by length and then by text, and list the requests."""
 
     fingerprint = "length"
 
@@ -69,14 +71,14 @@ class LengthRanker:
 
 
 class StoredJudge(LLMRanker):
-    """An `LLMRanker` with ready answers, for its fingerprint."""
+    """`LLMRanker` with prepared answers, which have its fingerprint."""
 
     def stream(self, requests):
         yield from ((position, ANSWERS[REQUESTS.index(request)]) for position, request in enumerate(requests))
 
 
 class Editor(BaseHTTPRequestHandler):
-    """A chat endpoint that corrects every answer alike."""
+    """Chat endpoint that corrects every answer alike."""
 
     def do_POST(self):
         message = {"role": "assistant", "content": json.dumps({"correction": "a better answer"})}
@@ -139,7 +141,7 @@ def final_weights(trainer):
 
 
 def write(folder: Path) -> None:
-    # A run that was never killed says what the resumed one must come to.
+    # The resumed run must end like this one, which is not interrupted.
     whole = make_trainer(folder / "whole", LengthRanker())
     whole.train()
     (folder / "expected.json").write_text(
@@ -162,16 +164,16 @@ def write(folder: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     corrections(folder)
 
-    # And one that is killed.
+    # A run that is killed.
     trainer = make_trainer(folder / "run", LengthRanker())
     backward = trainer.accelerator.backward
 
-    def die(*args, **kwargs):
-        if trainer.state.global_step == DEATH:
+    def end_at_step(*args, **kwargs):
+        if trainer.state.global_step == KILLED_AT:
             os._exit(0)
         return backward(*args, **kwargs)
 
-    trainer.accelerator.backward = die
+    trainer.accelerator.backward = end_at_step
     trainer.train()
 
 

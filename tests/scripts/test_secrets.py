@@ -18,7 +18,7 @@ from cyclealign_trl.cli import main
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from tests.conftest import make_model, make_tokenizer
 from tests.cycle.stubs import prompts
-from tests.evaluation.test_evaluate_ranker import rows
+from tests.evaluation.stubs import make_rows
 
 KEY = "sk-very+secret/0123456789=abcdef"
 SHORTEST = 12  # number of consecutive characters of the key that count as a leak
@@ -143,7 +143,7 @@ def test_training_does_not_leak_the_key(tmp_path, echoing, output):
 
 
 def test_judging_does_not_leak_the_key(tmp_path, echoing, output):
-    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(60)))
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(60)))
     main(["judge", "--dataset_name", str(tmp_path / "ranked.jsonl"), "--output_dir", str(tmp_path / "out"),
           "--ranker_model", "judge", "--ranker_base_url", echoing.base_url, "--ranker_kwargs", '{"max_retries": 1}',
           "--max_demonstrations", "1"])  # fmt: skip
@@ -156,7 +156,7 @@ def test_judging_does_not_leak_the_key(tmp_path, echoing, output):
 @pytest.mark.parametrize(("command", "status"), [("train", 401), ("judge", 400), ("judge", 401), ("judge", 404)])
 def test_a_fatal_error_does_not_leak_the_key(tmp_path, output, monkeypatch, status, command):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(4)))
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(4)))
     make_model().save_pretrained(tmp_path / "policy")
     make_tokenizer().save_pretrained(tmp_path / "policy")
     shape = json.dumps({"error": {"message": f"Incorrect key {KEY}\x1b[2J", "code": KEY, "param": KEY}})
@@ -192,7 +192,7 @@ def test_the_key_is_not_sent_to_a_redirect_target(output):
 
 @pytest.mark.parametrize("command", ["train", "judge"])
 def test_an_address_with_a_key_does_not_leak_it(tmp_path, output, command):
-    (tmp_path / "ranked.jsonl").write_text(json.dumps(rows(1)[0]))
+    (tmp_path / "ranked.jsonl").write_text(json.dumps(make_rows(1)[0]))
     address = f"http://127.0.0.1:9/v1?key={KEY}"
     with pytest.raises(SystemExit) as stop:
         main([command, "--dataset_name", str(tmp_path / "ranked.jsonl"), "--output_dir", str(tmp_path / "out"),

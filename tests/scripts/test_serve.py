@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 class Served:
-    """The command in a separate process."""
+    """`cyclealign serve` in a separate process."""
 
     def __init__(self, folder, *arguments):
         common = ["--aligner", str(folder / "aligner"), "--port", "0", "--max_new_tokens", "1", "--device", "cpu"]

@@ -193,7 +193,7 @@ def test_fewer_processes_than_requested_is_an_error(tmp_path, run_yaml, monkeypa
     monkeypatch.setenv("CYCLEALIGN_NUM_PROCESSES", "2")
     with pytest.raises(SystemExit) as stop:
         main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)), *STUB.split()])
-    assert "2 processes were asked for, but accelerate started 1" in stop.value.code
+    assert "2 processes were requested, but accelerate started 1" in stop.value.code
 
 
 def test_an_interrupted_run_explains_how_to_resume(tmp_path, run_yaml, capfd):

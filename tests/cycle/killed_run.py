@@ -1,8 +1,9 @@
-"""A run that can be told to kill itself, with SIGKILL, in the middle of what it does; for `test_resume.py`.
+"""A run that kills its own process with SIGKILL in a given phase, for `test_killed_runs.py`.
 
-    python -m tests.cycle.mortal FOLDER [PHASE COUNT]
+    python -m tests.cycle.killed_run FOLDER [PHASE COUNT]
 
-Goes on from the last complete checkpoint in FOLDER, if there is one, and dies at occasion COUNT (from 0) of PHASE.
+The run resumes from the last complete checkpoint in FOLDER, if there is one. With PHASE and COUNT, it kills its
+process when it has entered the phase COUNT times before.
 """
 
 from __future__ import annotations
@@ -37,79 +38,83 @@ SETTINGS = {
 PHASES = ("generate", "rank", "backward", "log", "state", "weights", "optimizer", "rng", "mark", "trainer_state")
 
 
-class Death:
-    """Kills the process at one occasion."""
+class Kill:
+    """Kill the process when it has entered a phase a number of times before."""
 
     def __init__(self, phase: str | None, count: int) -> None:
-        self.phase, self.left = phase, count
+        self.phase, self.remaining = phase, count
 
     def __call__(self, phase: str) -> None:
         if phase == self.phase:
-            self.left -= 1
-            if self.left < 0:
+            self.remaining -= 1
+            if self.remaining < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def before(death, phase, function):
+def before(kill, phase, function):
+    """Wrap a function to enter the phase before it runs."""
+
     def wrapped(*args, **kwargs):
-        death(phase)
+        kill(phase)
         return function(*args, **kwargs)
 
     return wrapped
 
 
-def after_half(death, phase, function, path_of):
-    """Writes the file, and dies when half of it is there."""
+def after_half(kill, phase, function, path_of):
+    """Wrap a function that writes a file to enter the phase when half of the file is written."""
 
     def wrapped(*args, **kwargs):
         result = function(*args, **kwargs)
         path = path_of(*args, **kwargs)
-        if death.phase == phase and path.exists():
-            if death.left == 0:
+        if kill.phase == phase and path.exists():
+            if kill.remaining == 0:
                 os.truncate(path, path.stat().st_size // 2)
-            death(phase)
+            kill(phase)
         return result
 
     return wrapped
 
 
-class MortalRanker(DigestRanker):
-    def __init__(self, death):
+class KilledRanker(DigestRanker):
+    """Ranker that enters the phase "rank" before it ranks."""
+
+    def __init__(self, kill):
         super().__init__()
-        self.death = death
+        self.kill = kill
 
     def rank(self, requests):
-        self.death("rank")
+        self.kill("rank")
         return super().rank(requests)
 
 
 def run(folder: str, phase: str | None = None, count: int = 0) -> None:
-    """Trains, from wherever it is; leaves `end.json`, what a run that was never killed must leave too."""
-    death = Death(phase, count)
+    """Start or resume the run, and write its final state to `end-R.json` for process R."""
+    kill = Kill(phase, count)
     resume = Path(folder).exists() and any(map(checkpoints.is_complete, Path(folder).glob("checkpoint-*")))
-    # Other initial weights where everything must come from the checkpoint.
+    # A resumed run gets other initial weights, because all of its weights must come from the checkpoint.
     trainer = make_trainer(
-        folder, MortalRanker(death), prompts(8), model=make_model(seed=5 if resume else 0), **SETTINGS
+        folder, KilledRanker(kill), prompts(8), model=make_model(seed=5 if resume else 0), **SETTINGS
     )
 
-    trainer.generation.generate = before(death, "generate", trainer.generation.generate)
-    trainer.accelerator.backward = before(death, "backward", trainer.accelerator.backward)
-    trainer.interaction_log.write = before(death, "log", trainer.interaction_log.write)
-    trainer._save_optimizer_and_scheduler = before(death, "optimizer", trainer._save_optimizer_and_scheduler)
+    trainer.generation.generate = before(kill, "generate", trainer.generation.generate)
+    trainer.accelerator.backward = before(kill, "backward", trainer.accelerator.backward)
+    trainer.interaction_log.write = before(kill, "log", trainer.interaction_log.write)
+    trainer._save_optimizer_and_scheduler = before(kill, "optimizer", trainer._save_optimizer_and_scheduler)
     trainer.save_model = after_half(
-        death, "weights", trainer.save_model, lambda output_dir=None, **_: Path(output_dir) / "model.safetensors"
+        kill, "weights", trainer.save_model, lambda output_dir=None, **_: Path(output_dir) / "model.safetensors"
     )
     rank = trainer.args.process_index if trainer.args.world_size > 1 else None
     rng_name = "rng_state.pth" if rank is None else f"rng_state_{rank}.pth"
-    # On the class, below our own override, which marks the checkpoint complete.
+    # On the base class, below our override, which marks the checkpoint complete afterwards.
     base = transformers.Trainer
     base._save_rng_state = after_half(
-        death, "rng", base._save_rng_state, lambda self, output_dir: Path(output_dir) / rng_name
+        kill, "rng", base._save_rng_state, lambda self, output_dir: Path(output_dir) / rng_name
     )
-    checkpoints.save = before(death, "state", checkpoints.save)
-    checkpoints.mark_complete = before(death, "mark", checkpoints.mark_complete)
+    checkpoints.save = before(kill, "state", checkpoints.save)
+    checkpoints.mark_complete = before(kill, "mark", checkpoints.mark_complete)
     trainer.state.__class__.save_to_json = after_half(
-        death, "trainer_state", trainer.state.__class__.save_to_json, lambda self, path: Path(path)
+        kill, "trainer_state", trainer.state.__class__.save_to_json, lambda self, path: Path(path)
     )
 
     trainer.train(resume_from_checkpoint=resume)
@@ -129,4 +134,4 @@ def run(folder: str, phase: str | None = None, count: int = 0) -> None:
 if __name__ == "__main__":
     folder, *when = sys.argv[1:]
     run(folder, *([when[0], int(when[1])] if when else []))
-    os._exit(0)  # all is done; the exit of torch with gloo has aborted now and then
+    os._exit(0)  # torch with gloo sometimes aborts at exit
