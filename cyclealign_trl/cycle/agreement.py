@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 
-def agreement_ranking(black_box: Sequence[int], white_box: Sequence[int]) -> tuple[int, ...]:
+def agreement_ranking(
+    black_box: Sequence[int], white_box: Sequence[int], ranks: Sequence[int] | None = None
+) -> tuple[int, ...]:
     """Return the longest common subsequence of two rankings, preferring what the black box ranks highest.
 
     CycleAlign (arXiv 2310.16271, section 2.2) keeps the part of the black box's ranking that the policy's own
@@ -17,6 +19,8 @@ def agreement_ranking(black_box: Sequence[int], white_box: Sequence[int]) -> tup
         black_box: Indices of completions, best first. The ranking can be partial. Of a repeated index, the first
             mention counts.
         white_box: Ranking of the policy, in the same form. Indices that only one ranking has are left out.
+        ranks: The black box's rank of each completion, by index, if some are tied. At most one completion of each
+            rank is part of the agreement, because the black box does not order the others.
 
     Returns:
         Indices in black-box order, best first. Empty if the rankings share no index.
@@ -31,32 +35,40 @@ def agreement_ranking(black_box: Sequence[int], white_box: Sequence[int]) -> tup
     shared = [index for index in dict.fromkeys(black_box) if index in white_position]
     positions = [white_position[index] for index in shared]
 
+    def below(lower: int, upper: int) -> bool:
+        return ranks is None or ranks[shared[lower]] > ranks[shared[upper]]
+
     # chain[i]: length of the longest common subsequence that starts at shared[i].
     chain = [1] * len(shared)
     for i in reversed(range(len(shared))):
-        followers = (chain[j] for j in range(i + 1, len(shared)) if positions[j] > positions[i])
+        followers = (chain[j] for j in range(i + 1, len(shared)) if positions[j] > positions[i] and below(j, i))
         chain[i] = 1 + max(followers, default=0)
 
     # Walk down the black box's ranking and take each completion that still leaves room for the rest: this gives the
     # lexicographically smallest positions.
     agreed: list[int] = []
-    remaining, last_position = max(chain, default=0), -1
-    for index, position, length in zip(shared, positions, chain, strict=True):
-        if length == remaining and position > last_position:
-            agreed.append(index)
-            remaining, last_position = remaining - 1, position
+    remaining, last = max(chain, default=0), -1
+    for i, length in enumerate(chain):
+        if length == remaining and (last < 0 or (positions[i] > positions[last] and below(i, last))):
+            agreed.append(shared[i])
+            remaining, last = remaining - 1, i
     return tuple(agreed)
 
 
-def agreement_rate(agreement: Sequence[int], black_box: Sequence[int]) -> float:
-    """Return the share of the ranked completions that both rankings order alike, from 0 to 1."""
-    return len(agreement) / len(black_box)
+def agreement_rate(agreement: Sequence[int], ranks: Sequence[int]) -> float:
+    """Return the share of the black box's ranks that the agreement covers, from 0 to 1.
+
+    Without ties, this is the share of the completions that both rankings order alike.
+
+    Args:
+        agreement: Indices of completions, best first.
+        ranks: The black box's rank of each completion.
+    """
+    return len(without_ties(agreement, ranks)) / len(set(ranks))
 
 
-def without_ties(agreement: Sequence[int], ranks: Sequence[int] | Mapping[int, int]) -> tuple[int, ...]:
-    """Return the first completion of each rank in an agreement.
-
-    Tied completions are listed by index, which is an order that the ranker did not give.
+def without_ties(agreement: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
+    """Return the first completion of each rank in an agreement, which logs of older versions do not ensure.
 
     Args:
         agreement: Indices of completions, best first.

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from .._compat import is_vllm_available
 from ..chat.budget import Budget
 from ..models.generation_backend import seeded
-from ..offline.ranking_collator import Batch
+from ..offline.ranking_collator import Batch, TokenIds
 from ..offline.ranking_config import RankingConfig
 from ..offline.ranking_trainer import RankingTargets, RankingTrainer
 from ..rankers.base import Ranker
@@ -221,7 +221,7 @@ class CycleAlignTrainer(RankingTrainer):
             self._target_builder.sft_target(result, ids)
             for result, ids in zip(results, batch.completion_ids, strict=True)
         ]
-        self._record(batch, results, [truncated for _, truncated in sft_targets])
+        self._record(batch, results, sft_targets)
         return self._target_builder.build(results, [ids for ids, _ in sft_targets], sums)
 
     def _resolve(self, rollout: Rollout, scores: list[list[float]]) -> list[InteractionResult]:
@@ -245,7 +245,9 @@ class CycleAlignTrainer(RankingTrainer):
             indices = [
                 index
                 for index, result in enumerate(results)
-                if (result.ranks is not None or self._target_builder.trains_sft_alone(result))
+                if (
+                    (result.ranks is not None and not result.all_tied) or self._target_builder.trains_sft_alone(result)
+                )
                 and result.improved_completion is None
             ]
             if not indices:
@@ -258,7 +260,9 @@ class CycleAlignTrainer(RankingTrainer):
             corrected[index] = add_correction(results[index], correction)
         return corrected
 
-    def _record(self, rollout: Rollout, results: list[InteractionResult], improved_truncated: list[bool]) -> None:
+    def _record(
+        self, rollout: Rollout, results: list[InteractionResult], sft_targets: list[tuple[TokenIds | None, bool]]
+    ) -> None:
         """Keep the results until the step ends, or log them if this is an evaluation."""
         records = [
             InteractionRecord(
@@ -267,9 +271,10 @@ class CycleAlignTrainer(RankingTrainer):
                 num_clipped=sum(ids[-1] not in self.renderer.eos_token_ids for ids in completions),
                 prompt_truncated=prompt_truncated,
                 improved_truncated=truncated,
+                trains=self._target_builder.trains(result, sft_ids),
             )
-            for result, completions, prompt_truncated, truncated in zip(
-                results, rollout.completion_ids, rollout.prompt_truncated, improved_truncated, strict=True
+            for result, completions, prompt_truncated, (sft_ids, truncated) in zip(
+                results, rollout.completion_ids, rollout.prompt_truncated, sft_targets, strict=True
             )
         ]
         if self.model.training:
@@ -307,6 +312,16 @@ class CycleAlignTrainer(RankingTrainer):
             self.demonstrations.forget(result.prompt for result in own_results)
             self._agreed.clear()
         self._log_records(records)
+        if not any(record.trains for record in records):
+            self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
+        """Make the optimiser step leave the weights unchanged: with zero gradients, momentum would still move them.
+
+        DeepSpeed keeps gradients of its own, and the scaler of fp16 needs some, so their steps are taken.
+        """
+        if not self.is_deepspeed_enabled and self.accelerator.scaler is None:
+            self.model.zero_grad(set_to_none=True)
 
     def _gather(self, micro_batches: list[list[InteractionRecord]]) -> list[InteractionRecord]:
         error, self._ranking_error = self._ranking_error, None
@@ -321,9 +336,10 @@ class CycleAlignTrainer(RankingTrainer):
         return metrics
 
     def _log_records(self, records: list[InteractionRecord]) -> None:
-        ranked = sum(record.result.agreement is not None for record in records)
+        ordered = sum(record.result.agreement is not None for record in records)
+        ranked = sum(record.result.ranks is not None for record in records)
         in_passes = sum(record.result.consistency is not None for record in records)
-        weights = {"agreement": ranked, "improved": ranked, "ranker": in_passes}
+        weights = {"agreement": ordered, "improved": ranked, "ranker": in_passes}
         for name, value in means(records).items():
             self._metrics.add_mean(name, value, weight=weights.get(name.partition("/")[0], len(records)))
         for name, count in counts(records).items():

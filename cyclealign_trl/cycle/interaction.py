@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..types import Demonstration, Prompt, RankingFailure, RankingRequest, RankingResult, Trimmed, Usage
-from .agreement import agreement_ranking, agreement_rate, without_ties
+from .agreement import agreement_ranking, agreement_rate
 from .demonstrations import from_agreement
 
 DUPLICATE_COMPLETIONS = "duplicate_completions"
@@ -47,9 +47,10 @@ class InteractionResult:
         prompt: The prompt.
         completions: The K sampled texts.
         white_box_order: The policy's order of the distinct texts, best first, each named by its first index.
-        black_box_order: The ranker's order of the same texts. `None` without a ranking.
-        agreement: Completions that both orders agree on, best first.
-        ranks: K ranks to train on. `None` without a ranking.
+        black_box_order: The ranker's order of the same texts, ties by index. `None` without a ranking.
+        agreement: Completions that both orders agree on, best first, at most one of each rank. `None` if the ranker
+            prefers none.
+        ranks: Rank of each of the K completions by the ranker. `None` without a ranking.
         improved_completion: Completion that is better than those sampled, joined to the prompt as they are.
         corrected: Whether a corrector wrote it, not the ranker.
         demonstration: The agreed completions, one per rank, if there are enough of them to show an order.
@@ -79,16 +80,24 @@ class InteractionResult:
         return self.completions[(self.black_box_order or self.white_box_order)[0]]
 
     @property
+    def all_tied(self) -> bool:
+        """True if the ranker prefers no completion, so that there is no order to train on or to agree with."""
+        return self.ranks is not None and len(set(self.ranks)) < 2
+
+    @property
     def agreement_rate(self) -> float | None:
-        """Share of the distinct completions that both orders agree on. `None` without a ranking."""
-        if self.agreement is None or self.black_box_order is None:
+        """Share of the ranker's ranks that both orders agree on. `None` without an agreement."""
+        if self.agreement is None or self.ranks is None:
             return None
-        return agreement_rate(self.agreement, self.black_box_order)
+        return agreement_rate(self.agreement, self.ranks)
 
     @property
     def fully_agreed(self) -> bool:
-        """True if policy and ranker order all distinct completions alike."""
-        return self.agreement is not None and self.agreement == self.black_box_order
+        """True if the policy orders all completions as the ranker does. Tied completions can have any order."""
+        if self.ranks is None or self.all_tied:
+            return False
+        in_policy_order = [self.ranks[index] for index in self.white_box_order]
+        return in_policy_order == sorted(in_policy_order)
 
 
 def open_interaction(
@@ -153,24 +162,25 @@ def resolve(
     if len(outcome.order) != len(distinct):
         raise ValueError(f"The ranker was shown {len(distinct)} completions and ranked {len(outcome.order)}.")
     black_box = tuple(distinct[position] for position in outcome.order)
-    agreement = agreement_ranking(black_box, white_box)
     rank_of_text = {completions[index]: rank for index, rank in zip(distinct, outcome.resolved_ranks, strict=True)}
     ranks = tuple(rank_of_text[completion] for completion in completions)
-    ordered = without_ties(agreement, ranks)
     improved = outcome.improved_completion
-    return InteractionResult(
+    result = InteractionResult(
         prompt,
         completions,
         white_box,
         black_box_order=black_box,
-        agreement=agreement,
         ranks=ranks,
         improved_completion=improved if improved is None else _join_like(completions[black_box[0]], improved),
-        demonstration=from_agreement(prompt, completions, ordered) if len(ordered) >= min_agreement else None,
         usage=outcome.usage,
         consistency=outcome.consistency,
         trimmed=outcome.trimmed,
     )
+    if result.all_tied:
+        return result
+    agreement = agreement_ranking(black_box, white_box, ranks)
+    demonstration = from_agreement(prompt, completions, agreement) if len(agreement) >= min_agreement else None
+    return replace(result, agreement=agreement, demonstration=demonstration)
 
 
 def add_correction(result: InteractionResult, correction: str) -> InteractionResult:

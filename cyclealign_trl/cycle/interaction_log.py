@@ -47,7 +47,7 @@ _COLUMNS: dict[str, tuple[pa.DataType, str]] = {
         "order of the ranker: indices into `completions`, best first; equal texts are named once",
     ),
     "white_box_order": (_ORDER, "order of the policy, by its own probabilities before the step"),
-    "agreement": (_ORDER, "completions that both order alike, best first"),
+    "agreement": (_ORDER, "completions that both order alike, best first, at most one of each rank"),
     "ranks": (_ORDER, "rank of each completion by the ranker, 0 = best, equal for ties"),
     "improved_completion": (pa.string(), "better completion that the ranker or a corrector wrote"),
     "failure": (pa.string(), "reason why there is no ranking"),
@@ -55,7 +55,7 @@ _COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "consistency": (pa.float64(), "agreement between several passes of the ranker, Kendall's tau-b from -1 to 1"),
 }
 COLUMN_DESCRIPTIONS: Mapping[str, str] = {name: description for name, (_, description) in _COLUMNS.items()}
-SUMMARY_COLUMNS = ["step", "black_box_order", "agreement", "ranks", "failure", "usage"]
+SUMMARY_COLUMNS = ["step", "agreement", "ranks", "failure", "usage"]
 """Columns that `summarize` reads."""
 
 
@@ -183,6 +183,7 @@ class InteractionSummary:
         rankings: Number of rows with a ranking.
         agreed: Number of rankings whose agreement made a demonstration.
         failures: Number of failed rankings by reason.
+        tied: Number of rankings that prefer no completion.
         skipped: Number of prompts that were not ranked by reason.
         billed: Expense of the answers that were paid for.
         cached: Expense of the cached answers, when they were first asked for.
@@ -192,6 +193,7 @@ class InteractionSummary:
     interactions: int
     rankings: int
     agreed: int
+    tied: int
     failures: Mapping[str, int]
     skipped: Mapping[str, int]
     billed: Expense
@@ -213,7 +215,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], min_agreement: int) -> Interact
         rows: Rows with at least the columns `SUMMARY_COLUMNS`.
         min_agreement: Number of completions that make a demonstration.
     """
-    number = rankings = agreed = 0
+    number = rankings = agreed = tied = 0
     reasons: Counter[str] = Counter()
     agreement: defaultdict[int, list[float]] = defaultdict(list)
     usages: dict[bool, list[Mapping[str, Any]]] = {False: [], True: []}
@@ -221,16 +223,19 @@ def summarize(rows: Iterable[Mapping[str, Any]], min_agreement: int) -> Interact
         number += 1
         if row["failure"] is not None:
             reasons[row["failure"]] += 1
-        if row["agreement"] is not None:
+        if row["ranks"] is not None:
             rankings += 1
+            tied += len(set(row["ranks"])) < 2
+        if row["agreement"] is not None and len(set(row["ranks"])) > 1:
             agreed += len(without_ties(row["agreement"], row["ranks"])) >= min_agreement
-            agreement[row["step"]].append(agreement_rate(row["agreement"], row["black_box_order"]))
+            agreement[row["step"]].append(agreement_rate(row["agreement"], row["ranks"]))
         if row["usage"] is not None:
             usages[row["usage"]["cached"]].append(row["usage"])
     return InteractionSummary(
         interactions=number,
         rankings=rankings,
         agreed=agreed,
+        tied=tied,
         failures={reason: count for reason, count in reasons.items() if reason not in SKIPPED},
         skipped={reason: count for reason, count in reasons.items() if reason in SKIPPED},
         billed=_expense(usages[False]),

@@ -94,6 +94,8 @@ def interaction_sections(summary: InteractionSummary, folder: Path) -> list[str]
         "prompts that were not ranked": _by_reason(summary.skipped),
         "agreements that made a demonstration": f"{summary.agreed:,}",
     }
+    if summary.tied:
+        rows["rankings that tie all completions"] = f"{summary.tied:,}"
     if summary.billed.answers:
         rows["tokens billed"] = summary.billed.tokens_text
         rows["cost"] = summary.billed.cost_text

@@ -27,6 +27,7 @@ class InteractionRecord:
         num_clipped: Number of completions that reached `max_completion_length` before they ended.
         prompt_truncated: Whether the prompt was longer than `max_prompt_length`.
         improved_truncated: Whether the improved completion was longer than `max_completion_length`.
+        trains: Whether the prompt's loss is not weighted with 0.
     """
 
     result: InteractionResult
@@ -34,6 +35,7 @@ class InteractionRecord:
     num_clipped: int
     prompt_truncated: bool
     improved_truncated: bool
+    trains: bool
 
     @property
     def asked(self) -> bool:
@@ -42,7 +44,7 @@ class InteractionRecord:
 
 
 def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
-    """Return metrics to average over steps. Those on agreement need at least one ranked prompt."""
+    """Return metrics to average over steps. Those on agreement and improved completions need a ranked prompt."""
     lengths = [length for record in records for length in record.lengths]
     values = {
         "completions/mean_length": fmean(lengths),
@@ -51,12 +53,16 @@ def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
         "completions/clipped_ratio": sum(record.num_clipped for record in records) / len(lengths),
         "prompts/cut_ratio": fmean(record.prompt_truncated for record in records),
     }
-    ranked = [record for record in records if record.result.agreement is not None]
+    ordered = [record for record in records if record.result.agreement is not None]
+    if ordered:
+        values |= {
+            "agreement/length": fmean(len(record.result.agreement or ()) for record in ordered),
+            "agreement/rate": fmean(record.result.agreement_rate or 0.0 for record in ordered),
+            "agreement/full": fmean(record.result.fully_agreed for record in ordered),
+        }
+    ranked = [record for record in records if record.result.ranks is not None]
     if ranked:
         values |= {
-            "agreement/length": fmean(len(record.result.agreement or ()) for record in ranked),
-            "agreement/rate": fmean(record.result.agreement_rate or 0.0 for record in ranked),
-            "agreement/full": fmean(record.result.fully_agreed for record in ranked),
             "improved/ratio": fmean(record.result.improved_completion is not None for record in ranked),
             "improved/corrected_ratio": fmean(record.result.corrected for record in ranked),
             "improved/cut_ratio": fmean(record.improved_truncated for record in ranked),
@@ -68,7 +74,7 @@ def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
 
 
 def counts(records: Sequence[InteractionRecord]) -> dict[str, float]:
-    """Return metrics to add up over steps: failures by reason, truncated requests, and tokens and cost of the ranker.
+    """Return metrics to add up over steps: failures by reason, ties, truncated requests, and the ranker's usage.
 
     Cached answers cost nothing. The cost needs at least one answer with a price.
     """
@@ -77,6 +83,8 @@ def counts(records: Sequence[InteractionRecord]) -> dict[str, float]:
         result = record.result
         if result.failure is not None:
             total[f"failures/{result.failure}"] += 1
+        if result.all_tied:
+            total["ranker/all_tied"] += 1
         if result.trimmed is not None:
             total["ranker/dropped_demonstrations"] += result.trimmed.demonstrations
             total["ranker/cut_completions"] += result.trimmed.completions

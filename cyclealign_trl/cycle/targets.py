@@ -50,6 +50,11 @@ class TargetBuilder:
             return self._renderer.completion(result.prompt, result.improved_completion)
         return (completion_ids[result.white_box_order[0]] if alone else None), False
 
+    def trains(self, result: InteractionResult, sft_ids: TokenIds | None) -> bool:
+        """Return whether the loss of a prompt with this result and SFT target is not weighted with 0."""
+        has_loss = _has_order(result) or (sft_ids is not None and self._args.sft_weight > 0)
+        return has_loss and self._weight(result) > 0
+
     def build(
         self, results: Sequence[InteractionResult], sft_ids: list[TokenIds | None], sums: Tensor
     ) -> RankingTargets:
@@ -60,7 +65,8 @@ class TargetBuilder:
             sft_ids: Their SFT targets.
             sums: The policy's summed log-probabilities `(B, K)`, for their shape and device.
         """
-        ranks = [result.ranks or (ABSENT,) * sums.shape[1] for result in results]
+        absent = (ABSENT,) * sums.shape[1]
+        ranks = [result.ranks if _has_order(result) else absent for result in results]
         has_targets = self._args.sft_target != "top_ranked" or self._args.at_budget_cap == "sft"
         return RankingTargets(
             torch.tensor(ranks, device=sums.device),
@@ -79,5 +85,13 @@ class TargetBuilder:
                 "weight_by_consistency=True has no effect on rankings with a single pass, which weigh 1. Ask for "
                 "several passes, as LLMRanker(num_passes=3) does.",
             )
-        weights = [1.0 if result.consistency is None else max(0.0, result.consistency) for result in results]
-        return torch.tensor(weights, device=device)
+        return torch.tensor([self._weight(result) for result in results], device=device)
+
+    def _weight(self, result: InteractionResult) -> float:
+        if not self._args.weight_by_consistency or result.consistency is None:
+            return 1.0
+        return max(0.0, result.consistency)
+
+
+def _has_order(result: InteractionResult) -> bool:
+    return result.ranks is not None and not result.all_tied

@@ -29,7 +29,7 @@ from ..training.dataset_checks import check_first_row, check_map_style, column_n
 from ..training.metrics import MetricStore, Mode
 from ..training.model_card import Paper, TrainedModel
 from ..types import ABSENT
-from .losses import LOSSES, pair_margins
+from .losses import LOSSES, pair_margins, ranks_above
 from .ranking_collator import Batch, RankedBatch, RankingCollator, TokenIds
 from .ranking_config import RankingConfig
 
@@ -247,7 +247,7 @@ class RankingTrainer(BaseTrainer):
         losses = LOSSES[self.args.loss_type].function(competing, ranks, targets.rewards)  # (B,)
         metrics = {"ranking_loss": losses}
         if self.args.sft_weight > 0:
-            sft_losses = -_top_ranked(sums, targets.ranks)  # (B,)
+            sft_losses = -_top_ranked(sums, scores.detach(), targets.ranks)  # (B,)
             if target_sums is not None:
                 sft_losses = torch.where(target_lengths > 0, -target_sums, sft_losses)
             num_competing = (ranks != ABSENT).sum(dim=1)  # (B,)
@@ -360,11 +360,15 @@ class RankingTrainer(BaseTrainer):
         )
 
 
-def _top_ranked(sums: Tensor, ranks: Tensor) -> Tensor:
-    """Return the sum `(B,)` of each prompt's top-ranked completion, 0 if none is ranked."""
-    absent = ranks == ABSENT
-    best = ranks.masked_fill(absent, ranks.shape[1]).argmin(dim=1, keepdim=True)  # (B, 1)
-    return sums.gather(1, best).squeeze(1).masked_fill(absent.all(dim=1), 0.0)
+def _top_ranked(sums: Tensor, scores: Tensor, ranks: Tensor) -> Tensor:
+    """Return the sum `(B,)` of each prompt's top-ranked completion, 0 if the ranks prefer none.
+
+    If several completions share the best rank, it is the one that the policy scores highest.
+    """
+    preferred = ranks_above(ranks).any(dim=2)  # (B, K): above at least one other
+    top_rank = ranks.masked_fill(~preferred, ranks.shape[1]).amin(dim=1, keepdim=True)  # (B, 1)
+    best = scores.masked_fill(~preferred | (ranks != top_rank), float("-inf")).argmax(dim=1, keepdim=True)  # (B, 1)
+    return sums.gather(1, best).squeeze(1).masked_fill(~preferred.any(dim=1), 0.0)
 
 
 def _insert_first(ranks: Tensor, present: Tensor) -> Tensor:

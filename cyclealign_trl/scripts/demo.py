@@ -175,6 +175,7 @@ def _plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Plot the policy's score and the agreement by optimiser step."""
     from matplotlib.figure import Figure
 
+    from ..cycle.agreement import agreement_rate
     from ..demo.corpus import score
 
     rewards: dict[int, list[float]] = {}
@@ -183,7 +184,7 @@ def _plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         question = row["prompt"][-1]["content"]
         rewards.setdefault(row["step"], []).extend(score(question, reply) for reply in row["completions"])
         if row["agreement"] is not None:
-            agreements.setdefault(row["step"], []).append(len(row["agreement"]) / len(row["black_box_order"]))
+            agreements.setdefault(row["step"], []).append(agreement_rate(row["agreement"], row["ranks"]))
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = figure.subplots(1, 2)
