@@ -358,6 +358,6 @@ def check_corrector(args: CycleAlignConfig, corrector: Corrector | None) -> None
         )
     if (corrector is not None) != (args.sft_target == "corrector"):
         raise ValueError(
-            f"A corrector and sft_target='corrector' must be set together, got corrector={corrector!r} and "
-            f"sft_target={args.sft_target!r}."
+            f"A corrector and sft_target='corrector' must be set together, got "
+            f"corrector={None if corrector is None else type(corrector).__name__} and sft_target={args.sft_target!r}."
         )

@@ -112,7 +112,7 @@ class InteractionLog:
         """
         if not self.paths:
             raise FileNotFoundError(
-                f"No interaction log in {self.folder}: pass the output directory of a CycleAlign run."
+                f"No interaction log in {self.folder}. Train first, or pass the output directory of a CycleAlign run."
             )
         return pa.concat_tables(pq.read_table(path, columns=columns) for path in self.paths)
 

@@ -305,8 +305,8 @@ def test_a_missing_log_exits_with_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         export.main([str(tmp_path)])
     assert str(stop.value) == (
-        f"cyclealign export: error: No interaction log in {tmp_path / 'interactions'}: "
-        "pass the output directory of a CycleAlign run."
+        f"cyclealign export: error: No interaction log in {tmp_path / 'interactions'}. "
+        "Train first, or pass the output directory of a CycleAlign run."
     )
 
 

@@ -118,13 +118,11 @@ def test_stop_on_agreement_saves_rankings_if_they_agree(tmp_path, ranker):
     assert stopping.high.attempts == 8
 
 
-def test_an_estimate_does_not_change_the_pool(tmp_path, ranker):
-    pool = DemonstrationPool(static=(), capacity=2, scope="run")
-    with_pool = estimate(tmp_path, ranker, demonstrations=pool)
-    assert len(pool) == 0
-    assert (
-        with_pool.low.prompt_tokens < estimate(tmp_path, ranker).low.prompt_tokens
-    )  # the pool has no static demonstration
+def test_an_estimate_uses_the_given_pool_and_does_not_change_it(tmp_path, ranker):
+    without_static = DemonstrationPool(static=(), capacity=2, scope="run")
+    estimated = estimate(tmp_path, ranker, demonstrations=without_static)
+    assert len(without_static) == 0
+    assert estimated.low.prompt_tokens < estimate(tmp_path, ranker).low.prompt_tokens
 
 
 def test_requests_beyond_the_context_window_are_not_sent(tmp_path):

@@ -164,7 +164,7 @@ def train(folder, ranker=None, **changes):
 
 
 @pytest.mark.parametrize("consistency", [0.0, -0.5])
-def test_a_ranking_without_consistency_does_not_train(tmp_path, consistency):
+def test_a_ranking_whose_passes_disagree_does_not_train(tmp_path, consistency):
     trainer, before = train(tmp_path, Consistent(lambda _: consistency), weight_by_consistency=True)
     assert_same_weights(weights(trainer), before)
     trainer, before = train(tmp_path / "unweighted", Consistent(lambda _: consistency))

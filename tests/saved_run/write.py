@@ -34,9 +34,7 @@ from cyclealign_trl.types import Trimmed
 from tests.conftest import make_model, make_tokenizer
 
 KILLED_AT = 3  # the optimiser step in which the run ends, one after its last checkpoint
-JUDGE_URL = (
-    "http://127.0.0.1:47831/v1"  # part of the key of stored answers; no server listens there when they are read
-)
+JUDGE_URL = "http://127.0.0.1:47831/v1"  # part of the key of stored answers, which are read without a server
 
 REQUESTS = [
     RankingRequest("Question 0:", ("one", "two", "three"), (Demonstration("Q", ("a", "b"), (1, 0)),), num_static=1),
@@ -142,16 +140,16 @@ def final_weights(trainer):
 
 def write(folder: Path) -> None:
     # The resumed run must end like this one, which is not interrupted.
-    whole = make_trainer(folder / "whole", LengthRanker())
-    whole.train()
+    uninterrupted = make_trainer(folder / "whole", LengthRanker())
+    uninterrupted.train()
     (folder / "expected.json").write_text(
         json.dumps(
             {
-                "weights": final_weights(whole),
-                "demonstrations": whole.demonstrations.state_dict(),
+                "weights": final_weights(uninterrupted),
+                "demonstrations": uninterrupted.demonstrations.state_dict(),
                 "rows": [
                     {name: value for name, value in row.items() if name != "usage"}
-                    for row in whole.interaction_log.read().to_pylist()
+                    for row in uninterrupted.interaction_log.read().to_pylist()
                 ],
             }
         )
