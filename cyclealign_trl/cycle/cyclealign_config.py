@@ -92,6 +92,7 @@ class CycleAlignConfig(RankingConfig):
             Whether to print a table of completions and both orders at every log. Needs `rich`.
     """
 
+    _SAMPLING_STRATEGIES: ClassVar[tuple[str, ...]] = ("random",)  # the sampler repeats windows in an order of its own
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*RankingConfig._VALID_DICT_FIELDS, "generation_kwargs"]
 
     num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the prompts."})

@@ -245,10 +245,8 @@ class CycleAlignTrainer(RankingTrainer):
             indices = [
                 index
                 for index, result in enumerate(results)
-                if (
-                    (result.ranks is not None and not result.all_tied) or self._target_builder.trains_sft_alone(result)
-                )
-                and result.improved_completion is None
+                if result.improved_completion is None
+                and (result.agreement is not None or self._target_builder.trains_sft_alone(result))
             ]
             if not indices:
                 return results

@@ -52,7 +52,7 @@ class TargetBuilder:
 
     def trains(self, result: InteractionResult, sft_ids: TokenIds | None) -> bool:
         """Return whether the loss of a prompt with this result and SFT target is not weighted with 0."""
-        has_loss = _has_order(result) or (sft_ids is not None and self._args.sft_weight > 0)
+        has_loss = result.agreement is not None or (sft_ids is not None and self._args.sft_weight > 0)
         return has_loss and self._weight(result) > 0
 
     def build(
@@ -66,7 +66,7 @@ class TargetBuilder:
             sums: The policy's summed log-probabilities `(B, K)`, for their shape and device.
         """
         absent = (ABSENT,) * sums.shape[1]
-        ranks = [result.ranks if _has_order(result) else absent for result in results]
+        ranks = [absent if result.ranks is None or result.all_tied else result.ranks for result in results]
         has_targets = self._args.sft_target != "top_ranked" or self._args.at_budget_cap == "sft"
         return RankingTargets(
             torch.tensor(ranks, device=sums.device),
@@ -91,7 +91,3 @@ class TargetBuilder:
         if not self._args.weight_by_consistency or result.consistency is None:
             return 1.0
         return max(0.0, result.consistency)
-
-
-def _has_order(result: InteractionResult) -> bool:
-    return result.ranks is not None and not result.all_tied

@@ -8,7 +8,13 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from ..training.config_checks import check_choice, check_init_kwargs, default_bf16, state_without_tokens
+from ..training.config_checks import (
+    check_choice,
+    check_init_kwargs,
+    check_trainer_settings,
+    default_bf16,
+    state_without_tokens,
+)
 from .losses import LOSSES
 
 
@@ -39,6 +45,7 @@ class RankingConfig(TrainingArguments):
     """
 
     _LOSS_TYPES: ClassVar[tuple[str, ...]] = tuple(LOSSES)
+    _SAMPLING_STRATEGIES: ClassVar[tuple[str, ...]] = ("random", "sequential")
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *TrainingArguments._VALID_DICT_FIELDS,
         "chat_template_kwargs",
@@ -96,6 +103,7 @@ class RankingConfig(TrainingArguments):
         super().__post_init__()
         check_choice("loss_type", self.loss_type, self._LOSS_TYPES)
         check_init_kwargs(self.model_init_kwargs)
+        check_trainer_settings(self, self._SAMPLING_STRATEGIES)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the trainer reads all columns.")
         if self.sft_weight < 0:

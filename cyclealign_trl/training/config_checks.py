@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,32 @@ def check_init_kwargs(model_init_kwargs: object) -> None:
             "model_init_kwargs must not contain a token, because reports and logs show them: set HF_TOKEN, or log in "
             "with `hf auth login`."
         )
+
+
+def check_trainer_settings(args: TrainingArguments, strategies: Iterable[str] = ("random",)) -> None:
+    """Raise `ValueError` for settings of the Trainer that need tensors or labels in batches, which have none.
+
+    Liger kernels are used without their fused loss, which would replace the forward pass that log-probabilities need.
+
+    Args:
+        args: The arguments.
+        strategies: Legal values of `train_sampling_strategy`.
+    """
+    check_choice("train_sampling_strategy", args.train_sampling_strategy, strategies)
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} has no effect on this loss. Leave it at 0."
+        )
+    if getattr(args.accelerator_config, "dispatch_batches", None):
+        raise ValueError(
+            "dispatch_batches=True cannot split batches of lists between processes. Leave it out of "
+            "accelerator_config: every process then loads its own rows."
+        )
+    if args.use_liger_kernel:
+        if importlib.util.find_spec("liger_kernel") is None:
+            raise ValueError("use_liger_kernel=True needs the package: pip install liger-kernel.")
+        unfused = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+        args.liger_kernel_config = {**(args.liger_kernel_config or {}), **unfused}
 
 
 def default_bf16(args: TrainingArguments) -> bool:

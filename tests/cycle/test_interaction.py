@@ -57,9 +57,34 @@ def test_a_demonstration_has_one_completion_per_rank():
     interaction = open_interaction("Q", ["a", "b", "c"])
     scores = [-1.0, -2.0, -3.0]
     result = resolve(interaction, RankingResult((0, 1, 2), ranks=(0, 0, 1)), scores)
-    assert result.agreement == (0, 1, 2)
+    assert result.agreement == (0, 2)
     assert result.demonstration == Demonstration("Q", ("a", "c"), (0, 1))
     assert resolve(interaction, RankingResult((0, 1, 2), ranks=(0, 0, 0)), scores).demonstration is None
+
+
+TIES = {  # ranks by the ranker, the policy's scores: agreement, its rate, whether all is agreed
+    "no tie": ((0, 1, 2), (-1.0, -2.0, -3.0), (0, 1, 2), 1.0, True),
+    "tie at the top": ((0, 0, 1), (-2.0, -1.0, -3.0), (0, 2), 1.0, True),
+    "tie at the bottom": ((0, 1, 1), (-1.0, -3.0, -2.0), (0, 1), 1.0, True),
+    "the policy prefers the worst": ((0, 0, 1), (-2.0, -3.0, -1.0), (0,), 0.5, False),
+    "half of a tie is agreed": ((0, 0, 1), (-1.0, -3.0, -2.0), (0, 2), 1.0, False),
+    "long ties do not hide an order": ((0, 0, 0, 1, 2), (-3.0, -4.0, -5.0, -1.0, -2.0), (3, 4), 2 / 3, False),
+    "all tied": ((0, 0, 0), (-1.0, -2.0, -3.0), None, None, False),
+    "two tied": ((0, 0), (-2.0, -1.0), None, None, False),
+}
+
+
+@pytest.mark.parametrize(("ranks", "scores", "agreement", "rate", "full"), TIES.values(), ids=TIES)
+def test_agreement_counts_only_what_the_ranker_prefers(ranks, scores, agreement, rate, full):
+    interaction = open_interaction("Q", list("abcde"[: len(ranks)]))
+    order = tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
+    result = resolve(interaction, RankingResult(order, ranks), scores)
+    assert result.agreement == agreement
+    assert result.agreement_rate == (None if rate is None else pytest.approx(rate))
+    assert result.fully_agreed is full
+    assert result.all_tied is (agreement is None)
+    assert result.ranks == ranks
+    assert result.failure is None
 
 
 def test_consistency_and_omitted_parts_are_passed_on():

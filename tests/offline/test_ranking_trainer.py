@@ -7,9 +7,9 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from cyclealign_trl import RankingConfig, RankingTrainer
+from cyclealign_trl import CycleAlignConfig, RankingConfig, RankingTrainer
 from cyclealign_trl.offline.ranking_collator import RankedBatch
-from cyclealign_trl.offline.ranking_trainer import RankingTargets
+from cyclealign_trl.offline.ranking_trainer import RankingTargets, _top_ranked
 from tests.conftest import make_model, make_tokenizer
 
 ROWS = [
@@ -335,3 +335,44 @@ def test_a_model_is_loaded_by_name(tmp_path):
     trainer = RankingTrainer(str(tmp_path / "base"), config)
     assert trainer.model.dtype == torch.bfloat16
     assert trainer.processing_class.eos_token == "</s>"
+
+
+REFUSED = {
+    "dispatch_batches": ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True"),
+    "label_smoothing_factor": ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
+    "group_by_length": ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy"),
+    "liger without its package": ({"use_liger_kernel": True}, "pip install liger-kernel"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED)
+def test_settings_that_batches_of_lists_cannot_follow_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        RankingConfig(str(tmp_path), use_cpu=True, **settings)
+    with pytest.raises(ValueError, match=message):
+        CycleAlignConfig(str(tmp_path), use_cpu=True, **settings)
+
+
+def test_the_cycle_refuses_a_sequential_order(tmp_path):
+    RankingConfig(str(tmp_path), use_cpu=True, train_sampling_strategy="sequential")
+    with pytest.raises(ValueError, match="train_sampling_strategy must be one of 'random'"):
+        CycleAlignConfig(str(tmp_path), use_cpu=True, train_sampling_strategy="sequential")
+
+
+def test_tied_completions_are_not_imitated(tmp_path):
+    tied = [{"prompt": "Say hi:", "completions": [" hi", " go away"], "ranks": [0, 0]}]
+    trainer = make_trainer(tmp_path, rows=tied)
+    before = trainer.model.model.embed_tokens.weight.detach().clone()
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(tied))
+    assert loss.item() == 0
+    loss.backward()
+    assert all((parameter.grad == 0).all() for parameter in trainer.model.parameters() if parameter.grad is not None)
+    assert torch.equal(before, trainer.model.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("ranks", [[0, 0, 1], [0, 1, 0], [2, 5, 2]])
+def test_of_several_best_completions_the_policy_imitates_the_one_it_prefers(ranks):
+    sums, scores = torch.tensor([[-6.0, -9.0, -2.0]]), torch.tensor([[-3.0, -3.0, -1.0]])
+    best = [index for index, rank in enumerate(ranks) if rank == min(ranks)]
+    expected = sums[0, max(best, key=lambda index: scores[0, index].item())]
+    assert _top_ranked(sums, scores, torch.tensor([ranks])) == expected

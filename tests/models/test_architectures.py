@@ -1,0 +1,97 @@
+"""Scores of completions equal the model's plain forward pass, for every kind of output head."""
+
+import logging
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from cyclealign_trl.models import logps
+from cyclealign_trl.models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
+from cyclealign_trl.models.renderer import Renderer
+from tests.conftest import make_tokenizer
+
+FUSED = [
+    "apertus", "bitnet", "bloom", "codegen", "cohere", "cohere2", "ctrl", "deepseek_v2", "deepseek_v3",
+    "diffllama", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2",
+    "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium", "hunyuan_v1_dense",
+    "jamba", "lfm2", "llama", "mamba", "minimax", "ministral", "mistral", "mixtral", "mpt", "nemotron", "olmo",
+    "olmo2", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "seed_oss", "smollm3", "stablelm", "starcoder2", "xglm",
+]  # fmt: skip
+"""Architectures whose logits are a linear function of the hidden states, up to a known scale and cap."""
+
+PLAIN = [
+    "bert", "big_bird", "electra", "llama4_text", "megatron-bert", "modernbert-decoder", "recurrent_gemma",
+    "rembert", "roberta", "roformer",
+]  # fmt: skip
+"""Architectures that transform hidden states before the head, cap logits, or return other outputs."""
+
+SETTINGS = {
+    "vocab_size": 99, "hidden_size": 32, "n_embd": 32, "d_model": 32, "embedding_size": 32, "word_embed_proj_dim": 32,
+    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "num_attention_heads": 4, "n_head": 4,
+    "n_heads": 4, "num_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 48, "ffn_dim": 48,
+    "n_inner": 48, "max_position_embeddings": 64, "n_positions": 64, "rotary_dim": 8, "is_decoder": True,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "first_k_dense_replace": 1, "n_group": 1,
+    "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "state_size": 8, "mamba_d_state": 8, "mamba_expand": 2, "time_step_rank": 4, "lru_width": 32,
+    "sliding_window": 16, "attention_window_size": 16, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
+}  # fmt: skip
+
+PROMPTS = ["Say hi:", [{"role": "user", "content": "Hi"}]]
+COMPLETIONS = [" hello", "Hello"]
+
+
+def tiny_model(model_type, scale=1.0):
+    config_class = CONFIG_MAPPING[model_type]
+    settings = {name: value for name, value in SETTINGS.items() if hasattr(config_class(), name)}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_class(**settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    return model
+
+
+def plain_logps(model, prompt_ids, completion_ids):
+    """Return the sums of log-probabilities, row by row, without padding."""
+    sums = []
+    with torch.no_grad():
+        for prompt, completion in zip(prompt_ids, completion_ids, strict=True):
+            logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits
+            token_logps = logits.float().log_softmax(-1)[0, len(prompt) - 1 : -1]
+            sums.append(token_logps.gather(1, torch.tensor(completion).unsqueeze(1)).sum())
+    return torch.stack(sums)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("model_type", [*FUSED, *PLAIN])
+def test_scores_equal_the_plain_forward_pass(model_type, scale, caplog):
+    model = tiny_model(model_type, scale)
+    renderer = Renderer(make_tokenizer(), (1,), 32, 16)
+    prompt_ids = [renderer.prompt(prompt)[0] for prompt in PROMPTS]
+    completion_ids = [renderer.completion(*pair)[0] for pair in zip(PROMPTS, COMPLETIONS, strict=True)]
+    expected = plain_logps(model, prompt_ids, completion_ids)
+
+    fuse_lm_head(model)
+    with caplog.at_level(logging.WARNING):
+        fused = fused_head_is_exact(model)
+    assert fused is (model_type in FUSED)
+    warnings = [record for record in caplog.records if record.name == logps.__name__]
+    assert len(warnings) == (not fused)
+    with torch.no_grad():
+        sums, _ = sequence_logps(
+            model, prompt_ids, completion_ids, pad_token_id=0, device=torch.device("cpu"), fused=fused
+        )
+    torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_check_leaves_weights_and_mode_as_they_are():
+    model = tiny_model("gemma2").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fuse_lm_head(model)
+    assert fused_head_is_exact(model)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
