@@ -131,7 +131,7 @@ class DLMATrainer(RankingTrainer):
         if args is None:
             args = self._default_args(model)
         self.ref_model: nn.Module | None = ref_model
-        self._reference_fused: bool | None = None  # decided at its first forward pass
+        self._reference_fused: bool | None = None
         super().__init__(
             model,
             args=args,
@@ -202,6 +202,8 @@ class DLMATrainer(RankingTrainer):
         """Freeze the reference and move it to its device, split as the policy is."""
         reference.eval().requires_grad_(False)
         fuse_lm_head(reference)
+        if not self.is_fsdp_enabled:
+            self._reference_fused = fused_head_is_exact(reference)
         prepared: nn.Module
         if self.is_deepspeed_enabled:
             prepared = prepare_deepspeed(reference, self.accelerator)
@@ -233,10 +235,10 @@ class DLMATrainer(RankingTrainer):
 
     @torch.no_grad()
     def _score_pairs(self, reference: nn.Module, batch: PairBatch) -> Tensor:
+        if self._reference_fused is None:  # FSDP, or the policy without its adapter
+            self._reference_fused = self._fused_lm_head
         if self._reference_fused is None:
-            model = self.accelerator.unwrap_model(reference)
-            causal_lm = model.get_base_model() if is_peft_model(model) else model
-            self._reference_fused = fused_head_is_exact(reference, causal_lm)
+            self._reference_fused = fused_head_is_exact(reference, self._causal_lm)
         sums, _ = sequence_logps(
             reference,
             [prompt for prompt in batch.prompt_ids for _ in range(2)],

@@ -68,8 +68,8 @@ def fused_head_is_exact(model: nn.Module, causal_lm: PreTrainedModel | None = No
     This is the one place that decides how a model is scored.
 
     Args:
-        model: A model after `fuse_lm_head`, with its adapter, or the same model as wrapped for training. Under ZeRO-3
-            and FSDP, every process must call this at the same time.
+        model: A model after `fuse_lm_head`, with its adapter, or the same model as wrapped by FSDP. If the model is
+            sharded, every process must call this at the same time. Under ZeRO-3, the weights are gathered for it.
         causal_lm: The model without wrappers and adapter. Defaults to `model`.
     """
     causal_lm = cast("PreTrainedModel", model) if causal_lm is None else causal_lm
@@ -78,12 +78,12 @@ def fused_head_is_exact(model: nn.Module, causal_lm: PreTrainedModel | None = No
         return False
     first, second = _sample_ids(causal_lm)
     texts = [first[:3], second[:2]], [first[3:], second[2:]]
-    settings = {"pad_token_id": first[0], "device": causal_lm.get_input_embeddings().weight.device}
-    tolerance = 1e-3 if causal_lm.dtype in (torch.float32, torch.float64) else 5e-2
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), gathered(causal_lm):
+            settings = {"pad_token_id": first[0], "device": head.weight.device}
+            tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 5e-2
             for scale in (1.0, 32.0):
                 with _scaled_head(head, scale):
                     plain, _ = sequence_logps(model, *texts, **settings, fused=False)
@@ -93,13 +93,24 @@ def fused_head_is_exact(model: nn.Module, causal_lm: PreTrainedModel | None = No
                     logger.warning(_PLAIN_HEAD, type(causal_lm).__name__, f"a difference of {difference:.3g} nats")
                     return False
     except Exception as error:  # an architecture whose outputs the fused head cannot read
-        with torch.no_grad():
-            sequence_logps(model, *texts, **settings, fused=False)  # raises if the plain forward fails, too
         logger.warning(_PLAIN_HEAD, type(causal_lm).__name__, f"{type(error).__name__}: {error}")
         return False
     finally:
         model.train(was_training)
     return True
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Gather the weights of a model that ZeRO-3 has sharded on every process."""
+    parameters = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+    if not parameters:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield
 
 
 def _sample_ids(model: PreTrainedModel) -> tuple[list[int], list[int]]:

@@ -148,9 +148,8 @@ class RankingTrainer(BaseTrainer):
             optimizers=optimizers,
         )
         self._metrics = MetricStore(self.accelerator, self._mode)
-        # A sharded model can run only as wrapped for training, so its check waits for the first forward pass.
-        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        self._fused_lm_head = None if is_sharded else fused_head_is_exact(self.model, self._causal_lm)
+        # FSDP runs a model only as wrapped for training, so its check waits for the first forward pass.
+        self._fused_lm_head = None if self.is_fsdp_enabled else fused_head_is_exact(self.model, self._causal_lm)
         set_seed(args.seed, device_specific=True)  # every process samples different completions
 
     # Hooks of subclasses
