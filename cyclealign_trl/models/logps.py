@@ -82,7 +82,7 @@ def fused_head_is_exact(model: nn.Module, causal_lm: PreTrainedModel | None = No
     model.eval()
     try:
         with torch.no_grad(), gathered(causal_lm):
-            settings = {"pad_token_id": first[0], "device": head.weight.device}
+            settings: Any = {"pad_token_id": first[0], "device": head.weight.device}
             tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 5e-2
             for scale in (1.0, 32.0):
                 with _scaled_head(head, scale):
