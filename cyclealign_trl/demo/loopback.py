@@ -22,7 +22,7 @@ class Reply:
 
     Args:
         content: Text of the message.
-        status: HTTP status. With a status other than 200, `content` is the message of an error body.
+        status: HTTP status. If it is not 200, `content` is sent as the message of an error body.
         headers: Additional HTTP headers.
         body: Raw body to send instead of a chat completion or an error.
         finish_reason: Finish reason of the completion.
@@ -44,7 +44,7 @@ class Reply:
 
 
 class LoopbackEndpoint:
-    """Serve `POST {base_url}/chat/completions` from a thread, without streaming.
+    """Endpoint that serves `POST {base_url}/chat/completions` from a thread, without streaming.
 
     ```python
     with LoopbackEndpoint(lambda body: Reply('{"ranking": ["B", "A"]}')) as endpoint:
@@ -114,7 +114,7 @@ class LoopbackEndpoint:
             self._requests.append(body)
         try:
             return self._respond(body), body
-        except Exception as error:  # tests see an error of `respond` at the client
+        except Exception as error:  # the client reports the error
             return Reply(f"{type(error).__name__}: {error}", status=500), body
 
 

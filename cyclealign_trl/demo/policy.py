@@ -79,8 +79,8 @@ def pretrain_policy(
 def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     corpus: Sequence[Dialogue],
-    seed: int = 0,
-    batch_size: int = 32,
+    seed: int,
+    batch_size: int,
     progress: bool = True,
 ) -> LlamaForCausalLM:
     """Train a tiny Llama from scratch on dialogues, once over the corpus, without changing the global random state.
