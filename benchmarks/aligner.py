@@ -1,9 +1,9 @@
-"""Does an aligner, trained once, improve policies that it has never seen, and leave good answers alone?
+"""Train an aligner once and measure it on policies that it has never seen.
 
-A tiny aligner learns from a generated corpus of flawed answers with known corrections. Then it corrects three policies
-of different habits, pretrained on other draws of the corpus, on held-out questions. Prints the score (0 to 1) of their
-answers before and after, and how many answers with full marks it leaves unchanged; with identity warm-up, and without
-it at as many steps.
+A tiny aligner learns from a generated corpus of flawed answers with known corrections. It then corrects the answers of
+three policies on held-out questions. Each policy is pretrained on another draw of the corpus and gives other kinds of
+answers. The script prints the score (0 to 1) of the answers before and after correction, and the share of perfect
+answers that the aligner leaves unchanged: with identity warm-up, and for as many steps without it.
 
     python benchmarks/aligner.py
 """
@@ -11,18 +11,19 @@ it at as many steps.
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 import datasets
-from transformers import PrinterCallback
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 
 from cyclealign_trl import Aligner, AlignerConfig, AlignerTrainer, ModelUpstream
-from cyclealign_trl.demo.corpus import Dialogue, Kind, dialogues, questions, score
-from cyclealign_trl.demo.corrections import correction_rows, good_answers, tiny_aligner
-from cyclealign_trl.demo.policy import pretrain_policy
+from cyclealign_trl.aligner.aligner_template import DEFAULT_TEMPLATE, TEMPLATES
+from cyclealign_trl.demo.corpus import Kind, dialogues, improve, questions, score, vocabulary
+from cyclealign_trl.demo.policy import build_tokenizer, init_llama, pretrain
+from cyclealign_trl.types import Prompt
 
 POLICIES: dict[str, tuple[Kind, ...]] = {
     "mixed": ("helpful", "curt", "off_topic", "rude"),
@@ -30,21 +31,54 @@ POLICIES: dict[str, tuple[Kind, ...]] = {
     "curt, off topic": ("curt", "off_topic"),
 }
 WARMUP = {"with warm-up": 0.2, "without": 0.0}
+PERFECT_SHARE = 0.3  # share of training answers that are perfect and therefore their own correction
+PRETRAINING_STEPS, PRETRAINING_BATCH_SIZE = 500, 32
 
 
-def pretrain(kinds: Sequence[Kind], seed: int) -> ModelUpstream:
-    """A policy that answers in these kinds."""
+def messages(question: str) -> list[dict[str, str]]:
+    """Return a question as a conversational prompt."""
+    return [{"role": "user", "content": question}]
 
-    def corpus(num: int, seed: int) -> list[Dialogue]:
-        return [dialogue for dialogue in dialogues(4 * num, seed) if dialogue.kind in kinds][:num]
 
-    model, tokenizer = pretrain_policy(seed, num_steps=500, corpus=corpus)
-    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
-    return ModelUpstream(model, tokenizer, generation_kwargs=plain, seed=seed, device="cpu", batch_size=64)
+def correction_rows(num: int, seed: int) -> datasets.Dataset:
+    """Return `num` rows of `prompt`, `answer` and `correction` about training questions."""
+    rng = random.Random(seed)
+    rows = []
+    for dialogue in dialogues(num, seed):
+        correction = improve(dialogue.question, dialogue.completion)
+        answer = correction if rng.random() < PERFECT_SHARE else dialogue.completion
+        rows.append({"prompt": messages(dialogue.question), "answer": answer, "correction": correction})
+    return datasets.Dataset.from_list(rows)
+
+
+def perfect_answers(num: int) -> tuple[list[Prompt], list[str]]:
+    """Return each held-out question `num` times, and perfect answers."""
+    prompts: list[Prompt] = []
+    answers = []
+    for question in questions("held_out"):
+        prompts += [messages(question)] * num
+        answers += [improve(question, str(index)) for index in range(num)]
+    return prompts, answers
+
+
+def tiny_aligner(seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Return a model with random weights, of the size of the policies, and a tokenizer that covers the template."""
+    tokenizer = build_tokenizer([TEMPLATES[DEFAULT_TEMPLATE], *vocabulary()])
+    return init_llama(tokenizer, seed), tokenizer
+
+
+def pretrain_upstream(kinds: Sequence[Kind], seed: int) -> ModelUpstream:
+    """Pretrain a policy that gives answers of the given kinds."""
+    num = PRETRAINING_STEPS * PRETRAINING_BATCH_SIZE
+    corpus = [dialogue for dialogue in dialogues(4 * num, seed) if dialogue.kind in kinds][:num]
+    tokenizer = build_tokenizer(vocabulary())
+    model = pretrain(tokenizer, corpus, seed, PRETRAINING_BATCH_SIZE)
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    return ModelUpstream(model, tokenizer, generation_kwargs=sampling, seed=seed, device="cpu", batch_size=64)
 
 
 def train_aligner(seed: int, warmup_fraction: float, num_rows: int, epochs: float) -> Aligner:
-    """An aligner that has seen the generated corrections of training questions."""
+    """Train an aligner on generated corrections."""
     model, tokenizer = tiny_aligner(seed)
     with tempfile.TemporaryDirectory() as folder:
         args = AlignerConfig(
@@ -59,38 +93,38 @@ def train_aligner(seed: int, warmup_fraction: float, num_rows: int, epochs: floa
 
 
 def mean_score(asked: Sequence[str], answers: Sequence[str]) -> float:
-    """The mean score of answers."""
+    """Return the mean score of the answers to questions."""
     return fmean(score(question, answer) for question, answer in zip(asked, answers, strict=True))
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="Aligners of each kind.")
-    parser.add_argument("--rows", type=int, default=8000, help="Corrections to learn from.")
-    parser.add_argument("--epochs", type=float, default=3, help="Passes over them.")
-    parser.add_argument("--samples", type=int, default=8, help="Answers of a policy per held-out question.")
+    parser.add_argument("--seeds", type=int, default=3, help="Number of aligners per variant.")
+    parser.add_argument("--rows", type=int, default=8000, help="Number of training corrections.")
+    parser.add_argument("--epochs", type=float, default=3, help="Number of epochs over the corrections.")
+    parser.add_argument("--samples", type=int, default=8, help="Answers of each policy per held-out question.")
     args = parser.parse_args()
     datasets.disable_progress_bars()
 
     asked = [question for question in questions("held_out") for _ in range(args.samples)]
-    prompts: list[Any] = [[{"role": "user", "content": question}] for question in asked]
-    answers = {}
-    for number, (name, kinds) in enumerate(POLICIES.items()):
-        answers[name] = pretrain(kinds, 100 + number)(prompts)
-    good_prompts, good = good_answers(5)
+    prompts: list[Prompt] = [messages(question) for question in asked]
+    answers = {
+        name: pretrain_upstream(kinds, 100 + number)(prompts) for number, (name, kinds) in enumerate(POLICIES.items())
+    }
+    perfect_prompts, perfect = perfect_answers(5)
 
     print(f"{'':<24}" + "".join(f"{name:>18}" for name in POLICIES) + f"{'good unchanged':>18}")
-    print(f"{'before':<24}" + "".join(f"{mean_score(asked, given):18.3f}" for given in answers.values()), flush=True)
+    print(f"{'before':<24}" + "".join(f"{mean_score(asked, texts):18.3f}" for texts in answers.values()), flush=True)
     for variant, fraction in WARMUP.items():
         rows = []
         for seed in range(args.seeds):
-            # As many steps with a warm-up as without.
+            # The warm-up adds steps, so the variant without it trains for more epochs.
             epochs = args.epochs if fraction else args.epochs + WARMUP["with warm-up"]
             aligner = train_aligner(seed, fraction, args.rows, epochs)
-            after = [mean_score(asked, aligner.correct(prompts, given)) for given in answers.values()]
-            kept = aligner.correct(good_prompts, good)
-            rows.append([*after, fmean(text == answer for text, answer in zip(kept, good, strict=True))])
+            after = [mean_score(asked, aligner.correct(prompts, texts)) for texts in answers.values()]
+            corrected = aligner.correct(perfect_prompts, perfect)
+            rows.append([*after, fmean(text == answer for text, answer in zip(corrected, perfect, strict=True))])
             print(f"{f'{variant}, seed {seed}':<24}" + "".join(f"{value:18.3f}" for value in rows[-1]), flush=True)
         print(f"{f'{variant}, mean':<24}" + "".join(f"{fmean(column):18.3f}" for column in zip(*rows, strict=True)))
 

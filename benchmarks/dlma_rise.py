@@ -1,9 +1,10 @@
-"""Does DLMA make a policy better without any judge, and do its own opinions deserve the credit?
+"""Measure how much DLMA improves a policy without a judge, compared with DPO and with shuffled data.
 
-Pretrains the demo's tiny policy on a corpus that teaches it to follow "(kind)" and "(rude)". Prints, per seed: how
-often its self-reward orders a held-out kind reply above a rude one; the score of its replies to plain held-out
-questions before training, and the change by DLMA, by DPO on the same pairs, by DLMA with self-rewards and pairs
-shuffled, and by both with 40% of the pairs the wrong way round, which is what the margin is for.
+The demo's tiny policy is pretrained on a corpus that teaches it to follow "(kind)" and "(rude)" in a question. For
+each seed, the script prints how often the policy's self-reward orders a held-out kind completion above a rude one, and
+the score of its completions of plain held-out questions before training. The other columns show the change of the
+score: by DLMA, by DPO on the same pairs, by DLMA with self-rewards and pairs shuffled, and by DLMA and DPO with 40% of
+the pairs swapped. The margin of DLMA should reduce the effect of swapped pairs.
 
     python benchmarks/dlma_rise.py --seeds 3
 """
@@ -15,68 +16,92 @@ import copy
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-NUM_PAIRS = 200  # held-out kind and rude replies
-REPEATS = 4  # pairs generated for each of the 80 training questions
-MAX_PROMPT, MAX_COMPLETION = 64, 48
+from cyclealign_trl import (
+    ContrastivePrompts,
+    DLMAConfig,
+    DLMATrainer,
+    add_self_rewards,
+    generate_contrastive_pairs,
+)
+from cyclealign_trl.demo.corpus import Dialogue, Kind, dialogues, questions, vocabulary
+from cyclealign_trl.demo.held_out import sample_held_out
+from cyclealign_trl.demo.policy import build_tokenizer, pretrain
+
+STYLES = ContrastivePrompts("kind", "rude")
+KINDS: dict[str, Kind] = {STYLES.positive: "helpful", STYLES.negative: "rude"}
 VARIANTS = ("DLMA", "DPO", "shuffled", "DLMA, 40% wrong", "DPO, 40% wrong")
+NUM_HELD_OUT_PAIRS = 200
+PAIRS_PER_QUESTION = 4
+PRETRAINING_BATCH_SIZE = 32
+MAX_PROMPT, MAX_COMPLETION = 64, 48
 
 
-def user(question: str) -> list[dict[str, str]]:
-    """A prompt."""
+def styled_dialogues(num: int, seed: int) -> list[Dialogue]:
+    """Return `num` dialogues: half of them plain, and a quarter for each style with matching completions."""
+    corpus = dialogues(num, seed)
+    for index, (style, kind) in enumerate(KINDS.items()):
+        styled = dialogues(num // 4, seed + index + 1, [kind])
+        corpus[index::4] = [replace(dialogue, question=f"{dialogue.question} ({style})") for dialogue in styled]
+    return corpus
+
+
+def pretrain_styled_policy(seed: int, num_steps: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Pretrain a policy that follows the styles."""
+    tokenizer = build_tokenizer([*vocabulary(), *(f"Why? ({style}) Why? ({style})" for style in KINDS)])
+    corpus = styled_dialogues(num_steps * PRETRAINING_BATCH_SIZE, seed)
+    return pretrain(tokenizer, corpus, seed, PRETRAINING_BATCH_SIZE), tokenizer
+
+
+def messages(question: str) -> list[dict[str, str]]:
+    """Return a question as a conversational prompt."""
     return [{"role": "user", "content": question}]
 
 
 def ordering_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> float:
-    """Share of held-out (kind, rude) reply pairs with a positive self-reward."""
-    from datasets import Dataset
-
-    from cyclealign_trl import add_self_rewards
-    from cyclealign_trl.demo.corpus import dialogues
-    from cyclealign_trl.demo.styles import STYLES
-
+    """Return the share of held-out pairs of a kind and a rude completion with a positive self-reward."""
     # The same seed draws the same questions.
-    kind, rude = (dialogues(NUM_PAIRS, seed, [wanted], "held_out") for wanted in ("helpful", "rude"))
-    rows = [
+    kind, rude = (dialogues(NUM_HELD_OUT_PAIRS, seed, [wanted], "held_out") for wanted in KINDS.values())
+    pairs = [
         {
-            "prompt": user(good.question),
-            "chosen": [{"role": "assistant", "content": good.reply}],
-            "rejected": [{"role": "assistant", "content": bad.reply}],
+            "prompt": messages(good.question),
+            "chosen": [{"role": "assistant", "content": good.completion}],
+            "rejected": [{"role": "assistant", "content": bad.completion}],
         }
         for good, bad in zip(kind, rude, strict=True)
         if good.question == bad.question
     ]
-    scored = add_self_rewards(Dataset.from_list(rows), model, STYLES, tokenizer)
+    scored = add_self_rewards(Dataset.from_list(pairs), model, STYLES, tokenizer)
     return fmean(reward > 0 for reward in scored["self_reward"])
 
 
 def shuffled(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """The same pairs with each other's self-rewards, and half of them turned around."""
-    noise = random.Random(seed)
+    """Return the pairs with shuffled self-rewards, and with chosen and rejected swapped in half of them."""
+    rng = random.Random(seed)
     rewards = [pair["self_reward"] for pair in pairs]
-    noise.shuffle(rewards)
-    turned = set(noise.sample(range(len(pairs)), len(pairs) // 2))
+    rng.shuffle(rewards)
+    swapped = set(rng.sample(range(len(pairs)), len(pairs) // 2))
     rows = []
     for index, (pair, reward) in enumerate(zip(pairs, rewards, strict=True)):
-        sides = ("rejected", "chosen") if index in turned else ("chosen", "rejected")
+        chosen, rejected = ("rejected", "chosen") if index in swapped else ("chosen", "rejected")
         rows.append(
-            {"prompt": pair["prompt"], "chosen": pair[sides[0]], "rejected": pair[sides[1]], "self_reward": reward}
+            {"prompt": pair["prompt"], "chosen": pair[chosen], "rejected": pair[rejected], "self_reward": reward}
         )
     return rows
 
 
 def mislabelled(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """The same pairs, 40% of them the wrong way round, as a policy writes them that follows its prompts badly."""
-    wrong = set(random.Random(seed).sample(range(len(pairs)), 2 * len(pairs) // 5))
+    """Return the pairs with 40% of them swapped, as from a policy that often does not follow its prompts."""
+    swapped = set(random.Random(seed).sample(range(len(pairs)), 2 * len(pairs) // 5))
     return [
         {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"], "self_reward": -pair["self_reward"]}
-        if index in wrong
+        if index in swapped
         else dict(pair)
         for index, pair in enumerate(pairs)
     ]
@@ -85,12 +110,7 @@ def mislabelled(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str,
 def train(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Dataset, seed: int, **changes: Any
 ) -> float:
-    """Held-out score of plain prompts after training a copy of the model."""
-    from transformers import PrinterCallback
-
-    from cyclealign_trl import DLMAConfig, DLMATrainer
-    from cyclealign_trl.demo.held_out import held_out
-
+    """Train a copy of the model and return its score on plain held-out questions."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "learning_rate": 1e-4,
@@ -113,26 +133,24 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return held_out(trainer.model, tokenizer, seed).score
+    return sample_held_out(trainer.model, tokenizer, seed).score
 
 
 def measure(seed: int, num_steps: int = 800, variants: Sequence[str] = VARIANTS) -> dict[str, float]:
-    """All figures of one seed, with a policy that was pretrained for so many steps."""
-    from datasets import Dataset
+    """Return the ordering accuracy, the score before training, and the change of the score for each variant.
 
-    from cyclealign_trl import generate_contrastive_pairs
-    from cyclealign_trl.demo.corpus import questions
-    from cyclealign_trl.demo.held_out import held_out
-    from cyclealign_trl.demo.policy import pretrain_policy
-    from cyclealign_trl.demo.styles import STYLES, styled_dialogues, styled_sentences
-
-    model, tokenizer = pretrain_policy(seed, num_steps, corpus=styled_dialogues, vocabulary=styled_sentences)
-    prompts = [user(question) for question in questions("train") for _ in range(REPEATS)]
+    Args:
+        seed: Seed of the policy, its pairs and its training.
+        num_steps: Number of pretraining steps.
+        variants: Variants to train.
+    """
+    model, tokenizer = pretrain_styled_policy(seed, num_steps)
+    prompts = [messages(question) for question in questions("train") for _ in range(PAIRS_PER_QUESTION)]
     pairs = generate_contrastive_pairs(
         model, prompts, STYLES, tokenizer, batch_size=64, max_prompt_length=MAX_PROMPT,
         max_completion_length=MAX_COMPLETION, seed=seed,
     )  # fmt: skip
-    before = held_out(model, tokenizer, seed).score
+    before = sample_held_out(model, tokenizer, seed).score
     figures = {"ordering": ordering_accuracy(model, tokenizer, seed), "before": before}
     for variant in variants:
         rows = pairs.to_list()
@@ -146,14 +164,15 @@ def measure(seed: int, num_steps: int = 800, variants: Sequence[str] = VARIANTS)
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="Policies.")
+    parser.add_argument("--seeds", type=int, default=3, help="Number of policies.")
+    parser.add_argument("--pretraining_steps", type=int, default=800, help="Pretraining steps of each policy.")
     args = parser.parse_args()
 
     print("seed  ordering    before" + "".join(f"{name:>17}" for name in VARIANTS))
     for seed in range(args.seeds):
-        figures = measure(seed)
+        figures = measure(seed, args.pretraining_steps)
         changes = "".join(f"{figures[variant]:+17.3f}" for variant in VARIANTS)
         print(f"{seed:<6}{figures['ordering']:10.3f}{figures['before']:10.3f}{changes}", flush=True)
 

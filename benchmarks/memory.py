@@ -1,9 +1,9 @@
-"""What does a step of the cycle take on one GPU: seconds and peak memory, by what is trained and kept?
+"""Measure seconds and peak memory of a CycleAlign step on one GPU, for different training settings.
 
-A Qwen3 of about one billion random weights in bfloat16; each variant in a process of its own, side by side in one run.
+The policy is a Qwen3 with about one billion random weights in bfloat16. Each variant runs in its own process.
 
     python benchmarks/memory.py            # needs a GPU
-    python benchmarks/memory.py --tiny     # the same on whatever is there, to see that it runs
+    python benchmarks/memory.py --tiny     # a tiny model on any device, to check that the benchmark runs
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ZERO2 = {
 
 
 def measure(variant: dict[str, Any], steps: int, batch_size: int, tiny: bool) -> dict[str, float]:
-    """Seconds per step, by what they went into, and peak memory in GiB, of one variant."""
+    """Return the seconds of each phase of a step, the peak memory in GiB and the number of weights of one variant."""
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -101,7 +101,7 @@ def measure(variant: dict[str, Any], steps: int, batch_size: int, tiny: bool) ->
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
-        logs = [log for log in trainer.state.log_history if "time/generate" in log][1:]  # the first step warms up
+        logs = [log for log in trainer.state.log_history if "time/generate" in log][1:]  # without the warm-up step
     measured = {name: fmean(log[f"time/{name}"] for log in logs) for name in TIMES}
     measured["memory"] = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     measured["weights"] = float(sum(parameter.numel() for parameter in model.parameters()))
@@ -109,11 +109,11 @@ def measure(variant: dict[str, Any], steps: int, batch_size: int, tiny: bool) ->
 
 
 def main() -> None:
-    """Measures each variant in a process of its own and prints a table."""
+    """Measure each variant in its own process and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5, help="Optimiser steps; the first one warms up.")
+    parser.add_argument("--steps", type=int, default=5, help="Optimiser steps, including one warm-up step.")
     parser.add_argument("--batch_size", type=int, default=4, help="Prompts per step, with 4 completions each.")
-    parser.add_argument("--tiny", action="store_true", help="A model of 100 thousand weights, on a CPU too.")
+    parser.add_argument("--tiny", action="store_true", help="Use a tiny model, which also runs on a CPU.")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.variant is not None:
@@ -124,7 +124,7 @@ def main() -> None:
     print(f"{'variant':<42}{'GiB':>7}{'ratio':>7}{'step, s':>9}{'ratio':>7}   generate, forward, wait, backward")
     baseline: tuple[float, float] | None = None
     for name, variant in VARIANTS.items():
-        # DeepSpeed wants a launcher's environment, also for one process.
+        # DeepSpeed needs the environment of a launcher even for one process.
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
         command = [sys.executable, *(launcher if variant.get("deepspeed") else []), *sys.argv, "--variant", name]
         finished = subprocess.run(command, capture_output=True, text=True, env={**os.environ})

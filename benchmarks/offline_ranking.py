@@ -1,7 +1,8 @@
-"""Does offline PRO or RRHF teach a policy an order that it can generalise, and do shuffled ranks not?
+"""Measure how much offline PRO and RRHF improve the ranking accuracy of a policy on unseen prompts.
 
-Trains the same policy on ranked or preference data once per objective and seed, and once more with the ranks of every
-training row shuffled. Prints its pairwise ranking accuracy on rows of other prompts, before and after.
+The same policy is trained on ranked data once per objective and seed. As a control, it is also trained with the ranks
+of each training row shuffled. The script prints the pairwise ranking accuracy on held-out prompts before and after
+training.
 
     python benchmarks/offline_ranking.py --model_name_or_path path/to/a/model --dataset ranked.jsonl
 """
@@ -24,7 +25,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def split(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows to train on and rows of other prompts to evaluate on, four to one."""
+    """Split the rows by prompt, four fifths for training and one fifth for evaluation."""
     prompts = sorted({str(row["prompt"]) for row in rows})
     random.Random(seed).shuffle(prompts)
     held_out = set(prompts[: len(prompts) // 5])
@@ -32,22 +33,26 @@ def split(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any
 
 
 def shuffled(rows: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """The same rows with their ranks in random order."""
-    noise = random.Random(seed)
-    return [{**row, "ranks": noise.sample(row["ranks"], len(row["ranks"]))} for row in rows]
+    """Return the rows with the ranks of each row in random order."""
+    rng = random.Random(seed)
+    return [{**row, "ranks": rng.sample(row["ranks"], len(row["ranks"]))} for row in rows]
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", required=True, help="A small model.")
-    parser.add_argument("--dataset", required=True, help="JSON lines of prompt, completions and ranks, all texts.")
-    parser.add_argument("--epochs", type=float, default=3, help="Passes over the training rows.")
+    parser.add_argument("--model_name_or_path", required=True, help="Model to train.")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        help="JSON Lines file with prompt, completions and ranks.",
+    )
+    parser.add_argument("--epochs", type=float, default=3, help="Number of training epochs.")
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="Learning rate.")
-    parser.add_argument("--max_prompt_length", type=int, default=256, help="Tokens.")
-    parser.add_argument("--max_completion_length", type=int, default=256, help="Tokens.")
-    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=[*OBJECTIVES], help="Which ones.")
-    parser.add_argument("--seeds", type=int, default=3, help="Runs per objective.")
+    parser.add_argument("--max_prompt_length", type=int, default=256, help="Maximum prompt tokens.")
+    parser.add_argument("--max_completion_length", type=int, default=256, help="Maximum completion tokens.")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=[*OBJECTIVES], help="Objectives.")
+    parser.add_argument("--seeds", type=int, default=3, help="Number of runs per objective.")
     args = parser.parse_args()
 
     from datasets import Dataset

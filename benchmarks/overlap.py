@@ -1,8 +1,8 @@
-"""How much of the ranker's time is hidden behind generation and training?
+"""Measure how much of the ranker's latency overlaps with generation and training.
 
-Runs `CycleAlignTrainer` against an endpoint (in a process of its own) that takes `--latency` seconds per ranking, with
-one chunk of prompts per micro-batch, and prints the log's time split beside two bounds: the serial sum, in which every
-chunk waits for its ranking, and the ideal, in which nobody ever waits for more than the last one.
+`CycleAlignTrainer` runs against an endpoint in another process that takes `--latency` seconds per ranking, with one
+chunk of prompts per micro-batch. The script prints the time of each phase of a step and compares the step with two
+references: a serial step, which waits for the ranking of each chunk, and a step that never waits for a ranking.
 
     python benchmarks/overlap.py --latency 1 --chunks 4
 """
@@ -23,19 +23,19 @@ REPLY = '{"ranking": ["B", "A", "C"], "improved_response": "Better."}'
 
 
 def serve(latency: float, pipe: Connection) -> None:
-    """Serves until the other end of the pipe says something, or goes away."""
+    """Serve until the other end of the pipe sends a message or closes."""
     with LoopbackEndpoint(lambda _: Reply(REPLY, delay=latency)) as endpoint:
         pipe.send(endpoint.base_url)
         pipe.poll(None)
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run the benchmark and print the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latency", type=float, default=1.0, help="Seconds that a ranking takes.")
+    parser.add_argument("--latency", type=float, default=1.0, help="Seconds per ranking.")
     parser.add_argument("--chunks", type=int, default=4, help="Micro-batches per optimiser step.")
     parser.add_argument("--prompts_per_chunk", type=int, default=4, help="Prompts per micro-batch.")
-    parser.add_argument("--steps", type=int, default=6, help="Optimiser steps; the first one warms up.")
+    parser.add_argument("--steps", type=int, default=6, help="Optimiser steps, including one warm-up step.")
     parser.add_argument("--hidden_size", type=int, default=256, help="Width of the policy (random weights).")
     args = parser.parse_args()
 
@@ -48,10 +48,10 @@ def main() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, LLMRanker
-    from cyclealign_trl.demo.corpus import questions, sentences
+    from cyclealign_trl.demo.corpus import questions, vocabulary
     from cyclealign_trl.demo.policy import build_tokenizer
 
-    tokenizer = build_tokenizer(sentences())
+    tokenizer = build_tokenizer(vocabulary())
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),

@@ -1,9 +1,9 @@
-"""How many rankings a second, and how close that comes to the ideal, against an endpoint that takes a fixed time each.
+"""Measure concurrent rankings per second at an endpoint with a fixed latency, compared with the ideal.
 
     python benchmarks/ranker_concurrency.py --latency 0.5 --concurrency 16 64 256 1000
 
-The endpoint runs in a process of its own. Building the ranker is not counted, setting up its connections is. The
-ideal is `concurrency / latency`. Beside it, such calls with a new `openai` client for each of them, as many at once.
+The endpoint runs in another process. The time includes opening connections, but not creating the ranker. The ideal is
+`concurrency / latency`. The baseline makes the same calls at the same concurrency, each with a new `openai` client.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ COMPLETIONS = ("merit 1: one.", "merit 3: three.", "merit 2: two.")
 ORDER = (1, 2, 0)
 
 
-def ours(base_url: str, requests: list[RankingRequest], concurrency: int) -> tuple[float, float, int]:
-    """Seconds that the rankings take, the first connections included, those of the CPU, and how many failed."""
+def measure_ranker(base_url: str, requests: list[RankingRequest], concurrency: int) -> tuple[float, float, int]:
+    """Return seconds, CPU seconds and the number of failures of `LLMRanker`."""
     ranker = LLMRanker("judge", base_url, api_key="none", max_concurrency=concurrency, max_retries=0, improve=False)
     try:
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -41,12 +41,12 @@ def ours(base_url: str, requests: list[RankingRequest], concurrency: int) -> tup
     return seconds, cpu_seconds, failed
 
 
-def naive(base_url: str, requests: list[RankingRequest], concurrency: int) -> tuple[float, int]:
-    """The same with a client per call."""
-    slots = asyncio.Semaphore(concurrency)
+def measure_baseline(base_url: str, requests: list[RankingRequest], concurrency: int) -> tuple[float, int]:
+    """Return seconds and the number of failures with a new client per call."""
+    semaphore = asyncio.Semaphore(concurrency)
 
     async def rank(request: RankingRequest) -> bool:
-        async with slots, AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+        async with semaphore, AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
             messages = build_messages(request.prompt, request.completions, improve=False)
             try:
                 reply = await client.chat.completions.create(model="judge", messages=messages)  # type: ignore[arg-type]
@@ -63,38 +63,31 @@ def naive(base_url: str, requests: list[RankingRequest], concurrency: int) -> tu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Count concurrent rankings per second at a slow loopback endpoint.")
-    parser.add_argument(
-        "--latency", type=float, default=0.5, help="seconds the endpoint takes per ranking (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--concurrency",
-        type=int,
-        nargs="+",
-        default=[16, 64, 256, 1000],
-        help="calls in flight (default: %(default)s)",
-    )
-    parser.add_argument("--rounds", type=int, default=8, help="rankings per call in flight (default: %(default)s)")
-    arguments = parser.parse_args()
-    command = [sys.executable, str(SERVER), "--latency", str(arguments.latency)]
+    """Run the benchmark and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latency", type=float, default=0.5, help="Seconds per ranking.")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 256, 1000], help="Calls in flight.")
+    parser.add_argument("--rounds", type=int, default=8, help="Rankings per call in flight.")
+    args = parser.parse_args()
+    command = [sys.executable, str(SERVER), "--latency", str(args.latency)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     base_url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
     load = os.getloadavg()[0]
-    print(f"{arguments.latency:g} s per call, {os.cpu_count()} cores, load {load:.1f} before; rankings/s (failed)")
+    print(f"{args.latency:g} s per call, {os.cpu_count()} cores, load {load:.1f} before; rankings/s (failed)")
     print("concurrency  ideal  LLMRanker       CPU ms each  a client per call  ratio")
     try:
-        for concurrency in arguments.concurrency:
-            num = arguments.rounds * concurrency
+        for concurrency in args.concurrency:
+            num = args.rounds * concurrency
             requests = [RankingRequest(f"{index}: a question?", COMPLETIONS) for index in range(num)]
-            seconds, cpu_seconds, failed = ours(base_url, requests, concurrency)
-            few = requests[: max(concurrency, 256)]  # all of them would take minutes
-            their_seconds, their_failed = naive(base_url, few, concurrency)
-            ideal = concurrency / arguments.latency
-            rate, their_rate = num / seconds, len(few) / their_seconds
+            seconds, cpu_seconds, failed = measure_ranker(base_url, requests, concurrency)
+            sample = requests[: max(concurrency, 256)]  # all requests would take minutes
+            baseline_seconds, baseline_failed = measure_baseline(base_url, sample, concurrency)
+            ideal = concurrency / args.latency
+            rate, baseline_rate = num / seconds, len(sample) / baseline_seconds
             print(
                 f"{concurrency:11d}  {ideal:5.0f}  {rate:6.0f} ({failed:4d})   {1000 * cpu_seconds / num:11.2f}"
-                f"  {their_rate:6.0f} ({their_failed:4d})     {rate / their_rate:5.1f}",
+                f"  {baseline_rate:6.0f} ({baseline_failed:4d})     {rate / baseline_rate:5.1f}",
                 flush=True,
             )
     finally:

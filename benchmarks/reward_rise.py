@@ -1,8 +1,7 @@
-"""Does each objective raise a reward, and does a random ranking not?
+"""Measure how much each objective raises a reward, compared with random rankings.
 
-Trains the same policy once per objective for a few steps, with a reward function as the ranker: the number of
-different cheerful words in a story. Prints the mean reward of samples before and after, from prompts that were not
-trained on.
+The same policy is trained for a few steps per objective. The ranker is a reward function: the number of different
+cheerful words in a story. The script prints the mean reward of samples for held-out prompts before and after training.
 
     python benchmarks/reward_rise.py --model_name_or_path path/to/a/story/model
 """
@@ -36,17 +35,17 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def cheerfulness(completions: list[str], **_: Any) -> list[float]:
-    """The number of different cheerful words in each completion."""
+    """Return the number of different cheerful words in each completion."""
     return [float(len(set(CHEERFUL.findall(text.lower())))) for text in completions]
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", required=True, help="A small model that tells stories.")
+    parser.add_argument("--model_name_or_path", required=True, help="Story model to train.")
     parser.add_argument("--steps", type=int, default=40, help="Optimiser steps.")
     parser.add_argument("--learning_rate", type=float, default=2e-4, help="Learning rate.")
-    parser.add_argument("--seeds", type=int, default=3, help="Runs per objective.")
+    parser.add_argument("--seeds", type=int, default=3, help="Number of runs per objective.")
     args = parser.parse_args()
 
     import torch
@@ -72,9 +71,9 @@ def main() -> None:
     for name, objective in OBJECTIVES.items():
         before, after = [], []
         for seed in range(args.seeds):
-            noise = random.Random(seed)
+            rng = random.Random(seed)
             reward = (
-                (lambda completions, noise=noise, **_: [noise.random() for _ in completions])
+                (lambda completions, rng=rng, **_: [rng.random() for _ in completions])
                 if name.startswith("random")
                 else cheerfulness
             )
@@ -89,7 +88,7 @@ def main() -> None:
                         per_device_train_batch_size=8,
                         max_prompt_length=32,
                         max_completion_length=64,
-                        top_p=1.0,  # SFT on a nucleus of its own samples would sharpen the policy, whatever ranks
+                        top_p=1.0,  # SFT on nucleus samples would sharpen the policy for any ranking
                         learning_rate=args.learning_rate,
                         max_steps=args.steps,
                         logging_strategy="no",

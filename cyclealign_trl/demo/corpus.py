@@ -1,8 +1,8 @@
-"""The demo's world: everyday questions, four kinds of replies, and the rule that tells a good reply from a bad one.
+"""Corpus of the demo: everyday questions, four kinds of completions, and a rule that scores completions.
 
-Everything is made here from a small table, so that the demo needs no download and its score can be explained. A
-question is a topic put into a template. A third of the (topic, template) pairs is held out: each topic and each
-template is seen in pretraining, a held-out question never.
+Everything is generated from a small table, so that the demo needs no download and its scores can be explained. A
+question is a topic in a template. A third of the (topic, template) pairs is held out: pretraining covers each topic
+and each template, but no held-out question.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("helpful", "curt", "off_topic", "rude")
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """Something people ask about: `grow` / `growing` + `tomatoes`, and what is worth knowing about it."""
+    """Topic of questions, such as `grow` / `growing` + `tomatoes`, with tips."""
 
     verb: str
     gerund: str
@@ -31,14 +31,14 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A question and one reply to it, of a known kind."""
+    """A question and a completion of a known kind."""
 
     question: str
-    reply: str
+    completion: str
     kind: Kind
 
 
-# One block per topic: verb, gerund, noun; then the tips.
+# One block per topic: verb, gerund, noun; then tips.
 _TABLE = """
 grow, growing, tomatoes
 give them six hours of full sun; water the roots and never the leaves; tie the stems to a tall stake;
@@ -171,13 +171,13 @@ TOPICS = _parse(_TABLE)
 
 
 def questions(split: Split) -> list[str]:
-    """The questions of one split: 80 to train on, 40 held out (two of the six templates of each topic)."""
+    """Return the 80 training questions, or the 40 held-out ones (two of the six templates of each topic)."""
     return [question for question, _ in _pairs(split)]
 
 
 def dialogues(num: int, seed: int, kinds: Sequence[Kind] = KINDS, split: Split = "train") -> list[Dialogue]:
-    """`num` replies to the questions of a split, the kinds in equal shares up to chance."""
-    rng = random.Random(seed)  # noqa: S311 (no secret is made here)
+    """Draw `num` dialogues about the questions of a split, with kinds drawn uniformly."""
+    rng = random.Random(seed)  # noqa: S311 (not used for security)
     pairs = _pairs(split)
     drawn = []
     for _ in range(num):
@@ -187,51 +187,60 @@ def dialogues(num: int, seed: int, kinds: Sequence[Kind] = KINDS, split: Split =
     return drawn
 
 
-def sentences() -> list[str]:
-    """Every sentence that a question, a reply or an improved reply can be made of: the demo's whole vocabulary."""
-    found = [*_OPENERS, *_CLOSERS, _NO_IDEA]
-    for topic in TOPICS:
-        found += [_fill(template, topic) for template in (*_TEMPLATES, *_CURT, *_DIGRESSIONS, *_RUDE)]
-        found += [_capitalised(f"{lead}{tip}.") for lead in (*_FIRST, *_NEXT) for tip in topic.tips]
-    return found
+def vocabulary() -> list[str]:
+    """Return texts with every word of questions, completions and improved completions.
 
-
-def score(question: str, reply: str) -> float:
-    """How good `reply` is as an answer to `question`, in [0, 1]: the sum of
-
-    - 0.35 if it is on topic, that is, names what was asked about or gives a tip on it;
-    - 0.20 for each tip on the topic, word for word, up to two;
-    - 0.10 if it is courteous: opens or closes with a friendly phrase;
-    - 0.10 if it has at least ten different words;
-    - 0.05 if it is finished: ends in a full stop, an exclamation or a question mark.
-
-    Off topic it gets 0.20 at most, and a rude word makes it 0. So a helpful reply lands in 0.6 to 1, a curt one at
-    0.4, one off topic at 0.05 to 0.15. Any text may be scored; a question outside the demo's topics has no tips.
+    Each text is a sentence twice: its first word becomes another token at the start of a text than after a space.
     """
-    text = _normalise(reply)
-    if not text.strip() or any(_normalise(word) in text for word in _RUDE_WORDS):
+    sentences = [*_OPENERS, *_CLOSERS, _NO_IDEA]
+    for topic in TOPICS:
+        sentences += [_fill(template, topic) for template in (*_TEMPLATES, *_CURT, *_DIGRESSIONS, *_RUDE)]
+        sentences += [_capitalize(f"{lead}{tip}.") for lead in (*_FIRST, *_NEXT) for tip in topic.tips]
+    return [f"{sentence} {sentence}" for sentence in sentences]
+
+
+def score(question: str, completion: str) -> float:
+    """Score a completion of a question in [0, 1] by a rule.
+
+    The score is the sum of
+
+    - 0.35 if it is on topic: it names the topic or contains a tip about it;
+    - 0.20 for each of up to two tips about the topic, word for word;
+    - 0.10 if it is courteous: it contains a friendly opening or closing phrase;
+    - 0.10 if it has at least ten different words;
+    - 0.05 if it ends in a full stop, an exclamation mark or a question mark.
+
+    An off-topic completion scores at most 0.20, and a rude word makes the score 0. In the corpus, helpful completions
+    score 0.6 to 1, curt ones 0.4, off-topic ones 0.05 to 0.15 and rude ones 0. Any text can be scored; questions
+    outside the corpus have no tips.
+    """
+    text = _normalize(completion)
+    if not text.strip() or any(_normalize(word) in text for word in _RUDE_WORDS):
         return 0.0
-    courteous = any(_normalise(phrase) in text for phrase in _OPENERS + _CLOSERS)
+    courteous = any(_normalize(phrase) in text for phrase in _OPENERS + _CLOSERS)
     long_enough = len(set(text.split())) >= 10
-    finished = reply.rstrip().endswith((".", "!", "?"))
+    finished = completion.rstrip().endswith((".", "!", "?"))
     form = 0.10 * courteous + 0.10 * long_enough + 0.05 * finished
 
     topic = _topic_of(question)
-    num_tips = sum(_normalise(tip) in text for tip in topic.tips) if topic else 0
-    if topic and (num_tips or _normalise(topic.noun) in text):
+    num_tips = sum(_normalize(tip) in text for tip in topic.tips) if topic else 0
+    if topic and (num_tips or _normalize(topic.noun) in text):
         return round(0.35 + 0.20 * min(num_tips, 2) + form, 2)
     return round(min(form, 0.20), 2)
 
 
-def improve(question: str, reply: str) -> str:
-    """A reply with full marks that keeps the tips of `reply`: always the same one for the same two texts."""
+def improve(question: str, completion: str) -> str:
+    """Return a completion that scores 1 and keeps the tips of `completion`.
+
+    The same arguments give the same text. A question outside the corpus gets an apology.
+    """
     topic = _topic_of(question)
     if topic is None:
         return _NO_IDEA
-    text = _normalise(reply)
-    rng = random.Random(f"{question}\n{reply}".encode(errors="replace"))  # noqa: S311 (as above)
-    # Sorted by absence, so that the tips which the reply has come first.
-    tips = sorted(rng.sample(topic.tips, len(topic.tips)), key=lambda tip: _normalise(tip) not in text)[:2]
+    text = _normalize(completion)
+    rng = random.Random(f"{question}\n{completion}".encode(errors="replace"))  # noqa: S311
+    # The sort is stable and puts tips that the completion already contains first.
+    tips = sorted(rng.sample(topic.tips, len(topic.tips)), key=lambda tip: _normalize(tip) not in text)[:2]
     return f"{rng.choice(_OPENERS)} {_advice(tips, rng)} {rng.choice(_CLOSERS)}"
 
 
@@ -267,24 +276,24 @@ _BUILDERS = {"helpful": _helpful, "curt": _curt, "off_topic": _off_topic, "rude"
 
 
 def _advice(tips: Sequence[str], rng: random.Random) -> str:
-    """One or two tips as sentences."""
+    """Return tips as sentences."""
     leads = [rng.choice(_FIRST) if len(tips) > 1 else "", *(rng.choice(_NEXT) for _ in tips[1:])]
-    return " ".join(_capitalised(f"{lead}{tip}.") for lead, tip in zip(leads, tips, strict=True))
+    return " ".join(_capitalize(f"{lead}{tip}.") for lead, tip in zip(leads, tips, strict=True))
 
 
 def _fill(template: str, topic: Topic) -> str:
-    return _capitalised(template.format(verb=topic.verb, gerund=topic.gerund, noun=topic.noun))
+    return _capitalize(template.format(verb=topic.verb, gerund=topic.gerund, noun=topic.noun))
 
 
-def _capitalised(text: str) -> str:
+def _capitalize(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
 def _topic_of(question: str) -> Topic | None:
-    text = _normalise(question)
-    return next((topic for topic in TOPICS if _normalise(topic.noun) in text), None)
+    text = _normalize(question)
+    return next((topic for topic in TOPICS if _normalize(topic.noun) in text), None)
 
 
-def _normalise(text: str) -> str:
-    """The lower-case words of a text, a space around each, so that `in` compares whole words."""
+def _normalize(text: str) -> str:
+    """Return the lower-case words of a text, each surrounded by spaces, so that `in` matches whole words."""
     return f" {' '.join(re.findall(r'[a-z]+', text.lower()))} "

@@ -1,4 +1,4 @@
-"""The demo's black box: a chat endpoint that reads the ranker's prompt as a model would, and judges by the rule."""
+"""Judge of the demo: reads the prompt of an `LLMRanker` and ranks by the scores of the corpus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from .corpus import improve, score
 from .loopback import Reply
 
-# A heading and the fenced text under it. Matching whole fences keeps headings inside of a text from being seen.
+# A heading and the fenced text below it. Only whole fences match, so headings inside a text are ignored.
 _FENCED = re.compile(
     r"^(?:### Instruction|# Turn of the (?P<role>\w+)|# Completion (?P<label>[A-Z]+))\n"
     r"<(?P<tag>data-\w+)>\n(?P<text>.*?)\n</(?P=tag)>$",
@@ -22,9 +22,9 @@ class DemoJudge:
     """Answers the chat-completions requests of an `LLMRanker`: `LoopbackEndpoint(DemoJudge().respond)`.
 
     Args:
-        control: Whether to rank at random and to improve nothing: what the judge's opinion is worth is the difference.
-        seed: Seed of the random rankings. They depend on it and on the request alone, never on the order of calls.
-        latency: Seconds that each answer takes, to resemble a real endpoint.
+        control: Whether to rank at random and to improve nothing, as a control for the effect of the judge.
+        seed: Seed of the random rankings. A ranking depends only on the seed and the request, not on earlier calls.
+        latency: Delay of each reply in seconds, to simulate a real endpoint.
     """
 
     def __init__(self, *, control: bool = False, seed: int = 0, latency: float = 0.0) -> None:
@@ -33,15 +33,15 @@ class DemoJudge:
         self.latency = latency
 
     def respond(self, body: dict[str, Any]) -> Reply:
-        """Replies to the body of one request: a ranking of the query's completions, best first."""
+        """Reply to a request body with a ranking of the query's completions, best first."""
         content = body["messages"][-1]["content"]
         question, completions, rest = read_query(content)
         if self.control:
             labels = list(completions)
-            rng = random.Random(f"{self.seed}\n{content}".encode(errors="replace"))  # noqa: S311 (no secret is made)
+            rng = random.Random(f"{self.seed}\n{content}".encode(errors="replace"))  # noqa: S311
             rng.shuffle(labels)
             return Reply(json.dumps({"ranking": labels}), delay=self.latency)
-        # Sorting is stable: equal completions stay in shown order.
+        # The sort is stable: completions with equal scores stay in shown order.
         labels = sorted(completions, key=lambda label: score(question, completions[label]), reverse=True)
         answer: dict[str, Any] = {"ranking": labels}
         if labels and "improved_response" in rest:
@@ -50,9 +50,10 @@ class DemoJudge:
 
 
 def read_query(content: str) -> tuple[str, dict[str, str], str]:
-    """The question, the completions by label, and what is asked for after them.
+    """Return the question, the completions by label, and the text after them.
 
-    Demonstrations come first, in the same layout and under other tags: the query is what the last tag fences.
+    Demonstrations come before the query, in the same layout but with other tags. The query consists of the texts with
+    the last tag.
     """
     fenced = list(_FENCED.finditer(content))
     if not fenced:

@@ -1,4 +1,4 @@
-"""How good a policy of the demo's world is: replies to the held-out questions, and the mean of their scores."""
+"""Evaluation of the demo's policy on held-out questions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _MAX_NEW_TOKENS = 48
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Replies to the held-out questions, several each, and the mean of their scores."""
+class HeldOutSamples:
+    """Several completions of each held-out question, and the mean of their scores."""
 
-    replies: list[tuple[str, list[str]]]
+    completions: list[tuple[str, list[str]]]
     score: float
 
 
-def held_out(
+def sample_held_out(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int = 0, num_samples: int = 16
-) -> HeldOut:
-    """Samples `num_samples` replies to each held-out question, the same for the same weights and seed."""
-    asked = questions("held_out")
+) -> HeldOutSamples:
+    """Sample `num_samples` completions of each held-out question, the same for the same weights and seed."""
+    held_out = questions("held_out")
     prompt_ids = [
         list(tokenizer.apply_chat_template(_user(question), add_generation_prompt=True)["input_ids"])
-        for question in asked
+        for question in held_out
         for _ in range(num_samples)
     ]
     config = GenerationConfig(
@@ -42,10 +42,12 @@ def held_out(
     with seeded(seed, model.device):
         completion_ids = generate(model, prompt_ids, config, model.device)
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    replies = [
-        (question, texts[index * num_samples : (index + 1) * num_samples]) for index, question in enumerate(asked)
+    completions = [
+        (question, texts[index * num_samples : (index + 1) * num_samples]) for index, question in enumerate(held_out)
     ]
-    return HeldOut(replies, fmean(score(question, text) for question, texts in replies for text in texts))
+    return HeldOutSamples(
+        completions, fmean(score(question, text) for question, texts in completions for text in texts)
+    )
 
 
 def _user(question: str) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible endpoint on this machine's loopback, for demos and tests: real HTTP, scripted replies."""
+"""OpenAI-compatible HTTP endpoint on the loopback interface with scripted replies, for demos and tests."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-CHARACTERS_PER_TOKEN = 4
-"""The estimate behind the reported usage, about right for English and the usual vocabularies."""
+_CHARACTERS_PER_TOKEN = 4  # approximates the usage of common vocabularies on English text
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the endpoint answers to one request.
+    """Reply of the endpoint to one request.
 
     Args:
         content: Text of the message.
-        status: HTTP status. Anything but 200 sends `body`, or an error body whose message is `content`.
-        headers: Further HTTP headers.
-        body: Raw body in place of a chat completion.
-        finish_reason: Why the text ends.
+        status: HTTP status. If it is not 200, `content` is sent as the message of an error body.
+        headers: Additional HTTP headers.
+        body: Raw body to send instead of a chat completion or an error.
+        finish_reason: Finish reason of the completion.
         refusal: Text of a refusal.
-        delay: Seconds to wait before anything is sent.
-        reset: Whether to reset the TCP connection instead of answering.
-        usage: The reported usage. `None` reports an estimate of about 4 characters a token.
+        delay: Seconds to wait before the reply is sent.
+        reset: Whether to reset the TCP connection instead of replying.
+        usage: Usage to report. `None` reports an estimate of 4 characters per token.
     """
 
     content: str = ""
@@ -45,7 +44,7 @@ class Reply:
 
 
 class LoopbackEndpoint:
-    """Serves `POST {base_url}/chat/completions` from a thread, without streaming.
+    """Endpoint that serves `POST {base_url}/chat/completions` from a thread, without streaming.
 
     ```python
     with LoopbackEndpoint(lambda body: Reply('{"ranking": ["B", "A"]}')) as endpoint:
@@ -53,9 +52,9 @@ class LoopbackEndpoint:
     ```
 
     Args:
-        respond: Makes the reply to a request body. Called from one thread per connection, several at a time; what it
-            raises is answered as HTTP 500.
-        api_key: The bearer key to require. `None` lets everyone in.
+        respond: Function from a request body to a reply. It is called concurrently, from one thread per connection. An
+            exception becomes HTTP 500.
+        api_key: Required bearer key. `None` accepts every request.
     """
 
     def __init__(self, respond: Callable[[dict[str, Any]], Reply], *, api_key: str | None = None) -> None:
@@ -67,26 +66,26 @@ class LoopbackEndpoint:
 
     @property
     def base_url(self) -> str:
-        """The address for a client, ending in `/v1`; known from `start` on."""
+        """Return the base URL for clients, which ends in `/v1` and is known after `start`."""
         if self._server is None:
-            raise RuntimeError("The endpoint has no address before `start`.")
+            raise RuntimeError("The endpoint has no address yet. Call start() first.")
         return f"http://127.0.0.1:{self._server.server_port}/v1"
 
     @property
     def requests(self) -> list[dict[str, Any]]:
-        """The bodies of the requests that were let in, in order of arrival."""
+        """Return the bodies of valid requests in order of arrival."""
         with self._lock:
             return list(self._requests)
 
     def start(self) -> LoopbackEndpoint:
-        """Binds a free port and serves from a daemon thread."""
+        """Bind a free port and serve from a daemon thread."""
         if self._server is None:
             self._server = _Server(self)
             threading.Thread(target=self._server.serve_forever, args=(0.05,), name="loopback", daemon=True).start()
         return self
 
     def close(self) -> None:
-        """Stops serving and drops every connection, also one whose reply is still being waited for."""
+        """Stop serving and drop all connections, including those that wait for a reply."""
         server, self._server = self._server, None
         if server is not None:
             server.closing.set()
@@ -104,25 +103,25 @@ class LoopbackEndpoint:
         if self._api_key is not None and authorization != f"Bearer {self._api_key}":
             return Reply("Incorrect API key provided.", status=401), {}
         if path != "/v1/chat/completions":
-            return Reply(f"There is no {path} here.", status=404), {}
+            return Reply(f"Unknown path {path}.", status=404), {}
         try:
             body = json.loads(text)
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            return Reply("The body is no JSON object.", status=400), {}
+            return Reply("The body is not a JSON object.", status=400), {}
         with self._lock:
             self._requests.append(body)
         try:
             return self._respond(body), body
-        except Exception as error:  # a mistake in the script; the client is where it gets noticed
+        except Exception as error:  # the client reports the error
             return Reply(f"{type(error).__name__}: {error}", status=500), body
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    block_on_close = False  # a handler may be asleep for long
-    request_queue_size = 1024  # connections that arrive at once, the default of 5 resets most of them
+    block_on_close = False  # a handler can be in a long delay
+    request_queue_size = 1024  # the default of 5 resets most of many simultaneous connections
 
     def __init__(self, endpoint: LoopbackEndpoint) -> None:
         self.endpoint = endpoint
@@ -142,20 +141,20 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def drop_connections(self) -> None:
-        """Ends the reads of idle keep-alive connections, whose threads would wait for ever."""
+        """Shut down all connections, because threads of idle keep-alive connections would wait forever."""
         with self._connections_lock:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing: the only errors that get here are those of clients that went away."""
+        """Ignore errors: they only come from clients that closed the connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # keeps connections alive
     disable_nagle_algorithm = True
-    wbufsize = -1  # headers and body leave in one packet
+    wbufsize = -1  # send headers and body in one packet
     server: _Server
 
     def do_POST(self) -> None:
@@ -176,10 +175,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Do not log requests."""
 
     def _reset(self) -> None:
-        # Lingering for zero seconds turns the close into a reset.
+        # With a linger time of 0, closing the connection sends a reset.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
@@ -205,8 +204,8 @@ def _encode(reply: Reply, request: Mapping[str, Any]) -> bytes:
 
 def _estimated_usage(reply: Reply, request: Mapping[str, Any]) -> dict[str, int]:
     shown = sum(len(str(message.get("content", ""))) for message in request.get("messages", ()))
-    prompt_tokens = math.ceil(shown / CHARACTERS_PER_TOKEN)
-    completion_tokens = math.ceil(len(reply.content) / CHARACTERS_PER_TOKEN)
+    prompt_tokens = math.ceil(shown / _CHARACTERS_PER_TOKEN)
+    completion_tokens = math.ceil(len(reply.content) / _CHARACTERS_PER_TOKEN)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

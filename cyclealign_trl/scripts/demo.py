@@ -19,9 +19,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..demo.held_out import HeldOut
+    from ..demo.held_out import HeldOutSamples
 
-NUM_SAMPLES = 16  # replies per held-out question
+NUM_SAMPLES = 16  # completions per held-out question
 BATCH_SIZE = 16
 
 REAL_RUN = 'CycleAlignTrainer("Qwen/Qwen3-0.6B", LLMRanker("gpt-5-mini"), args, train_dataset=your_prompts).train()'
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     from ..cycle.run_estimate import estimate_run, sample_completions
     from ..demo.corpus import questions
     from ..demo.demo_judge import DemoJudge
-    from ..demo.held_out import held_out
+    from ..demo.held_out import sample_held_out
     from ..demo.loopback import LoopbackEndpoint
     from ..demo.policy import pretrain_policy
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
         )
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBarOnly)
-        before = held_out(model, tokenizer, args.seed, NUM_SAMPLES)
+        before = sample_held_out(model, tokenizer, args.seed, NUM_SAMPLES)
         _print_step(
             f"2/4  Held-out score before: {before.score:.3f} (0 to 1, mean over {NUM_SAMPLES} samples per question)"
         )
@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
         expected = estimate_run(trainer.args, ranker, sample_completions(trainer, NUM_SAMPLES), len(dataset)).expected
         _print_step(f"3/4  Aligning the policy with the judge at {endpoint.base_url} ...")
         trainer.train()
-    after = held_out(model, tokenizer, args.seed, NUM_SAMPLES)
+    after = sample_held_out(model, tokenizer, args.seed, NUM_SAMPLES)
     trainer.save_model()
 
     rows = trainer.interaction_log.read().to_pylist()
@@ -203,8 +203,8 @@ def _print_step(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def _print_samples(samples: HeldOut, number: int = 4) -> None:
-    """Print one reply to each of a few evenly spaced questions."""
-    for question, replies in samples.replies[:: len(samples.replies) // number][:number]:
+def _print_samples(samples: HeldOutSamples, number: int = 4) -> None:
+    """Print one completion of each of a few evenly spaced questions."""
+    for question, completions in samples.completions[:: len(samples.completions) // number][:number]:
         print(f"     {question}")
-        print(textwrap.indent(textwrap.fill(replies[0] or "(empty)", 100), "       > "), flush=True)
+        print(textwrap.indent(textwrap.fill(completions[0] or "(empty)", 100), "       > "), flush=True)

@@ -1,4 +1,4 @@
-"""The demo's policy: a lossless tokenizer, a reproducible pretraining, and files that anyone can load."""
+"""The demo's policy: lossless tokenizer, reproducible pretraining, and files that transformers loads."""
 
 import pytest
 import torch
@@ -17,29 +17,29 @@ def chat(question):
     return [{"role": "user", "content": question}]
 
 
-def test_decoding_gives_back_what_was_encoded(pretrained):
+def test_decoding_restores_the_encoded_text(pretrained):
     _, tokenizer = pretrained
     for dialogue in dialogues(500, seed=7):
-        for text in (dialogue.question, dialogue.reply, improve(dialogue.question, dialogue.reply)):
+        for text in (dialogue.question, dialogue.completion, improve(dialogue.question, dialogue.completion)):
             assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_every_token_is_a_word_or_a_mark():
+def test_tokens_are_words_and_punctuation_marks():
     tokenizer = build_tokenizer(["Sure! Water them."])
     ids = tokenizer("Sure! Water them. Never!")["input_ids"]
     assert [tokenizer.decode(token) for token in ids] == ["Sure", "!", " Water", " them", ".", "<|unk|>", "!"]
 
 
-def test_chat_template_adds_replies_to_prompts(pretrained):
+def test_chat_template_appends_completions_to_prompts(pretrained):
     _, tokenizer = pretrained
     prompt = tokenizer.apply_chat_template(chat("Why?"), tokenize=False, add_generation_prompt=True)
-    reply = {"role": "assistant", "content": "Sure!"}
+    completion = {"role": "assistant", "content": "Sure!"}
     assert prompt == "<|user|>Why?<|assistant|>"
-    assert tokenizer.apply_chat_template([*chat("Why?"), reply], tokenize=False) == f"{prompt}Sure!<|end|>"
+    assert tokenizer.apply_chat_template([*chat("Why?"), completion], tokenize=False) == f"{prompt}Sure!<|end|>"
     assert tokenizer.eos_token == "<|end|>"
 
 
-def test_pretraining_depends_on_its_seed_alone():
+def test_pretraining_depends_only_on_its_seed():
     state = torch.get_rng_state()
     first, _ = pretrain_policy(seed=1, num_steps=2, batch_size=4, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
@@ -50,7 +50,7 @@ def test_pretraining_depends_on_its_seed_alone():
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
 
 
-def test_pretraining_learns_how_a_reply_looks(pretrained):
+def test_pretrained_policy_finishes_its_completions(pretrained):
     model, tokenizer = pretrained
     inputs = tokenizer.apply_chat_template(
         [chat(question) for question in questions("held_out")],
@@ -60,13 +60,13 @@ def test_pretraining_learns_how_a_reply_looks(pretrained):
         return_tensors="pt",
     )
     torch.manual_seed(0)
-    replies = model.generate(**inputs, max_new_tokens=40)[:, inputs["input_ids"].shape[1] :]
-    assert (replies == tokenizer.eos_token_id).any(dim=1).float().mean() > 0.9
-    texts = tokenizer.batch_decode(replies, skip_special_tokens=True)
+    completions = model.generate(**inputs, max_new_tokens=40)[:, inputs["input_ids"].shape[1] :]
+    assert (completions == tokenizer.eos_token_id).any(dim=1).float().mean() > 0.9
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
     assert sum(text.endswith((".", "!")) for text in texts) / len(texts) > 0.8
 
 
-def test_loads_without_our_code(pretrained, tmp_path):
+def test_transformers_loads_the_saved_policy(pretrained, tmp_path):
     model, tokenizer = pretrained
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
