@@ -35,7 +35,7 @@ class InteractionRecord:
     num_clipped: int
     prompt_truncated: bool
     improved_truncated: bool
-    trains: bool
+    trains: bool = True
 
     @property
     def asked(self) -> bool:
