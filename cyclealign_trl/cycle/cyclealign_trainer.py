@@ -195,11 +195,10 @@ class CycleAlignTrainer(RankingTrainer):
         """Sample completions of a batch of prompts, and send them to the ranker without waiting for it."""
         with self._metrics.timer("generate"):
             completion_ids = self.generation.generate(self.model_wrapped, batch.prompt_ids)
-        decode = self.renderer.tokenizer.batch_decode
         interactions = [
             open_interaction(
                 prompt,
-                decode(ids, skip_special_tokens=True),
+                self.renderer.decode(prompt, ids),
                 self.demonstrations.select(prompt),
                 metadata,
                 already_agreed=prompt_key(prompt) in self._agreed,

@@ -212,7 +212,7 @@ def _sample_pairs(
         # Under ZeRO-3, `generate` would wait for the other processes, which handle other numbers of batches.
         sampled = generate(model, prompt_ids, config, model.device, synced_gpus=False)
         groups = group_by_prompt(sampled, 2, renderer.eos_token_ids)
-        completions = [renderer.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in groups]
+        completions = [renderer.decode(prompt, ids) for prompt, ids in zip(fitting, groups, strict=True)]
     return _score_pairs(self_reward, fitting, completions) + [_TOO_LONG] * (len(prompts) - len(fitting))
 
 

@@ -60,7 +60,7 @@ class SelfReward:
         self.contrastive = ContrastivePrompts.of(contrastive)
         self.renderer = Renderer(
             tokenizer,
-            sync_special_tokens(self.model, tokenizer),
+            sync_special_tokens(self.model, tokenizer, chat_template_kwargs),
             max_prompt_length,
             max_completion_length,
             chat_template_kwargs or {},
