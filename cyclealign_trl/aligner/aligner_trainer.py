@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, TrainerCallback
 from trl import SFTTrainer
 
-from ..data.formats import completion_text
+from ..data.formats import completion_text, plain_prompt
 from ..models.loading import check_positions, short_model_name
 from ..training.base_trainer import BaseTrainer, Optimizers
 from ..training.dataset_checks import check_map_style, column_names, describe_dataset, named_datasets
 from ..training.model_card import Paper, TrainedModel
+from ..training.row_checks import COMPLETION, PROMPT, RowCheck, check_rows, plain_rows
 from .aligner_config import AlignerConfig
-from .aligner_template import AlignerTemplate, make_template
+from .aligner_template import AlignerTemplate, make_template, render_question
 from .corrections import CORRECTION_COLUMNS
 from .identity_warmup import IDENTITY_COLUMN, WarmupSampler, with_warmup
 
@@ -80,9 +81,11 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
             args = AlignerConfig(f"{short_model_name(model)}-Aligner")
         if train_dataset is None:
             raise ValueError("train_dataset is missing. Pass rows of prompt, answer and correction.")
+        train_dataset, eval_dataset = plain_rows(train_dataset), plain_rows(eval_dataset)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_map_style(name, dataset)
             _check_columns(name, dataset)
+            check_rows(name, dataset, _ROW_CHECK)
         if not isinstance(model, str) and args.model_init_kwargs is not None:
             raise ValueError(
                 "model_init_kwargs have no effect on a model that is already loaded. Pass its name instead."
@@ -224,10 +227,24 @@ class _Encoder:
         ids.append(self.tokenizer.eos_token_id)
         max_prompt_length = None if self.max_length is None else self.max_length - len(ids)
         answer = completion_text(row["answer"]).strip()
-        prompt_ids = self.template.encode(self.tokenizer, row["prompt"], answer, max_prompt_length)
+        prompt_ids = self.template.encode(self.tokenizer, plain_prompt(row["prompt"]), answer, max_prompt_length)
         if prompt_ids is None:
             return {"input_ids": [], "labels": []}
         return {"input_ids": [*prompt_ids, *ids], "labels": [-100] * len(prompt_ids) + ids}
+
+
+def _read_row(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    question = render_question(plain_prompt(row["prompt"]))
+    if not question:
+        raise ValueError(f"column 'prompt' is empty: {row['prompt']!r}. Remove the row.")
+    return question, completion_text(row["answer"]), completion_text(row["correction"])
+
+
+_ROW_CHECK = RowCheck(
+    {"prompt": PROMPT, "answer": COMPLETION, "correction": COMPLETION},
+    read=_read_row,
+    collate=lambda rows: [_read_row(row) for row in rows],
+)
 
 
 def _has_tokens(row: Mapping[str, Any]) -> bool:

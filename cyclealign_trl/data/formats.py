@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import List, Value
-from trl import is_conversational, maybe_extract_prompt
+from trl import extract_prompt, is_conversational
 
 from ..types import ABSENT, Prompt, ranks_from_scores
 
@@ -40,7 +40,7 @@ def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If ranks or rewards are missing, invalid, or not one per completion.
     """
     if "completions" not in row:
-        pair = maybe_extract_prompt(dict(row))
+        pair = preference_pair(row)
         texts = [completion_text(pair["chosen"]), completion_text(pair["rejected"])]
         return {"prompt": plain_prompt(pair["prompt"]), "completions": texts, "ranks": [0, 1], "rewards": None}
     texts = [completion_text(completion) for completion in row["completions"]]
@@ -61,6 +61,23 @@ def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
             f"Ranks must be integers, 0 = best and {ABSENT} = absent, got {ranks}; the prompt is {row['prompt']!r}."
         )
     return {"prompt": plain_prompt(row["prompt"]), "completions": texts, "ranks": ranks, "rewards": rewards}
+
+
+def has_whole_conversations(row: Mapping[str, Any]) -> bool:
+    """Return whether `chosen` and `rejected` of a preference pair contain the prompt.
+
+    Some published data sets have a column `prompt`, too, with the text of the first message.
+    """
+    chosen = row["chosen"]
+    return "prompt" not in row or (isinstance(row["prompt"], str) and isinstance(chosen, list) and len(chosen) > 1)
+
+
+def preference_pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a preference pair with `prompt`, `chosen` and `rejected`."""
+    if not has_whole_conversations(row):
+        return dict(row)
+    pair: dict[str, Any] = extract_prompt({name: row[name] for name in ("chosen", "rejected")})
+    return {**row, **pair}
 
 
 def completion_text(completion: Any) -> str:

@@ -15,11 +15,10 @@ import torch
 from datasets import Dataset, DatasetInfo
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl import maybe_extract_prompt
 
 from .._files import atomic_write
 from ..data.drop_reports import dropped_rows
-from ..data.formats import completion_text
+from ..data.formats import completion_text, preference_pair
 from ..models.generation_backend import group_by_prompt, seeded
 from ..models.loading import digest_weights
 from ..models.transformers_backend import generate
@@ -190,7 +189,7 @@ def add_self_rewards(
         model_init_kwargs=model_init_kwargs,
     )
     pairs: list[dict[str, Any]] = []
-    rows = [maybe_extract_prompt(dict(row)) for row in dataset]
+    rows = [preference_pair(row) for row in dataset]
     for start in tqdm(range(0, len(rows), batch_size), desc="Scoring pairs", leave=False):
         batch = rows[start : start + batch_size]
         fitting = [row for row in batch if self_reward.fits(row["prompt"])]

@@ -298,11 +298,11 @@ class Renderer:
     def _check_length(self, length: int) -> None:
         positions = self.max_positions
         if positions is not None and length + self.max_completion_length > positions:
+            longest = max(1, positions - self.max_completion_length)
             raise ValueError(
                 f"The prompt has {length} tokens, which leaves no room for a completion of "
-                f"{self.max_completion_length} tokens in the {positions} positions of the model. Set max_prompt_length "
-                f"to {max(1, positions - self.max_completion_length)} (longer prompts lose their beginning), or "
-                "remove the prompt."
+                f"{self.max_completion_length} tokens in the {positions} positions of the model. Set "
+                f"max_prompt_length to {longest} (longer prompts lose their beginning), or remove the prompt."
             )
 
 
