@@ -15,6 +15,7 @@ from trl import SFTTrainer
 
 from ..data.formats import completion_text, plain_prompt
 from ..models.loading import check_positions, short_model_name
+from ..models.special_text import TextEncoder
 from ..training.base_trainer import BaseTrainer, Optimizers
 from ..training.dataset_checks import check_map_style, column_names, describe_dataset, named_datasets
 from ..training.model_card import Paper, TrainedModel
@@ -126,7 +127,7 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
     def _encode(self, dataset: Dataset, tokenizer: Any, max_length: int | None, name: str) -> Dataset:
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no eos_token, which has to end each correction. Set it.")
-        encoder = _Encoder(self.template, tokenizer, max_length)
+        encoder = _Encoder(self.template, TextEncoder(tokenizer), max_length)
         encoded = dataset.map(encoder, remove_columns=[*CORRECTION_COLUMNS], desc=f"Tokenizing {name} dataset")
         kept = encoded.filter(_has_tokens, desc=f"Dropping rows that are too long from {name} dataset")
         if dropped := len(encoded) - len(kept):
@@ -217,17 +218,16 @@ class _Encoder:
     """Turn a row into token ids and labels, both empty if the row is too long."""
 
     template: AlignerTemplate
-    tokenizer: Any
+    encoder: TextEncoder
     max_length: int | None
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, list[int]]:
         correction = completion_text(row["correction"]).strip()
-        # Tokenise it separately, because inference generates it after the prompt: no token can span both.
-        ids = list(self.tokenizer(correction, add_special_tokens=False, verbose=False)["input_ids"])
-        ids.append(self.tokenizer.eos_token_id)
+        # Inference generates it after the prompt, so no token can span both.
+        ids = [*self.template.encode_correction(self.encoder, correction), self.encoder.tokenizer.eos_token_id]
         max_prompt_length = None if self.max_length is None else self.max_length - len(ids)
         answer = completion_text(row["answer"]).strip()
-        prompt_ids = self.template.encode(self.tokenizer, plain_prompt(row["prompt"]), answer, max_prompt_length)
+        prompt_ids = self.template.encode(self.encoder, plain_prompt(row["prompt"]), answer, max_prompt_length)
         if prompt_ids is None:
             return {"input_ids": [], "labels": []}
         return {"input_ids": [*prompt_ids, *ids], "labels": [-100] * len(prompt_ids) + ids}

@@ -18,12 +18,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .._files import atomic_write
 from ..data.drop_reports import dropped_rows
-from ..data.formats import completion_text, preference_pair
+from ..data.formats import completion_text, plain_prompt, preference_pair
+from ..data.hh_rlhf import is_published, read_published
 from ..models.generation_backend import group_by_prompt, seeded
 from ..models.loading import digest_weights
 from ..models.transformers_backend import generate
 from ..rankers.contrastive_prompts import ContrastivePrompts
 from ..rankers.self_reward import SelfReward
+from ..training.row_checks import PROMPT, RowCheck, check_rows, plain_rows
 from ..types import Prompt, as_completion
 
 _SETTINGS = "settings.json"
@@ -83,8 +85,7 @@ def generate_contrastive_pairs(
         ValueError: If there are no prompts, every pair is dropped, `output_dir` is missing with several processes, or
             `output_dir` contains pairs from a different model, different prompts or different settings.
     """
-    prompts = list(prompts["prompt"]) if isinstance(prompts, Dataset) else list(prompts)
-    if not prompts:
+    if not len(prompts):
         raise ValueError("There are no prompts. Pass at least one.")
     rank, num_processes = _processes()
     if num_processes > 1 and output_dir is None:
@@ -100,6 +101,7 @@ def generate_contrastive_pairs(
         device=device,
         model_init_kwargs=model_init_kwargs,
     )
+    prompts = _read_prompts(prompts, self_reward)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, **(generation_kwargs or {})}
     batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     settings = {
@@ -189,14 +191,37 @@ def add_self_rewards(
         model_init_kwargs=model_init_kwargs,
     )
     pairs: list[dict[str, Any]] = []
+    conversational = self_reward.renderer.tokenizer.chat_template is not None
+    dataset = read_published(dataset, "preference", conversational) if is_published(dataset) else dataset
     rows = [preference_pair(row) for row in dataset]
     for start in tqdm(range(0, len(rows), batch_size), desc="Scoring pairs", leave=False):
         batch = rows[start : start + batch_size]
+        batch = [{**row, "prompt": plain_prompt(row["prompt"])} for row in batch]
         fitting = [row for row in batch if self_reward.fits(row["prompt"])]
         completions = [(completion_text(row["chosen"]), completion_text(row["rejected"])) for row in fitting]
         pairs += _score_pairs(self_reward, [row["prompt"] for row in fitting], completions)
         pairs += [_TOO_LONG] * (len(batch) - len(fitting))
     return _as_dataset(pairs)
+
+
+def _read_prompts(prompts: Dataset | Sequence[Prompt], self_reward: SelfReward) -> list[Prompt]:
+    """Return prompts whose contents are texts, after checking all of them."""
+    renderer = self_reward.renderer
+    if is_published(prompts):
+        prompts = read_published(prompts, "prompt-only", renderer.tokenizer.chat_template is not None)
+    if not isinstance(prompts, Dataset):
+        rows: Any = [{"prompt": prompt} for prompt in prompts]
+    elif "prompt" in prompts.column_names:
+        rows = plain_rows(prompts)
+    else:
+        raise ValueError(f"The prompts need a column 'prompt', got {sorted(prompts.column_names)}.")
+    check = RowCheck(
+        {"prompt": PROMPT},
+        read=lambda row: plain_prompt(row["prompt"]),
+        collate=lambda rows: [self_reward.fits(plain_prompt(row["prompt"])) for row in rows],
+    )
+    check_rows("prompts", rows, check)
+    return [plain_prompt(row["prompt"]) for row in rows]
 
 
 def _sample_pairs(

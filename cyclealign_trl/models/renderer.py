@@ -161,7 +161,7 @@ class Renderer:
             else:
                 text = self._reply(prompt, opened, text, tools)
                 end_id = end_id if self._turn.end_id is None else self._turn.end_id
-            ids = [*self._continue(context, context_ids, text), end_id]
+            ids = [*self._encoder.encode_after(context, text, context_ids), end_id]
             limit = self.max_completion_length
             encoded.append((ids, False) if len(ids) <= limit else (ids[:limit], True))
         return encoded
@@ -261,20 +261,6 @@ class Renderer:
         space = opened.rfind(" ", special, max(special, len(opened) - _CONTEXT))
         return special if space < 0 else space
 
-    def _continue(self, context: str, context_ids: list[int], text: str) -> list[int]:
-        """Return the token ids of a text after a context, which are those of both together if they split there."""
-        ids = self._encoder.encode(context + text)
-        if ids[: len(context_ids)] == context_ids:
-            return ids[len(context_ids) :]
-        # A token would span both. Tokenise the text alone, but not as the beginning of a text, where some tokenizers
-        # insert a space.
-        for letter in ("\n", "a", ")"):
-            letter_ids = self._encoder.encode(letter)
-            ids = self._encoder.encode(letter + text)
-            if ids[: len(letter_ids)] == letter_ids:
-                return ids[len(letter_ids) :]
-        return self._encoder.encode(text)
-
     def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         # Some tokenizers remove the first space of what they decode, so decode a letter before it.
         letter_ids = self._encoder.encode("a")
@@ -290,7 +276,7 @@ class Renderer:
         if turn not in self._decoded_turns:
             prompt = [{"role": "user", "content": _QUESTION}]
             opened = self._open(prompt, None)
-            ids = self._continue(opened, self._encoder.encode(opened), self._reply(prompt, opened, _REPLY, None))
+            ids = self._encoder.encode_after(opened, self._reply(prompt, opened, _REPLY, None))
             before, found, after = self._decode([ids])[0].partition(_REPLY)
             self._decoded_turns[turn] = (before, after) if found else ("", "")
         return self._decoded_turns[turn]

@@ -29,11 +29,11 @@ class TextEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special_ids: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
-        also_special = {*special_ids, *tokenizer.all_special_ids}
+        also_special = {*special_ids, *getattr(tokenizer, "all_special_ids", ())}
         # Only added tokens are matched in a text. A special token of the base vocabulary can be an ordinary character.
         self._tokens = {
             index: str(token)
-            for index, token in tokenizer.added_tokens_decoder.items()
+            for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
             if str(token) and (token.special or index in also_special)
         }
         self._ids = {text: index for index, text in self._tokens.items()}
@@ -76,13 +76,44 @@ class TextEncoder:
         ids: list[int] = renamed.encode(self._swap_names(text), add_special_tokens=False).ids
         return [original_ids.get(index, index) for index in ids]
 
-    @cached_property
+    def encode_after(self, context: str, text: str, context_ids: list[int] | None = None) -> list[int]:
+        """Return the token ids of a text after a context, which are those of both together if they split there.
+
+        Args:
+            context: The text before it, or its end.
+            text: The text.
+            context_ids: Token ids of the context, if they are known.
+        """
+        context_ids = self.encode(context) if context_ids is None else context_ids
+        ids = self.encode(context + text)
+        if ids[: len(context_ids)] == context_ids:
+            return ids[len(context_ids) :]
+        # A token would span both. Tokenise the text alone, but not as the beginning of a text, where some tokenizers
+        # insert a space.
+        for letter in ("\n", "a", ")"):
+            letter_ids, ids = self.encode(letter), self.encode(letter + text)
+            if ids[: len(letter_ids)] == letter_ids:
+                return ids[len(letter_ids) :]
+        return self.encode(text)
+
+    @property
     def opening(self) -> list[int]:
         """Token ids that the tokenizer puts before a text, such as a beginning-of-sequence token."""
+        return self._added[0]
+
+    @property
+    def closing(self) -> list[int]:
+        """Token ids that the tokenizer puts after a text, such as an end-of-sequence token."""
+        return self._added[1]
+
+    @cached_property
+    def _added(self) -> tuple[list[int], list[int]]:
         plain = self.encode("x")
         ids = list(self.tokenizer("x", verbose=False)["input_ids"])
-        starts = (start for start in range(len(ids)) if ids[start : start + len(plain)] == plain)
-        return ids[: next(starts, 0)]
+        for start in range(len(ids)):
+            if ids[start : start + len(plain)] == plain:
+                return ids[:start], ids[start + len(plain) :]
+        return [], []
 
     @cached_property
     def _renamed(self) -> tuple[Tokenizer, dict[int, int]] | None:

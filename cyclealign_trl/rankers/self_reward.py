@@ -18,7 +18,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import RankerError
 from ..models.batches import longest_first
-from ..models.loading import load_causal_lm, place_model, sync_special_tokens
+from ..models.loading import check_positions, load_causal_lm, max_positions, place_model, sync_special_tokens
 from ..models.logps import fuse_lm_head, has_plain_lm_head, sequence_logps
 from ..models.renderer import Renderer
 from ..types import Prompt, RankingFailure, RankingRequest
@@ -34,7 +34,8 @@ class SelfReward:
         tokenizer: Tokenizer of the model. `None` loads it by the model's name.
         contrastive: `"harmless"`, `"helpful"`, or custom `ContrastivePrompts`.
         batch_size: Number of texts in one forward pass.
-        max_prompt_length: Longest contrastive prompt in tokens. `None` means no limit. See `fits`.
+        max_prompt_length: Longest contrastive prompt in tokens. `None` means what the model's positions leave. See
+            `fits`.
         max_completion_length: Longest completion in tokens. Only this many tokens of a longer one are scored.
         chat_template_kwargs: Keyword arguments for the chat template of conversational prompts.
         device: Device of the model. `None` means this process's accelerator, or the CPU without one.
@@ -58,6 +59,10 @@ class SelfReward:
         self.name = self.model.name_or_path or type(self.model).__name__
         place_model(self.model, self.name, device)
         self.contrastive = ContrastivePrompts.of(contrastive)
+        positions = max_positions(self.model)
+        if max_prompt_length is None and positions is not None:
+            check_positions(self.model, max_completion_length=max_completion_length)
+            max_prompt_length = max(1, positions - max_completion_length)
         self.renderer = Renderer(
             tokenizer,
             sync_special_tokens(self.model, tokenizer, chat_template_kwargs),
@@ -127,7 +132,7 @@ class SelfRewardRanker:
         contrastive: Descriptions of good and bad completions: `"harmless"`, `"helpful"`, or custom
             `ContrastivePrompts` (in YAML, a mapping of their arguments).
         batch_size: Number of texts in one forward pass. Each completion counts as two texts.
-        max_prompt_length: Longest contrastive prompt in tokens. `None` means no limit.
+        max_prompt_length: Longest contrastive prompt in tokens. `None` means what the model's positions leave.
         max_completion_length: Longest completion in tokens. Only this many tokens of a longer one are scored.
         chat_template_kwargs: Keyword arguments for the chat template of conversational prompts.
         device: Device of the model. `None` means this process's accelerator, or the CPU without one. A model loaded
