@@ -188,7 +188,7 @@ class Aligner:
         """Return the text of a correction, or `None` if it is unfinished or empty."""
         if not ids or ids[-1] not in self.generator.eos_token_ids:
             return None
-        return self.generator.tokenizer.decode(ids, skip_special_tokens=True).strip() or None
+        return self.generator.tokenizer.decode(ids[:-1], skip_special_tokens=True).strip() or None
 
     def _warn_uncorrected(self, kind: str, reason: str, verb: str) -> None:
         self._once.warning(

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .._files import atomic_write
 from ..data.drop_reports import dropped_rows
-from ..data.formats import completion_text, plain_prompt, preference_pair
+from ..data.formats import completion_text, plain_prompt, preference_pair, ranked_row
 from ..data.hh_rlhf import is_published, read_published
 from ..models.generation_backend import group_by_prompt, seeded
 from ..models.loading import digest_weights
 from ..models.transformers_backend import generate
 from ..rankers.contrastive_prompts import ContrastivePrompts
 from ..rankers.self_reward import SelfReward
-from ..training.row_checks import PROMPT, RowCheck, check_rows, plain_rows
+from ..training.row_checks import check_rows, pair_check, plain_rows, read_prompts
 from ..types import Prompt, as_completion
 
 _SETTINGS = "settings.json"
@@ -85,6 +85,7 @@ def generate_contrastive_pairs(
         ValueError: If there are no prompts, every pair is dropped, `output_dir` is missing with several processes, or
             `output_dir` contains pairs from a different model, different prompts or different settings.
     """
+    prompts = prompts if isinstance(prompts, Dataset) else list(prompts)
     if not len(prompts):
         raise ValueError("There are no prompts. Pass at least one.")
     rank, num_processes = _processes()
@@ -193,35 +194,30 @@ def add_self_rewards(
     pairs: list[dict[str, Any]] = []
     conversational = self_reward.renderer.tokenizer.chat_template is not None
     dataset = read_published(dataset, "preference", conversational) if is_published(dataset) else dataset
+    dataset = plain_rows(dataset)
+    if len(dataset):
+        check = pair_check(dataset[0], collate=lambda rows: list(map(ranked_row, rows)))
+        check_rows("dataset", dataset, replace(check, read=lambda row: _drop_equal(row) or check.read(row)))
     rows = [preference_pair(row) for row in dataset]
     for start in tqdm(range(0, len(rows), batch_size), desc="Scoring pairs", leave=False):
         batch = rows[start : start + batch_size]
         batch = [{**row, "prompt": plain_prompt(row["prompt"])} for row in batch]
-        fitting = [row for row in batch if self_reward.fits(row["prompt"])]
+        fitting = [row for row in batch if self_reward.fits(row["prompt"], row.get("tools"))]
         completions = [(completion_text(row["chosen"]), completion_text(row["rejected"])) for row in fitting]
-        pairs += _score_pairs(self_reward, [row["prompt"] for row in fitting], completions)
+        tools = [row.get("tools") for row in fitting]
+        pairs += _score_pairs(self_reward, [row["prompt"] for row in fitting], completions, tools)
         pairs += [_TOO_LONG] * (len(batch) - len(fitting))
     return _as_dataset(pairs)
 
 
 def _read_prompts(prompts: Dataset | Sequence[Prompt], self_reward: SelfReward) -> list[Prompt]:
     """Return prompts whose contents are texts, after checking all of them."""
-    renderer = self_reward.renderer
     if is_published(prompts):
-        prompts = read_published(prompts, "prompt-only", renderer.tokenizer.chat_template is not None)
-    if not isinstance(prompts, Dataset):
-        rows: Any = [{"prompt": prompt} for prompt in prompts]
-    elif "prompt" in prompts.column_names:
-        rows = plain_rows(prompts)
-    else:
-        raise ValueError(f"The prompts need a column 'prompt', got {sorted(prompts.column_names)}.")
-    check = RowCheck(
-        {"prompt": PROMPT},
-        read=lambda row: plain_prompt(row["prompt"]),
-        collate=lambda rows: [self_reward.fits(plain_prompt(row["prompt"])) for row in rows],
-    )
-    check_rows("prompts", rows, check)
-    return [plain_prompt(row["prompt"]) for row in rows]
+        conversational = self_reward.renderer.tokenizer.chat_template is not None
+        prompts = read_published(prompts, "prompt-only", conversational)
+    if isinstance(prompts, Dataset) and any(prompts.with_format(None)["tools"] if "tools" in prompts.features else ()):
+        raise ValueError("Pairs cannot be sampled with tools. Remove the column 'tools', or these rows.")
+    return read_prompts(prompts, self_reward.fits)
 
 
 def _sample_pairs(
@@ -241,16 +237,23 @@ def _sample_pairs(
 
 
 def _score_pairs(
-    self_reward: SelfReward, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
+    self_reward: SelfReward,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[str]],
+    tools: Sequence[Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Return a row per pair: the pair with its self-reward, or the reason to drop it."""
     reasons = [_drop_reason(*pair) for pair in completions]
-    kept = [(prompt, pair) for prompt, pair, reason in zip(prompts, completions, reasons, strict=True) if not reason]
+    tools = [None] * len(prompts) if tools is None else tools
+    rated = zip(prompts, completions, tools, reasons, strict=True)
+    kept = [(prompt, pair, own_tools) for prompt, pair, own_tools, reason in rated if not reason]
     logps = self_reward.logps(
-        [prompt for prompt, pair in kept for _ in pair], [text for _, pair in kept for text in pair]
+        [prompt for prompt, pair, _ in kept for _ in pair],
+        [text for _, pair, _ in kept for text in pair],
+        [own_tools for _, pair, own_tools in kept for _ in pair],
     )
     rows: list[dict[str, Any]] = [{"dropped": reason} for reason in reasons if reason]
-    for (prompt, (chosen, rejected)), (chosen_logps, rejected_logps) in zip(
+    for (prompt, (chosen, rejected), _), (chosen_logps, rejected_logps) in zip(
         kept, logps.view(-1, 2, 2).tolist(), strict=True
     ):
         score = (chosen_logps[0] - chosen_logps[1]) - (rejected_logps[0] - rejected_logps[1])
@@ -264,6 +267,10 @@ def _score_pairs(
         }
         rows.append(row if math.isfinite(score) else {"dropped": "not_finite"})
     return rows
+
+
+def _drop_equal(row: Mapping[str, Any]) -> bool:
+    return bool(row["chosen"] == row["rejected"])
 
 
 def _drop_reason(chosen: str, rejected: str) -> str | None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, TrainerCallback
 
 from .._compat import EvalLoopOutput, get_config_model_id
-from ..data.formats import has_whole_conversations, ranked_row
+from ..data.formats import ranked_row
 from ..data.hh_rlhf import DatasetType, is_published, read_published
 from ..models.loading import (
     check_positions,
@@ -33,9 +33,7 @@ from ..training.dataset_checks import check_map_style, column_names, named_datas
 from ..training.metrics import MetricStore, Mode
 from ..training.model_card import Paper, TrainedModel
 from ..training.row_checks import (
-    COMPLETION,
     COMPLETIONS,
-    DIALOGUE,
     PROMPT,
     RANKS,
     REWARDS,
@@ -43,9 +41,8 @@ from ..training.row_checks import (
     check_rewards,
     check_rows,
     equally_long,
+    pair_check,
     plain_rows,
-    read_pair_without_prompt,
-    share_a_prompt,
 )
 from ..types import ABSENT
 from .losses import LOSSES, pair_margins
@@ -227,21 +224,7 @@ class RankingTrainer(BaseTrainer):
                 is_plain=equally_long("completions", "ranks", "rewards"),
                 collate_longest=collate_longest,
             )
-        if not has_whole_conversations(dataset[0]):
-            return RowCheck(
-                {"prompt": PROMPT, "chosen": COMPLETION, "rejected": COMPLETION},
-                read=ranked_row,
-                collate=collator,
-                collate_longest=collate_longest,
-            )
-        return RowCheck(
-            {"chosen": DIALOGUE, "rejected": DIALOGUE},
-            read=read_pair_without_prompt,
-            collate=collator,
-            is_plain=share_a_prompt,
-            dialogue="chosen",
-            collate_longest=collate_longest,
-        )
+        return pair_check(dataset[0], collator, collate_longest)
 
     def _receive_policy(
         self,

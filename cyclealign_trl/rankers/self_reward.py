@@ -73,28 +73,32 @@ class SelfReward:
         self._batch_size = batch_size
         fuse_lm_head(self.model)
 
-    def fits(self, prompt: Prompt) -> bool:
+    def fits(self, prompt: Prompt, tools: Any = None) -> bool:
         """Return whether both contrastive prompts are short enough.
 
         A longer prompt would be truncated on the left, and could lose its contrastive description.
         """
-        return not any(truncated for _, truncated in map(self.renderer.prompt, self.contrastive.apply(prompt)))
+        return not any(self.renderer.prompt(version, tools)[1] for version in self.contrastive.apply(prompt))
 
-    def logps(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Tensor:
+    def logps(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], tools: Sequence[Any] | None = None
+    ) -> Tensor:
         """Compute the summed log-probabilities of N completions.
 
         Args:
             prompts: Prompt of each completion.
             completions: Completions to score.
+            tools: Tools of each prompt, for the chat template.
 
         Returns:
             Log-probabilities under the positive and under the negative prompt, `(N, 2)` in float32 on the CPU. The
             self-reward is the first minus the second.
         """
+        tools = [None] * len(prompts) if tools is None else tools
         rows = [
-            (self.renderer.prompt(contrastive_prompt)[0], self.renderer.completion(contrastive_prompt, completion)[0])
-            for prompt, completion in zip(prompts, completions, strict=True)
-            for contrastive_prompt in self.contrastive.apply(prompt)
+            (self.renderer.prompt(version, own)[0], self.renderer.completion(version, completion, own)[0])
+            for prompt, completion, own in zip(prompts, completions, tools, strict=True)
+            for version in self.contrastive.apply(prompt)
         ]
         sums = torch.empty(len(rows))  # (N * 2,)
         # Under ZeRO-3, the fused head expects the weights of every model to be sharded, and this model's are not.
@@ -198,11 +202,12 @@ class SelfRewardRanker:
                 "dropout, or pass the model's name to load a copy."
             )
         with self._lock:
-            fits = [self._self_reward.fits(request.prompt) for request in requests]
+            fits = [self._self_reward.fits(request.prompt, request.metadata.get("tools")) for request in requests]
             fitting = [request for request, fitted in zip(requests, fits, strict=True) if fitted]
             logps = self._self_reward.logps(
                 [request.prompt for request in fitting for _ in request.completions],
                 [completion for request in fitting for completion in request.completions],
+                [request.metadata.get("tools") for request in fitting for _ in request.completions],
             )
         scores = iter((logps[:, 0] - logps[:, 1]).tolist())
         limit = self._self_reward.renderer.max_prompt_length

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ..data.formats import completion_text, plain_prompt, preference_pair, ranked_row
+from ..data.formats import completion_text, has_whole_conversations, plain_prompt, preference_pair, ranked_row
+from ..types import Prompt
 
 _BATCH_SIZE = 20_000
 _NUM_LONGEST = 64
@@ -171,6 +172,31 @@ class _Rows:
                 self.how.collate([row])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{row_name} cannot be used: {error}") from error
+
+
+def read_prompts(prompts: Dataset | Sequence[Any], read: Callable[[Prompt], Any] = plain_prompt) -> list[Prompt]:
+    """Return prompts whose contents are texts, after checking all of them.
+
+    Args:
+        prompts: Prompts, or a data set with a column `prompt`.
+        read: Reads a prompt. Called on one prompt of each sequence of roles. Raises `ValueError` if it cannot be used.
+
+    Raises:
+        ValueError: If a prompt cannot be used, or the column is missing.
+    """
+    if isinstance(prompts, Dataset) and "prompt" not in prompts.column_names:
+        raise ValueError(f"prompts needs a column 'prompt'; it has {sorted(prompts.column_names)}.")
+    rows = plain_rows(prompts) if isinstance(prompts, Dataset) else [{"prompt": prompt} for prompt in prompts]
+
+    def collate(rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            if _is_blank(row["prompt"]):
+                raise ValueError(f"The prompt {row['prompt']!r} has no tokens to continue. Remove it.")
+            read(plain_prompt(row["prompt"]))
+
+    check = RowCheck({"prompt": PROMPT}, read=lambda row: plain_prompt(row["prompt"]), collate=collate)
+    check_rows("prompts", rows, check)
+    return [plain_prompt(row["prompt"]) for row in rows]
 
 
 def _check_list_text(value: Any) -> None:
@@ -336,10 +362,10 @@ def read_pair_without_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     """Read a preference pair whose prompt is the common beginning; see `ranked_row`.
 
     Raises:
-        ValueError: If there is no common beginning, or no difference after it.
+        ValueError: If there is no common beginning, or no end of it.
     """
-    if row["chosen"] == row["rejected"]:
-        raise ValueError("'chosen' and 'rejected' are equal. Remove the row.")
+    if row["chosen"] == row["rejected"] and isinstance(row["chosen"], str):
+        raise ValueError("'chosen' and 'rejected' are equal, so the prompt has no end. Remove the row.")
     if not preference_pair(row)["prompt"]:
         raise ValueError(
             "'chosen' and 'rejected' have no common beginning to use as the prompt. Add a column 'prompt'."
@@ -370,7 +396,7 @@ def share_a_prompt(table: pa.Table) -> bool:
         if not _is_text(sides[0]):
             return False
         differs |= pc.not_equal(*sides).to_numpy(zero_copy_only=False)
-    return bool(differs[last].all() and differs.sum() == len(last))
+    return bool(differs.sum() == differs[last].sum())
 
 
 def _new_roles(column: pa.ChunkedArray, known: set[str]) -> Iterable[int]:
@@ -402,3 +428,20 @@ def _longest(column: pa.ChunkedArray) -> list[tuple[int, int]]:
     number = min(_NUM_LONGEST, len(lengths))
     offsets = np.argpartition(lengths, -number)[-number:]
     return [(int(lengths[offset]), int(offset)) for offset in offsets]
+
+
+def pair_check(
+    first_row: Mapping[str, Any], collate: Callable[[Sequence[Mapping[str, Any]]], Any], collate_longest: bool = False
+) -> RowCheck:
+    """Return how to check preference pairs in the format of the first one."""
+    if has_whole_conversations(first_row):
+        return RowCheck(
+            {"chosen": DIALOGUE, "rejected": DIALOGUE},
+            read=read_pair_without_prompt,
+            collate=collate,
+            is_plain=share_a_prompt,
+            dialogue="chosen",
+            collate_longest=collate_longest,
+        )
+    columns = {"prompt": PROMPT, "chosen": COMPLETION, "rejected": COMPLETION}
+    return RowCheck(columns, read=ranked_row, collate=collate, collate_longest=collate_longest)

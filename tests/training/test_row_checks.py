@@ -18,6 +18,8 @@ from cyclealign_trl import (
     FunctionRanker,
     RankingConfig,
     RankingTrainer,
+    add_self_rewards,
+    generate_contrastive_pairs,
 )
 from cyclealign_trl.training.row_checks import DIALOGUE, PROMPT, RowCheck, check_rows, share_a_prompt
 from tests.conftest import make_model, make_tokenizer
@@ -366,3 +368,32 @@ def test_a_million_rows_take_seconds():
     check_rows("data", dataset, check)
     assert time.monotonic() - start < 10
     assert len(collated) < 200
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), PROMPTS)
+def test_prompts_of_pairs_are_checked(good, bad, message):
+    model, tokenizer = make_model(), make_tokenizer()
+    prompts = [good] * FIRST_BAD + [bad] * 3
+    for given in (prompts, dataset_of([{"prompt": prompt} for prompt in prompts])):
+        with pytest.raises(ValueError, match=rf"Row 5 of prompts cannot be used: .*({message})") as error:
+            generate_contrastive_pairs(model, given, tokenizer=tokenizer, max_prompt_length=300)
+        assert "prompt" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"chosen": None}, {"rejected": 3}, {"prompt": None}, {"chosen": user("Q") + assistant("a")}]
+)
+def test_pairs_to_score_are_checked(bad):
+    with pytest.raises(ValueError, match="Row 5 of dataset cannot be used"):
+        add_self_rewards(dataset_of(rows_with(bad, GOOD)), make_model(), tokenizer=make_tokenizer())
+
+
+def test_pairs_cannot_be_sampled_with_tools():
+    dataset = Dataset.from_list([{"prompt": user("Q"), "tools": "[{}]"}])
+    with pytest.raises(ValueError, match="Pairs cannot be sampled with tools"):
+        generate_contrastive_pairs(make_model(), dataset, tokenizer=make_tokenizer(), max_prompt_length=300)
+
+
+def test_equal_conversations_are_used(tmp_path):
+    pair = {"chosen": user("Q") + assistant("a"), "rejected": user("Q") + assistant("a")}
+    make_ranking(tmp_path, Dataset.from_list([pair] * 3))
