@@ -204,7 +204,7 @@ def add_self_rewards(
         batch = [{**row, "prompt": plain_prompt(row["prompt"])} for row in batch]
         fitting = [row for row in batch if self_reward.fits(row["prompt"], row.get("tools"))]
         completions = [(completion_text(row["chosen"]), completion_text(row["rejected"])) for row in fitting]
-        tools = [row.get("tools") for row in fitting]
+        tools = [row["tools"] for row in fitting] if "tools" in batch[0] else None
         pairs += _score_pairs(self_reward, [row["prompt"] for row in fitting], completions, tools)
         pairs += [_TOO_LONG] * (len(batch) - len(fitting))
     return _as_dataset(pairs)
@@ -244,18 +244,15 @@ def _score_pairs(
 ) -> list[dict[str, Any]]:
     """Return a row per pair: the pair with its self-reward, or the reason to drop it."""
     reasons = [_drop_reason(*pair) for pair in completions]
-    tools = [None] * len(prompts) if tools is None else tools
-    rated = zip(prompts, completions, tools, reasons, strict=True)
-    kept = [(prompt, pair, own_tools) for prompt, pair, own_tools, reason in rated if not reason]
+    kept = [index for index, reason in enumerate(reasons) if not reason]
     logps = self_reward.logps(
-        [prompt for prompt, pair, _ in kept for _ in pair],
-        [text for _, pair, _ in kept for text in pair],
-        [own_tools for _, pair, own_tools in kept for _ in pair],
+        [prompts[index] for index in kept for _ in completions[index]],
+        [text for index in kept for text in completions[index]],
+        *([] if tools is None else [[tools[index] for index in kept for _ in completions[index]]]),
     )
     rows: list[dict[str, Any]] = [{"dropped": reason} for reason in reasons if reason]
-    for (prompt, (chosen, rejected), _), (chosen_logps, rejected_logps) in zip(
-        kept, logps.view(-1, 2, 2).tolist(), strict=True
-    ):
+    for index, (chosen_logps, rejected_logps) in zip(kept, logps.view(-1, 2, 2).tolist(), strict=True):
+        prompt, (chosen, rejected) = prompts[index], completions[index]
         score = (chosen_logps[0] - chosen_logps[1]) - (rejected_logps[0] - rejected_logps[1])
         row = {
             "prompt": prompt,
