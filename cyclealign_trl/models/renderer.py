@@ -21,7 +21,7 @@ from .special_text import TextEncoder
 logger = logging.getLogger(__name__)
 
 _QUESTION, _REPLY = "Sentinel question", "Sentinel reply"
-_CONTEXT = 64
+_CONTEXT = 32
 """Characters before a completion that can change its first tokens, by a large margin."""
 
 
