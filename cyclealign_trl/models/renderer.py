@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -30,18 +31,22 @@ class Turn:
     """What a chat template writes around an assistant's reply.
 
     Args:
-        opening: Text before the first user message, without a beginning-of-sequence token.
+        opening: Text before the first message, without a beginning-of-sequence token.
+        opened: A conversation up to the open turn.
         before: Text between an open turn and the reply.
         after: Text after the reply.
         end: Text of the token that ends the turn. `None` if the template writes none.
         end_id: Id of that token.
+        parts: Whether the template accepts only lists of parts as contents.
     """
 
     opening: str = ""
+    opened: str = ""
     before: str = ""
     after: str = ""
     end: str | None = None
     end_id: int | None = None
+    parts: bool = False
 
     @property
     def before_end(self) -> str:
@@ -56,20 +61,44 @@ def read_turn(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[
     """
     if tokenizer.chat_template is None:
         return Turn()
-    messages = [{"role": "user", "content": _QUESTION}]
-    kwargs = {"tokenize": False, **(chat_template_kwargs or {})}
+    # Some templates require a system message, and some of models that also read images accept only lists of parts.
+    for parts, system in itertools.product((False, True), (False, True)):
+        turn = _read_turn(tokenizer, chat_template_kwargs or {}, parts, system)
+        if turn is not None:
+            return turn
+    return Turn()
+
+
+def _read_turn(
+    tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any], parts: bool, system: bool
+) -> Turn | None:
+    """Return what the chat template writes around a reply, or `None` if it does not show question and reply."""
+    question = [{"role": "system", "content": "Sentinel system"}] if system else []
+    question.append({"role": "user", "content": _QUESTION})
+    kwargs = {**chat_template_kwargs, "tokenize": False}
+    conversation = [*question, {"role": "assistant", "content": _REPLY}]
     try:
-        opened = str(tokenizer.apply_chat_template(messages, **{**kwargs, "add_generation_prompt": True}))
-        finished = str(tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": _REPLY}], **kwargs))
+        opened = str(tokenizer.apply_chat_template(
+            _in_parts(question, parts), **{**kwargs, "add_generation_prompt": True}
+        ))  # fmt: skip
+        finished = str(tokenizer.apply_chat_template(_in_parts(conversation, parts), **kwargs))
     except (TemplateError, TypeError, ValueError):
-        return Turn()
-    opening = opened.partition(_QUESTION)[0].removeprefix(tokenizer.bos_token or "")
+        return None
     before, found, after = finished.rpartition(_REPLY)
-    if not found:
-        return Turn(opening)
+    if not found or _QUESTION not in opened:
+        return None
+    opening = opened.partition("Sentinel system" if system else _QUESTION)[0].removeprefix(tokenizer.bos_token or "")
     before = before[len(opened) :] if before.startswith(opened) else ""
     end_id = _find_end(tokenizer, after)
-    return Turn(opening, before, after, None if end_id is None else tokenizer.convert_ids_to_tokens(end_id), end_id)
+    end = None if end_id is None else tokenizer.convert_ids_to_tokens(end_id)
+    return Turn(opening, opened, before, after, end, end_id, parts)
+
+
+def _in_parts(messages: list[dict[str, Any]], parts: bool) -> list[dict[str, Any]]:
+    """Return messages with their texts as lists of one part, if `parts` is true."""
+    if not parts:
+        return messages
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
 
 
 def _find_end(tokenizer: PreTrainedTokenizerBase, after: str) -> int | None:
@@ -177,6 +206,7 @@ class Renderer:
         if isinstance(prompt, str):
             return texts
         before, before_end = self._decoded_around_reply
+        before = "" if prompt[-1]["role"] == "assistant" else before  # the reply continues this message
         return [
             text.removeprefix(before).removesuffix(before_end if end else "")
             for text, end in zip(texts, ended, strict=True)
@@ -197,7 +227,10 @@ class Renderer:
             return prompt if self._is_rendered(prompt) else self._encoder.mark(prompt)
         with _naming_roles(prompt):
             rendered = maybe_apply_chat_template(
-                {"prompt": self._marked(prompt)}, self.tokenizer, _parse_tools(tools), **self._chat_template_kwargs
+                {"prompt": _in_parts(self._marked(prompt), self._turn.parts)},
+                self.tokenizer,
+                _parse_tools(tools),
+                **self._chat_template_kwargs,
             )
         return str(rendered["prompt"])
 
@@ -222,7 +255,10 @@ class Renderer:
         with _naming_roles(messages):
             rendered = str(
                 self.tokenizer.apply_chat_template(
-                    messages, tools=_parse_tools(tools) or None, tokenize=False, **self._chat_template_kwargs
+                    _in_parts(messages, turn.parts),
+                    tools=_parse_tools(tools) or None,
+                    tokenize=False,
+                    **self._chat_template_kwargs,
                 )
             )
         # Some templates render the start of an open turn and of a finished one differently, for example with an empty
@@ -274,9 +310,7 @@ class Renderer:
         """Text that decoding shows before and after a reply, inside of an assistant's turn."""
         turn = self._turn
         if turn not in self._decoded_turns:
-            prompt = [{"role": "user", "content": _QUESTION}]
-            opened = self._open(prompt, None)
-            ids = self._encoder.encode_after(opened, self._reply(prompt, opened, _REPLY, None))
+            ids = self._encoder.encode_after(turn.opened, turn.before + _REPLY + turn.before_end)
             before, found, after = self._decode([ids])[0].partition(_REPLY)
             self._decoded_turns[turn] = (before, after) if found else ("", "")
         return self._decoded_turns[turn]

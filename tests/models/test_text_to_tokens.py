@@ -137,7 +137,8 @@ def test_a_completion_that_the_template_would_change_is_trained_on_as_it_is(kind
 def test_a_template_that_keeps_completions_is_silent(caplog):
     for template in TEMPLATES.values():
         renderer = renderer_for(make("metaspace BPE", chat_template=template))
-        renderer.completion(user("Hi"), "Hello! 3 + 4 = 7")
+        system = [{"role": "system", "content": "Be kind."}] if "No system" in template else []
+        renderer.completion([*system, *user("Hi")], "Hello! 3 + 4 = 7")
     assert not caplog.records
 
 
@@ -175,6 +176,7 @@ def test_a_prompt_does_not_end_with_a_token_that_the_tokenizer_adds(kind, adds):
     [
         ("ChatML", {}, "<|im_end|>"),
         ("ChatML", {"eos_token": "<|im_end|>"}, "<|im_end|>"),
+        ("ChatML of parts", {}, "<|im_end|>"),
         ("ChatML that strips", {}, "<|im_end|>"),
         ("ChatML that strips thinking", {}, "<|im_end|>"),
         ("ChatML that opens with thinking", {}, "<|im_end|>"),
@@ -329,3 +331,31 @@ def test_a_prompt_beyond_the_models_positions_is_refused():
     renderer = renderer_for(make("byte-level BPE"), max_positions=32, max_completion_length=16)
     with pytest.raises(ValueError, match=r"positions of the model\. Set max_prompt_length to 16"):
         renderer.prompt("She went to the park. " * 10)
+
+
+# Templates with conditions
+
+
+@pytest.mark.parametrize("template", ["ChatML of parts", "ChatML with a system message"])
+def test_a_template_with_conditions_renders_like_one_without(template, caplog):
+    prompt = [{"role": "system", "content": "Be kind."}, *user("Hi")]
+    prefilled = [*prompt, {"role": "assistant", "content": "Well, "}]
+    expected, renderer = (
+        renderer_for(make("byte-level BPE", chat_template=TEMPLATES[name])) for name in ("ChatML", template)
+    )
+    for given in (prompt, prefilled):
+        assert renderer.prompt(given) == expected.prompt(given)
+        assert renderer.completion(given, "Hello </s>!") == expected.completion(given, "Hello </s>!")
+        samples = [expected.completion(given, "Hello!")[0]]
+        assert renderer.decode(given, samples) == ["Hello!"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("template", ["ChatML", "Llama-2", "Llama-2 that strips nothing", "Vicuna"])
+@pytest.mark.parametrize("kind", ["byte-level BPE", "metaspace BPE", "Unigram, first piece only"])
+def test_a_sample_that_continues_a_message_keeps_its_space(kind, template):
+    # Templates of the usual kinds close a message; transformers removes what follows the prefill.
+    renderer = renderer_for(make(kind, chat_template=TEMPLATES[template]))
+    prompt = [*user("Where is the cat?"), {"role": "assistant", "content": "It sits"}]
+    samples = [renderer.completion(prompt, text)[0] for text in (" on the mat.", "!")]
+    assert renderer.decode(prompt, samples) == [" on the mat.", "!"]

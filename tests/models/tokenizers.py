@@ -111,6 +111,9 @@ def _chatml(content="m['content']", generation="<|im_start|>assistant\n", end="<
 _VISIBLE = "(m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content'])"
 TEMPLATES = {
     "ChatML": _chatml(),
+    "ChatML of parts": _chatml("m['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join"),
+    "ChatML with a system message": "{% if messages[0]['role'] != 'system' %}{{ raise_exception('No system') }}"
+    "{% endif %}" + _chatml(),
     "ChatML that strips": _chatml("m['content'].strip()"),
     "ChatML that strips thinking": _chatml(_VISIBLE),
     "ChatML that opens with thinking": _chatml(generation="<|im_start|>assistant\n<think>\n"),
