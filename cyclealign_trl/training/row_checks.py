@@ -132,13 +132,15 @@ def check_rewards(name: str, dataset: Any) -> None:
     """Raise `ValueError` if some rows of a data set have rewards and others do not."""
     if not isinstance(dataset, Dataset) or "rewards" not in dataset.column_names:
         return
-    missing = dataset.select_columns("rewards").with_format("arrow")[:]["rewards"].is_null()
-    number = pc.sum(missing).as_py()
-    if 0 < number < len(dataset):  # the loss of a row must not depend on the other rows of its batch
+    missing = [
+        index
+        for indices, table in _batches(dataset, ["rewards"])
+        for index in indices[_array(table["rewards"]).is_null().to_numpy(zero_copy_only=False)].tolist()
+    ]
+    if 0 < len(missing) < len(dataset):  # the loss of a row must not depend on the other rows of its batch
         raise ValueError(
-            f"{number} of {len(dataset)} rows of {name} have no rewards, for example row "
-            f"{missing.index(True).as_py()}. Give rewards for all rows, or remove the column 'rewards' to train on "
-            "ranks."
+            f"{len(missing)} of {len(dataset)} rows of {name} have no rewards, for example row {min(missing)}. Give "
+            "rewards for all rows, or remove the column 'rewards' to train on ranks."
         )
 
 
@@ -149,6 +151,7 @@ class _Rows:
     name: str
     how: RowCheck
     formats: set[type] = field(default_factory=set)
+    roles: set[tuple[str, ...]] = field(default_factory=set)
 
     def check(self, index: int, row: Mapping[str, Any], collate: bool = False) -> None:
         row_name = f"The first row of {self.name}" if index == 0 else f"Row {index} of {self.name}"
@@ -168,10 +171,17 @@ class _Rows:
             )
         try:
             self.how.read(row)
-            if collate or _is_blank(row.get(self.how.dialogue)):
+            if collate or _is_blank(row.get(self.how.dialogue)) or self._has_new_roles(row):
                 self.how.collate([row])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{row_name} cannot be used: {error}") from error
+
+    def _has_new_roles(self, row: Mapping[str, Any]) -> bool:
+        messages = row.get(self.how.dialogue)
+        roles = tuple(message["role"] for message in messages) if isinstance(messages, list) else ()
+        is_new = roles not in self.roles
+        self.roles.add(roles)
+        return is_new
 
 
 def read_prompts(prompts: Dataset | Sequence[Any], read: Callable[[Prompt], Any] = plain_prompt) -> list[Prompt]:

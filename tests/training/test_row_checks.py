@@ -231,6 +231,22 @@ def test_roles_that_a_template_refuses_are_named_at_once(tmp_path, make, prompt,
         make(tmp_path, Dataset.from_list(rows))
 
 
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_roles_that_a_template_refuses_are_named_for_pairs(as_dataset):
+    prompts = [user("Q")] * FIRST_BAD + [user("Q") + user("R")] * 3
+    given = dataset_of([{"prompt": prompt} for prompt in prompts]) if as_dataset else prompts
+    with pytest.raises(ValueError, match=r"Row 5 of prompts cannot be used: .*roles user, user: Roles must alternate"):
+        generate_contrastive_pairs(make_model(), given, tokenizer=_refusing_tokenizer(), max_prompt_length=300)
+
+
+def test_roles_next_to_parts_and_texts_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.training.test_row_checks.make_tokenizer", lambda: _refusing_tokenizer())
+    parts = user([{"type": "text", "text": "Q"}])
+    rows = [{"prompt": user("Q")}, {"prompt": parts}] * 2 + [{"prompt": parts + user("Q")}] * 2
+    with pytest.raises(ValueError, match=r"Row 4 of train_dataset cannot be used: .*Roles must alternate"):
+        make_cycle(tmp_path, dataset_of(rows))
+
+
 def _refusing_tokenizer(make=make_tokenizer):
     tokenizer = make()
     tokenizer.chat_template = REFUSING
