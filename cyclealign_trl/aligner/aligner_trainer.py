@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, TrainerCallback
 from trl import SFTTrainer
 
 from ..data.formats import completion_text, plain_prompt
-from ..models.loading import check_positions, short_model_name
+from ..models.loading import check_positions, check_vocabulary, max_positions, short_model_name
 from ..models.special_text import TextEncoder
 from ..training.base_trainer import BaseTrainer, Optimizers
 from ..training.dataset_checks import check_map_style, column_names, describe_dataset, named_datasets
@@ -106,6 +107,8 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
             peft_config=peft_config,
         )
         check_positions(self.model, max_length=args.max_length)
+        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
+            _check_longest(name, dataset, max_positions(self.model))
         sampler = self._get_train_sampler()
         if not sampler.rest:
             raise ValueError(f"No correction fits into max_length={args.max_length} tokens. Raise max_length.")
@@ -141,6 +144,11 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
         return kept
 
     # Hooks of the Trainer
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:  # transformers.trainer_utils.TrainOutput
+        """Train from the start or from a checkpoint; see `BaseTrainer.train`."""
+        check_vocabulary(self.model, self.processing_class)
+        return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> WarmupSampler:
         args = self.args
@@ -249,6 +257,20 @@ _ROW_CHECK = RowCheck(
 
 def _has_tokens(row: Mapping[str, Any]) -> bool:
     return bool(row["input_ids"])
+
+
+def _check_longest(name: str, dataset: Dataset, positions: int | None) -> None:
+    """Raise `ValueError` if tokenised rows are too long for the model, which they can be without `max_length`."""
+    rows = dataset.select_columns("input_ids").with_format("arrow")
+    longest = max(
+        pc.max(pc.list_value_length(rows[start : start + 10_000]["input_ids"])).as_py()
+        for start in range(0, len(dataset), 10_000)
+    )
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"The longest row of {name} has {longest} tokens, but the model has {positions} positions. Set max_length "
+            f"to {positions}: longer questions lose their beginning."
+        )
 
 
 def _check_columns(name: str, dataset: Dataset) -> None:

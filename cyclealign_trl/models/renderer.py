@@ -227,7 +227,7 @@ class Renderer:
             return prompt if self._is_rendered(prompt) else self._encoder.mark(prompt)
         with _naming_roles(prompt):
             rendered = maybe_apply_chat_template(
-                {"prompt": _in_parts(self._marked(prompt), self._turn.parts)},
+                {"prompt": _in_parts(self._encoder.mark_messages(prompt), self._turn.parts)},
                 self.tokenizer,
                 _parse_tools(tools),
                 **self._chat_template_kwargs,
@@ -241,17 +241,10 @@ class Renderer:
         opening = self._turn.opening.strip()
         return self._encoder.starts_or_ends_special(prompt) or (opening != "" and prompt.lstrip().startswith(opening))
 
-    def _marked(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        mark = self._encoder.mark
-        return [
-            {**message, "content": mark(message["content"])} if isinstance(message.get("content"), str) else message
-            for message in messages
-        ]
-
     def _reply(self, prompt: list[dict[str, str]], opened: str, text: str, tools: Any) -> str:
         """Return a completion as the chat template writes it after the prompt, up to the token that ends the turn."""
         turn, text = self._turn, self._encoder.mark(text)
-        messages = with_completion(self._marked(prompt), text)
+        messages = with_completion(self._encoder.mark_messages(prompt), text)
         with _naming_roles(messages):
             rendered = str(
                 self.tokenizer.apply_chat_template(

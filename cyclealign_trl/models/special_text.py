@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -47,6 +47,15 @@ class TextEncoder:
         if self._pattern is None:
             return text
         return self._pattern.sub(lambda match: f"{_OPEN}{self._ids[match[0]]}{_CLOSE}", text)
+
+    def mark_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Mark the special tokens in the contents of messages as plain text."""
+        return [
+            {**message, "content": self.mark(message["content"])}
+            if isinstance(message.get("content"), str)
+            else dict(message)
+            for message in messages
+        ]
 
     def unmark(self, text: str) -> str:
         """Return a marked text as it was."""

@@ -157,10 +157,7 @@ class RewardModelRanker:
                 f"The prompts are conversational, but the tokenizer of {self._name} has no chat template. Pass the "
                 "one that the model was trained with as `chat_template`, or use plain-text prompts."
             )
-        messages = [
-            {**message, "content": self._encoder.mark(message["content"])}
-            for message in with_completion(prompt, completion)
-        ]
+        messages = self._encoder.mark_messages(with_completion(prompt, completion))
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> list[int]:

@@ -1,11 +1,14 @@
 """Token ids of questions, answers and corrections under many kinds of tokenizers."""
 
 import pytest
+from datasets import Dataset
 
+from cyclealign_trl import AlignerConfig, AlignerTrainer
 from cyclealign_trl.aligner.aligner_template import AlignerTemplate, make_template
 from cyclealign_trl.aligner.aligner_trainer import _Encoder
 from cyclealign_trl.aligner.corrections import corrections_dataset
 from cyclealign_trl.models.special_text import TextEncoder
+from tests.conftest import make_model, make_tokenizer
 from tests.models.tokenizers import POST_PROCESSORS, TOKENIZERS, make
 
 ROW = {"prompt": "Where is the cat?", "answer": "She went to the park.", "correction": "It sits on the mat."}
@@ -55,3 +58,18 @@ def test_a_lone_surrogate_becomes_a_valid_character(text):
     dataset = corrections_dataset([("Q", text, text)], "1 row")
     assert "\ufffd" in dataset[0]["correction"]
     assert encode(make("byte-level BPE"), correction=dataset[0]["correction"])
+
+
+def test_rows_and_tokenizers_that_the_model_is_too_small_for_are_refused(tmp_path):
+    rows = Dataset.from_list([ROW, {**ROW, "prompt": "Q" * 300}])
+    args = AlignerConfig(str(tmp_path), max_length=None, use_cpu=True)
+    with pytest.raises(
+        ValueError, match=r"longest row of train_dataset has 3\d\d tokens, but the model has 256 positions"
+    ):
+        AlignerTrainer(make_model(), args, rows, processing_class=make_tokenizer())
+    AlignerTrainer(make_model(), args, rows.select([0]), processing_class=make_tokenizer())
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    trainer = AlignerTrainer(make_model(), args, rows.select([0]), processing_class=tokenizer)
+    with pytest.raises(ValueError, match="without an embedding, for example '<new>'"):
+        trainer.train()
