@@ -34,6 +34,11 @@ def with_completion(prompt: list[dict[str, str]], text: str) -> list[dict[str, s
     return [*prompt, {"role": "assistant", "content": text}]
 
 
+def valid_text(text: str) -> str:
+    """Return a text with lone surrogates replaced, which JSON can spell out but no tokenizer and no file accepts."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def prompt_key(prompt: Prompt) -> str:
     """Return a text that identifies a prompt, for use as a dictionary key."""
     return json.dumps(prompt, sort_keys=True)

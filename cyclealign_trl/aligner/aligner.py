@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .._warnings import OnceLogger
 from ..models.batched_generator import BatchedGenerator
 from ..models.loading import hub_kwargs, load_causal_lm, place_model
+from ..models.special_text import TextEncoder
 from ..types import Prompt
 from .aligner_template import AlignerTemplate, make_template
 
@@ -128,8 +129,9 @@ class Aligner:
         if len(prompts) != len(answers):
             raise ValueError(f"Each prompt needs one answer, got {len(prompts)} prompts and {len(answers)} answers.")
         generator = self.generator
+        encoder = TextEncoder(generator.tokenizer)
         encoded = [
-            self.template.encode(generator.tokenizer, prompt, answer.strip(), generator.max_prompt_length)
+            self.template.encode(encoder, prompt, answer.strip(), generator.max_prompt_length)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         generated = generator.generate([ids for ids in encoded if ids is not None], self.sampling, self.seed)
@@ -186,7 +188,7 @@ class Aligner:
         """Return the text of a correction, or `None` if it is unfinished or empty."""
         if not ids or ids[-1] not in self.generator.eos_token_ids:
             return None
-        return self.generator.tokenizer.decode(ids, skip_special_tokens=True).strip() or None
+        return self.generator.tokenizer.decode(ids[:-1], skip_special_tokens=True).strip() or None
 
     def _warn_uncorrected(self, kind: str, reason: str, verb: str) -> None:
         self._once.warning(

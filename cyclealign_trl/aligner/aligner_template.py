@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
+from ..models.special_text import TextEncoder
 from ..types import Prompt
 
 # The ideas of the three published variants, in our own words. A trained aligner keeps its template in a file of its
@@ -74,7 +75,7 @@ class AlignerTemplate:
         If they are more than `max_length`, the question loses its beginning. The answer is never truncated.
 
         Args:
-            tokenizer: Tokenizer of the aligner.
+            tokenizer: Tokenizer of the aligner, or a `TextEncoder` of it.
             prompt: Prompt that was answered.
             answer: The answer.
             max_length: Maximum number of tokens, or `None` for no limit.
@@ -82,16 +83,25 @@ class AlignerTemplate:
         Returns:
             The ids, or `None` if the text is too long even without a question.
         """
+        encoder = tokenizer if isinstance(tokenizer, TextEncoder) else TextEncoder(tokenizer)
         question = render_question(prompt)
-        question_ids = _tokenize(tokenizer, question)
-        ids, start = _tokenize(tokenizer, self.render(question, answer), special=True), 0
+        question_ids = encoder.encode(encoder.mark(question))
+        ids, start = self._encode(encoder, question, answer), 0
         # Truncating can change how the rest is tokenised, so check again until the text fits.
         while max_length is not None and len(ids) > max_length:
             if start >= len(question_ids):
                 return None
             start += len(ids) - max_length
-            ids = _tokenize(tokenizer, self.render(tokenizer.decode(question_ids[start:]), answer), special=True)
+            ids = self._encode(encoder, encoder.tokenizer.decode(question_ids[start:]), answer)
         return ids
+
+    def encode_correction(self, encoder: TextEncoder, correction: str) -> list[int]:
+        """Return the token ids of a correction after the rendered template, without an end-of-sequence token."""
+        tail = re.split("|".join(map(re.escape, _PLACEHOLDERS)), self.text)[-1]
+        return encoder.encode_after(tail, encoder.mark(correction))
+
+    def _encode(self, encoder: TextEncoder, question: str, answer: str) -> list[int]:
+        return [*encoder.opening, *encoder.encode(self.render(encoder.mark(question), encoder.mark(answer)))]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the template to `aligner_template.json` in the folder of a model."""
@@ -143,8 +153,3 @@ def render_question(prompt: Prompt) -> str:
     if [message["role"] for message in prompt] == ["user"]:
         return prompt[0]["content"].strip()
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content'].strip()}" for message in prompt)
-
-
-def _tokenize(tokenizer: Any, text: str, special: bool = False) -> list[int]:
-    # verbose=False, because the tokenizer would warn of a text that is truncated right afterwards.
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

@@ -8,18 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, TrainerCallback
 from trl import SFTTrainer
 
-from ..data.formats import completion_text
-from ..models.loading import check_positions, short_model_name
+from ..data.formats import completion_text, plain_prompt
+from ..models.loading import check_positions, check_vocabulary, max_positions, short_model_name
+from ..models.special_text import TextEncoder
 from ..training.base_trainer import BaseTrainer, Optimizers
 from ..training.dataset_checks import check_map_style, column_names, describe_dataset, named_datasets
 from ..training.model_card import Paper, TrainedModel
+from ..training.row_checks import COMPLETION, PROMPT, RowCheck, check_rows, plain_rows
 from .aligner_config import AlignerConfig
-from .aligner_template import AlignerTemplate, make_template
+from .aligner_template import AlignerTemplate, make_template, render_question
 from .corrections import CORRECTION_COLUMNS
 from .identity_warmup import IDENTITY_COLUMN, WarmupSampler, with_warmup
 
@@ -80,9 +83,11 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
             args = AlignerConfig(f"{short_model_name(model)}-Aligner")
         if train_dataset is None:
             raise ValueError("train_dataset is missing. Pass rows of prompt, answer and correction.")
+        train_dataset, eval_dataset = plain_rows(train_dataset), plain_rows(eval_dataset)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_map_style(name, dataset)
             _check_columns(name, dataset)
+            check_rows(name, dataset, _ROW_CHECK)
         if not isinstance(model, str) and args.model_init_kwargs is not None:
             raise ValueError(
                 "model_init_kwargs have no effect on a model that is already loaded. Pass its name instead."
@@ -102,6 +107,8 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
             peft_config=peft_config,
         )
         check_positions(self.model, max_length=args.max_length)
+        for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
+            _check_longest(name, dataset, max_positions(self.model))
         sampler = self._get_train_sampler()
         if not sampler.rest:
             raise ValueError(f"No correction fits into max_length={args.max_length} tokens. Raise max_length.")
@@ -123,7 +130,7 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
     def _encode(self, dataset: Dataset, tokenizer: Any, max_length: int | None, name: str) -> Dataset:
         if tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no eos_token, which has to end each correction. Set it.")
-        encoder = _Encoder(self.template, tokenizer, max_length)
+        encoder = _Encoder(self.template, TextEncoder(tokenizer), max_length)
         encoded = dataset.map(encoder, remove_columns=[*CORRECTION_COLUMNS], desc=f"Tokenizing {name} dataset")
         kept = encoded.filter(_has_tokens, desc=f"Dropping rows that are too long from {name} dataset")
         if dropped := len(encoded) - len(kept):
@@ -137,6 +144,11 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
         return kept
 
     # Hooks of the Trainer
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:  # transformers.trainer_utils.TrainOutput
+        """Train from the start or from a checkpoint; see `BaseTrainer.train`."""
+        check_vocabulary(self.model, self.processing_class)
+        return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> WarmupSampler:
         args = self.args
@@ -214,24 +226,51 @@ class _Encoder:
     """Turn a row into token ids and labels, both empty if the row is too long."""
 
     template: AlignerTemplate
-    tokenizer: Any
+    encoder: TextEncoder
     max_length: int | None
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, list[int]]:
         correction = completion_text(row["correction"]).strip()
-        # Tokenise it separately, because inference generates it after the prompt: no token can span both.
-        ids = list(self.tokenizer(correction, add_special_tokens=False, verbose=False)["input_ids"])
-        ids.append(self.tokenizer.eos_token_id)
+        # Inference generates it after the prompt, so no token can span both.
+        ids = [*self.template.encode_correction(self.encoder, correction), self.encoder.tokenizer.eos_token_id]
         max_prompt_length = None if self.max_length is None else self.max_length - len(ids)
         answer = completion_text(row["answer"]).strip()
-        prompt_ids = self.template.encode(self.tokenizer, row["prompt"], answer, max_prompt_length)
+        prompt_ids = self.template.encode(self.encoder, plain_prompt(row["prompt"]), answer, max_prompt_length)
         if prompt_ids is None:
             return {"input_ids": [], "labels": []}
         return {"input_ids": [*prompt_ids, *ids], "labels": [-100] * len(prompt_ids) + ids}
 
 
+def _read_row(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    question = render_question(plain_prompt(row["prompt"]))
+    if not question:
+        raise ValueError(f"column 'prompt' is empty: {row['prompt']!r}. Remove the row.")
+    return question, completion_text(row["answer"]), completion_text(row["correction"])
+
+
+_ROW_CHECK = RowCheck(
+    {"prompt": PROMPT, "answer": COMPLETION, "correction": COMPLETION},
+    read=_read_row,
+    collate=lambda rows: [_read_row(row) for row in rows],
+)
+
+
 def _has_tokens(row: Mapping[str, Any]) -> bool:
     return bool(row["input_ids"])
+
+
+def _check_longest(name: str, dataset: Dataset, positions: int | None) -> None:
+    """Raise `ValueError` if tokenised rows are too long for the model, which they can be without `max_length`."""
+    rows = dataset.select_columns("input_ids").with_format("arrow")
+    longest = max(
+        pc.max(pc.list_value_length(rows[start : start + 10_000]["input_ids"])).as_py()
+        for start in range(0, len(dataset), 10_000)
+    )
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"The longest row of {name} has {longest} tokens, but the model has {positions} positions. Set max_length "
+            f"to {positions}: longer questions lose their beginning."
+        )
 
 
 def _check_columns(name: str, dataset: Dataset) -> None:

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetInfo, Features, Value, load_dataset
 
 from ..data.drop_reports import dropped_rows
 from ..data.formats import file_format, text_feature
+from ..types import valid_text
 
 HUB_ID = "aligner/aligner-20K"
 
@@ -84,8 +85,13 @@ def corrections_dataset(rows: list[tuple[Any, ...]], report: str) -> Dataset:
     conversational = not isinstance(rows[0][0], str) if rows else False
     string = Value("string")
     features = Features({"prompt": text_feature(conversational), "answer": string, "correction": string})
-    columns = {name: [row[index] for row in rows] for index, name in enumerate(CORRECTION_COLUMNS)}
+    columns = {name: [_valid(row[index]) for row in rows] for index, name in enumerate(CORRECTION_COLUMNS)}
     return Dataset.from_dict(columns, info=DatasetInfo(description=report, features=features))
+
+
+def _valid(value: Any) -> Any:
+    """Return a value with valid text. Models behind an API can write characters that no file accepts."""
+    return valid_text(value) if isinstance(value, str) else value
 
 
 def _empty_column(row: Mapping[str, Any]) -> str | None:

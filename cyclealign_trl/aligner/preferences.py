@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetInfo, Features
 
 from ..data.drop_reports import dropped_rows
 from ..data.formats import text_feature
+from ..training.row_checks import read_prompts
 from ..types import Prompt, as_completion
 from .upstreams import make_upstream
 
@@ -44,12 +45,11 @@ def bootstrap_preferences(
     Raises:
         ValueError: If there are no prompts, or some are texts and some messages.
     """
-    prompts = list(prompts["prompt"]) if isinstance(prompts, Dataset) else list(prompts)
-    if not prompts:
+    prompts = prompts if isinstance(prompts, Dataset) else list(prompts)
+    if not len(prompts):
         raise ValueError("prompts is empty. Pass at least one prompt.")
+    prompts = read_prompts(prompts)
     conversational = not isinstance(prompts[0], str)
-    if any(isinstance(prompt, str) is conversational for prompt in prompts):
-        raise ValueError("Some prompts are texts and some are messages. Pass all of them in one format.")
     answers = make_upstream(upstream, tokenizer)(prompts, **sampling)
     corrections = aligner.correct(prompts, answers)
     kept = [index for index, answer in enumerate(answers) if corrections[index] != answer]

@@ -107,7 +107,7 @@ class ModelUpstream(Upstream):
         requested["max_new_tokens"] = min(requested.get("max_new_tokens", limit), limit)
         settings = _without_unused({**self._sampling, **requested})
         generated = self._generator.generate([self._encode(prompt) for prompt in prompts], settings, self._seed)
-        answers = self._generator.tokenizer.batch_decode(generated, skip_special_tokens=True)
+        answers = [self._renderer.decode(prompt, [ids])[0] for prompt, ids in zip(prompts, generated, strict=True)]
         return [
             answer if isinstance(prompt, str) else answer.strip()
             for prompt, answer in zip(prompts, answers, strict=True)

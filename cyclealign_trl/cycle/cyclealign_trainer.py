@@ -23,6 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from .._compat import is_vllm_available
 from ..chat.budget import Budget
+from ..data.formats import plain_prompt
+from ..data.hh_rlhf import DatasetType, is_published
 from ..models.generation_backend import seeded
 from ..offline.ranking_collator import Batch, TokenIds
 from ..offline.ranking_config import RankingConfig
@@ -33,6 +35,7 @@ from ..training.base_trainer import Optimizers
 from ..training.checkpoints import set_folder_aside
 from ..training.dataset_checks import check_map_style, column_names, first_rows
 from ..training.model_card import TrainedModel
+from ..training.row_checks import PROMPT, RowCheck
 from ..types import Corrector, prompt_key
 from .cyclealign_config import CycleAlignConfig, check_corrector, make_pool
 from .demonstrations import DemonstrationPool
@@ -85,6 +88,7 @@ class CycleAlignTrainer(RankingTrainer):
     args: CycleAlignConfig
     _config_class = CycleAlignConfig
     _method_name = "CycleAlign"
+    eval_dataset: Any
 
     def __init__(
         self,
@@ -122,7 +126,7 @@ class CycleAlignTrainer(RankingTrainer):
         )
         if train_dataset is not None:
             self._get_train_sampler()  # raises if one step takes more prompts than there are
-        self.eval_dataset = first_rows(eval_dataset, args.max_eval_samples)
+        self.eval_dataset = first_rows(self.eval_dataset, args.max_eval_samples)
         self.ranker = with_cache(ranker, Path(args.output_dir), args.process_index) if args.cache_rankings else ranker
         self.corrector = corrector
         self.generation = make_backend(args, self.model, self.accelerator, self.renderer)
@@ -150,8 +154,19 @@ class CycleAlignTrainer(RankingTrainer):
     def _check_dataset(self, name: str, dataset: Dataset, args: RankingConfig) -> None:
         check_map_style(name, dataset)
         columns = column_names(dataset)
-        if "prompt" not in columns:
+        if "prompt" not in columns and not is_published(dataset):
             raise ValueError(f"{name} needs a column 'prompt'; it has {sorted(columns)}.")
+
+    def _read_dataset(self, name: str, dataset: Any, dataset_type: DatasetType = "prompt-only") -> Any:
+        return super()._read_dataset(name, dataset, dataset_type)
+
+    def _row_check(self, dataset: Any, collator: Callable[[Any], Batch]) -> RowCheck:
+        return RowCheck(
+            {"prompt": PROMPT},
+            read=lambda row: plain_prompt(row["prompt"]),
+            collate=collator,
+            collate_longest=self.renderer.max_prompt_length is None,
+        )
 
     def _make_collator(self) -> Callable[[Any], Batch]:
         return PromptCollator(self.renderer)
@@ -195,11 +210,10 @@ class CycleAlignTrainer(RankingTrainer):
         """Sample completions of a batch of prompts, and send them to the ranker without waiting for it."""
         with self._metrics.timer("generate"):
             completion_ids = self.generation.generate(self.model_wrapped, batch.prompt_ids)
-        decode = self.renderer.tokenizer.batch_decode
         interactions = [
             open_interaction(
                 prompt,
-                decode(ids, skip_special_tokens=True),
+                self.renderer.decode(prompt, ids),
                 self.demonstrations.select(prompt),
                 metadata,
                 already_agreed=prompt_key(prompt) in self._agreed,

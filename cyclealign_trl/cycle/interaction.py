@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..types import Demonstration, Prompt, RankingFailure, RankingRequest, RankingResult, Trimmed, Usage
+from ..types import Demonstration, Prompt, RankingFailure, RankingRequest, RankingResult, Trimmed, Usage, valid_text
 from .agreement import agreement_ranking, agreement_rate
 from .demonstrations import from_agreement
 
@@ -197,4 +197,4 @@ def _join_like(sampled: str, improved: str) -> str:
     The policy continues a plain-text prompt with any token, often a space. Training on a text without it would teach
     a different continuation than the one that is sampled.
     """
-    return sampled[: len(sampled) - len(sampled.lstrip())] + improved.lstrip()
+    return sampled[: len(sampled) - len(sampled.lstrip())] + valid_text(improved).lstrip()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from ..data.formats import plain_prompt
 from ..models.generation_backend import GenerationBackend
 from ..models.transformers_backend import TransformersBackend
 from ..offline.ranking_collator import Batch, TokenIds
@@ -47,9 +48,10 @@ class PromptCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> PromptBatch:
         """Tokenise the prompts."""
-        encoded = [self.renderer.prompt(row["prompt"]) for row in rows]
+        prompts = [plain_prompt(row["prompt"]) for row in rows]
+        encoded = [self.renderer.prompt(prompt, row.get("tools")) for prompt, row in zip(prompts, rows, strict=True)]
         return PromptBatch(
-            prompts=[row["prompt"] for row in rows],
+            prompts=prompts,
             metadata=[{name: value for name, value in row.items() if name != "prompt"} for row in rows],
             prompt_ids=[ids for ids, _ in encoded],
             prompt_truncated=[truncated for _, truncated in encoded],

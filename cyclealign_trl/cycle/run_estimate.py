@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState
 
 from ..chat.messages import BYTES_PER_TOKEN
+from ..data.formats import plain_prompt
 from ..models.generation_backend import seeded
 from ..rankers.base import Ranker, estimate
 from ..types import Prompt, RankingRequest, RankingResult, Usage, prompt_key
@@ -84,7 +85,7 @@ def sample_completions(trainer: CycleAlignTrainer, num_prompts: int) -> list[Sam
             for prompt, group in zip(batch, trainer.generation.generate(trainer.model, prompt_ids), strict=True):
                 texts = [[token for token in ids if token not in renderer.eos_token_ids] for ids in group]
                 longest = [(ids * args.max_completion_length)[: args.max_completion_length] for ids in texts]
-                decoded = (renderer.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (texts, longest))
+                decoded = (renderer.decode(prompt, ids) for ids in (texts, longest))
                 samples.append(Sample(prompt, *map(tuple, decoded)))
     return samples
 
@@ -168,7 +169,7 @@ def estimate_run(
 
 def _some_prompts(dataset: Dataset, number: int, seed: int) -> list[Prompt]:
     chosen = random.Random(seed).sample(range(len(dataset)), min(number, len(dataset)))  # noqa: S311
-    return [dataset[index]["prompt"] for index in chosen]
+    return [plain_prompt(dataset[index]["prompt"]) for index in chosen]
 
 
 def _rehearse(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import List, Value
-from trl import is_conversational, maybe_extract_prompt
+from trl import extract_prompt, is_conversational
 
-from ..types import ABSENT, ranks_from_scores
+from ..types import ABSENT, Prompt, ranks_from_scores
 
 _FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -40,9 +40,9 @@ def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If ranks or rewards are missing, invalid, or not one per completion.
     """
     if "completions" not in row:
-        pair = maybe_extract_prompt(dict(row))
+        pair = preference_pair(row)
         texts = [completion_text(pair["chosen"]), completion_text(pair["rejected"])]
-        return {"prompt": pair["prompt"], "completions": texts, "ranks": [0, 1], "rewards": None}
+        return {"prompt": plain_prompt(pair["prompt"]), "completions": texts, "ranks": [0, 1], "rewards": None}
     texts = [completion_text(completion) for completion in row["completions"]]
     rewards, ranks = row.get("rewards"), row.get("ranks")
     for name, values in (("ranks", ranks), ("rewards", rewards)):
@@ -60,7 +60,24 @@ def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"Ranks must be integers, 0 = best and {ABSENT} = absent, got {ranks}; the prompt is {row['prompt']!r}."
         )
-    return {"prompt": row["prompt"], "completions": texts, "ranks": ranks, "rewards": rewards}
+    return {"prompt": plain_prompt(row["prompt"]), "completions": texts, "ranks": ranks, "rewards": rewards}
+
+
+def has_whole_conversations(row: Mapping[str, Any]) -> bool:
+    """Return whether `chosen` and `rejected` of a preference pair contain the prompt.
+
+    Some published data sets have a column `prompt`, too, with the text of the first message.
+    """
+    chosen = row["chosen"]
+    return "prompt" not in row or (isinstance(row["prompt"], str) and isinstance(chosen, list) and len(chosen) > 1)
+
+
+def preference_pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a preference pair with `prompt`, `chosen` and `rejected`."""
+    if not has_whole_conversations(row):
+        return dict(row)
+    pair: dict[str, Any] = extract_prompt({name: row[name] for name in ("chosen", "rejected")})
+    return {**row, **pair}
 
 
 def completion_text(completion: Any) -> str:
@@ -71,9 +88,49 @@ def completion_text(completion: Any) -> str:
     """
     if isinstance(completion, str):
         return completion
-    if not (is_conversational({"completion": completion}) and len(completion) == 1):
+    if not (completion and is_conversational({"completion": completion}) and len(completion) == 1):
         raise ValueError(f"A completion must be a text or a list of one assistant message, got {completion!r}.")
-    return str(completion[0]["content"])
+    return content_text(completion[0].get("content"))
+
+
+def plain_prompt(prompt: Any) -> Prompt:
+    """Return a prompt, text or messages, whose contents are plain texts.
+
+    Raises:
+        ValueError: If it is neither, it is empty, or a content is not text.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not (isinstance(prompt, list) and prompt):
+        raise ValueError(f"A prompt must be a text or a list of messages, got {prompt!r}.")
+    return [_plain_message(message) for message in prompt]
+
+
+def content_text(content: Any) -> str:
+    """Return the text of a message's content, which is a string or a list of text parts.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
+    valid = [text for text in texts if isinstance(text, str)]
+    if not parts or len(valid) < len(parts):
+        raise ValueError(f"The content of a message must be text, or a list of text parts, got {content!r}.")
+    return "".join(valid)
+
+
+def _plain_message(message: Any) -> dict[str, Any]:
+    if not (isinstance(message, Mapping) and isinstance(message.get("role"), str)):
+        raise ValueError(f"A message must have a role and a content, got {message!r}.")
+    content = message.get("content")
+    if isinstance(content, str):
+        return dict(message)
+    if content is None and message.get("tool_calls"):  # a call has no text
+        return {**message, "content": ""}
+    return {**message, "content": content_text(content)}
 
 
 def text_feature(conversational: bool) -> Any:  # datasets.Value | datasets.List

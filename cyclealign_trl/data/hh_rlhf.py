@@ -110,24 +110,54 @@ def load_hh_rlhf(
     prompts: set[str] = set()
     for name in subsets:
         published = _read(name, split, path)
-        kept_before, dropped = len(rows), Counter[str]()
-        for row in published:
-            outcome: Pair | str = split_pair(row["chosen"], row["rejected"], keep_paragraphs)
-            if isinstance(outcome, Pair) and dataset_type == "prompt-only":
-                key = prompt_key(outcome.prompt)
-                if key in prompts:
-                    outcome = "repeated_prompt"
-                prompts.add(key)
-            if isinstance(outcome, Pair):
-                rows.append(_row(outcome, dataset_type, conversational) | {"subset": name})
-            else:
-                dropped[outcome] += 1
-        kept = len(rows) - kept_before
-        report.append(f"{name}/{split}: {len(published)} rows, {kept} kept; {dropped_rows(dropped)}")
+        pairs, dropped = _split_pairs(published, keep_paragraphs, prompts if dataset_type == "prompt-only" else None)
+        rows += (_row(pair, dataset_type, conversational) | {"subset": name} for pair in pairs.values())
+        report.append(f"{name}/{split}: {len(published)} rows, {len(pairs)} kept; {dropped_rows(dropped)}")
 
-    features = _features(dataset_type, conversational)
+    features = Features(_features(dataset_type, conversational) | {"subset": Value("string")})
     columns = {column: [row[column] for row in rows] for column in features}
     return Dataset.from_dict(columns, info=DatasetInfo(description="\n".join(report), features=features))
+
+
+def is_published(dataset: Any) -> bool:
+    """Return whether a data set has the rows that HH-RLHF publishes: dialogues as texts, and no prompts."""
+    if not isinstance(dataset, Dataset) or "prompt" in dataset.column_names or not len(dataset):
+        return False
+    if any(dataset.features.get(name) != Value("string") for name in ("chosen", "rejected")):
+        return False
+    rows = dataset.select_columns(["chosen", "rejected"]).with_format(None)[:1000]
+    starts = [str(text).startswith("\n\nHuman:") for name in ("chosen", "rejected") for text in rows[name]]
+    return sum(starts) >= 0.9 * len(starts)  # a few published dialogues are broken
+
+
+def read_published(dataset: Dataset, dataset_type: DatasetType, conversational: bool) -> Dataset:
+    """Convert published rows as `load_hh_rlhf` does, and keep their other columns.
+
+    Args:
+        dataset: Rows for which `is_published` is true.
+        dataset_type: As in `load_hh_rlhf`.
+        conversational: As in `load_hh_rlhf`.
+
+    Returns:
+        The rows that can be used. `info.description` counts the dropped ones by reason.
+
+    Raises:
+        ValueError: If no row can be used.
+    """
+    published = dataset.with_format(None)
+    pairs, dropped = _split_pairs(
+        published.select_columns(["chosen", "rejected"]), True, set() if dataset_type == "prompt-only" else None
+    )
+    report = f"{len(dataset)} rows, {len(pairs)} kept; {dropped_rows(dropped)}"
+    if not pairs:
+        raise ValueError(f"No dialogue of HH-RLHF can be used: {report}.")
+    rows = [_row(pair, dataset_type, conversational) for pair in pairs.values()]
+    features = _features(dataset_type, conversational)
+    others = published.remove_columns(["chosen", "rejected"]).select([*pairs])
+    for name in others.column_names:
+        features[name] = others.features[name]
+    columns = {name: [row[name] for row in rows] if name in rows[0] else others[name][:] for name in features}
+    return Dataset.from_dict(columns, info=DatasetInfo(description=report, features=Features(features)))
 
 
 def split_pair(chosen: str, rejected: str, keep_paragraphs: bool = True) -> Pair | DropReason:
@@ -293,14 +323,39 @@ def _row(pair: Pair, dataset_type: DatasetType, conversational: bool) -> dict[st
     return {"prompt": prompt, "completions": completions, "ranks": [0, 1]}
 
 
-def _features(dataset_type: DatasetType, conversational: bool) -> Features:
+def _split_pairs(
+    published: Iterable[Mapping[str, Any]], keep_paragraphs: bool, prompts: set[str] | None
+) -> tuple[dict[int, Pair], Counter[str]]:
+    """Return the usable rows by index, and the number of dropped ones by reason.
+
+    Args:
+        published: Rows of `chosen` and `rejected`.
+        keep_paragraphs: As in `split_pair`.
+        prompts: Keys of prompts to leave out, to which those of the rows are added. `None` keeps repeated prompts.
+    """
+    pairs, dropped = dict[int, Pair](), Counter[str]()
+    for index, row in enumerate(published):
+        outcome: Pair | str = split_pair(row["chosen"], row["rejected"], keep_paragraphs)
+        if isinstance(outcome, Pair) and prompts is not None:
+            key = prompt_key(outcome.prompt)
+            if key in prompts:
+                outcome = "repeated_prompt"
+            prompts.add(key)
+        if isinstance(outcome, Pair):
+            pairs[index] = outcome
+        else:
+            dropped[outcome] += 1
+    return pairs, dropped
+
+
+def _features(dataset_type: DatasetType, conversational: bool) -> dict[str, Any]:
     text = text_feature(conversational)
-    columns = {
+    columns: dict[DatasetType, dict[str, Any]] = {
         "prompt-only": {},
         "preference": {"chosen": text, "rejected": text},
         "ranked": {"completions": List(text), "ranks": List(Value("int64"))},
     }
-    return Features({"prompt": text, **columns[dataset_type], "subset": Value("string")})
+    return {"prompt": text, **columns[dataset_type]}
 
 
 def _parse(line: str, number: int, file: Path) -> dict[str, str]:

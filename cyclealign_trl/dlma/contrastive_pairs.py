@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ import torch
 from datasets import Dataset, DatasetInfo
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl import maybe_extract_prompt
 
 from .._files import atomic_write
 from ..data.drop_reports import dropped_rows
-from ..data.formats import completion_text
+from ..data.formats import completion_text, plain_prompt, preference_pair, ranked_row
+from ..data.hh_rlhf import is_published, read_published
 from ..models.generation_backend import group_by_prompt, seeded
 from ..models.loading import digest_weights
 from ..models.transformers_backend import generate
 from ..rankers.contrastive_prompts import ContrastivePrompts
 from ..rankers.self_reward import SelfReward
+from ..training.row_checks import check_rows, pair_check, plain_rows, read_prompts
 from ..types import Prompt, as_completion
 
 _SETTINGS = "settings.json"
@@ -84,8 +85,8 @@ def generate_contrastive_pairs(
         ValueError: If there are no prompts, every pair is dropped, `output_dir` is missing with several processes, or
             `output_dir` contains pairs from a different model, different prompts or different settings.
     """
-    prompts = list(prompts["prompt"]) if isinstance(prompts, Dataset) else list(prompts)
-    if not prompts:
+    prompts = prompts if isinstance(prompts, Dataset) else list(prompts)
+    if not len(prompts):
         raise ValueError("There are no prompts. Pass at least one.")
     rank, num_processes = _processes()
     if num_processes > 1 and output_dir is None:
@@ -101,6 +102,7 @@ def generate_contrastive_pairs(
         device=device,
         model_init_kwargs=model_init_kwargs,
     )
+    prompts = _read_prompts(prompts, self_reward)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, **(generation_kwargs or {})}
     batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     settings = {
@@ -190,14 +192,32 @@ def add_self_rewards(
         model_init_kwargs=model_init_kwargs,
     )
     pairs: list[dict[str, Any]] = []
-    rows = [maybe_extract_prompt(dict(row)) for row in dataset]
+    conversational = self_reward.renderer.tokenizer.chat_template is not None
+    dataset = read_published(dataset, "preference", conversational) if is_published(dataset) else dataset
+    dataset = plain_rows(dataset)
+    if len(dataset):
+        check = pair_check(dataset[0], collate=lambda rows: list(map(ranked_row, rows)))
+        check_rows("dataset", dataset, replace(check, read=lambda row: _drop_equal(row) or check.read(row)))
+    rows = [preference_pair(row) for row in dataset]
     for start in tqdm(range(0, len(rows), batch_size), desc="Scoring pairs", leave=False):
         batch = rows[start : start + batch_size]
-        fitting = [row for row in batch if self_reward.fits(row["prompt"])]
+        batch = [{**row, "prompt": plain_prompt(row["prompt"])} for row in batch]
+        fitting = [row for row in batch if self_reward.fits(row["prompt"], row.get("tools"))]
         completions = [(completion_text(row["chosen"]), completion_text(row["rejected"])) for row in fitting]
-        pairs += _score_pairs(self_reward, [row["prompt"] for row in fitting], completions)
+        tools = [row["tools"] for row in fitting] if "tools" in batch[0] else None
+        pairs += _score_pairs(self_reward, [row["prompt"] for row in fitting], completions, tools)
         pairs += [_TOO_LONG] * (len(batch) - len(fitting))
     return _as_dataset(pairs)
+
+
+def _read_prompts(prompts: Dataset | Sequence[Prompt], self_reward: SelfReward) -> list[Prompt]:
+    """Return prompts whose contents are texts, after checking all of them."""
+    if is_published(prompts):
+        conversational = self_reward.renderer.tokenizer.chat_template is not None
+        prompts = read_published(prompts, "prompt-only", conversational)
+    if isinstance(prompts, Dataset) and any(prompts.with_format(None)["tools"] if "tools" in prompts.features else ()):
+        raise ValueError("Pairs cannot be sampled with tools. Remove the column 'tools', or these rows.")
+    return read_prompts(prompts, self_reward.fits)
 
 
 def _sample_pairs(
@@ -212,23 +232,27 @@ def _sample_pairs(
         # Under ZeRO-3, `generate` would wait for the other processes, which handle other numbers of batches.
         sampled = generate(model, prompt_ids, config, model.device, synced_gpus=False)
         groups = group_by_prompt(sampled, 2, renderer.eos_token_ids)
-        completions = [renderer.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in groups]
+        completions = [renderer.decode(prompt, ids) for prompt, ids in zip(fitting, groups, strict=True)]
     return _score_pairs(self_reward, fitting, completions) + [_TOO_LONG] * (len(prompts) - len(fitting))
 
 
 def _score_pairs(
-    self_reward: SelfReward, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
+    self_reward: SelfReward,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[str]],
+    tools: Sequence[Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Return a row per pair: the pair with its self-reward, or the reason to drop it."""
     reasons = [_drop_reason(*pair) for pair in completions]
-    kept = [(prompt, pair) for prompt, pair, reason in zip(prompts, completions, reasons, strict=True) if not reason]
+    kept = [index for index, reason in enumerate(reasons) if not reason]
     logps = self_reward.logps(
-        [prompt for prompt, pair in kept for _ in pair], [text for _, pair in kept for text in pair]
+        [prompts[index] for index in kept for _ in completions[index]],
+        [text for index in kept for text in completions[index]],
+        *([] if tools is None else [[tools[index] for index in kept for _ in completions[index]]]),
     )
     rows: list[dict[str, Any]] = [{"dropped": reason} for reason in reasons if reason]
-    for (prompt, (chosen, rejected)), (chosen_logps, rejected_logps) in zip(
-        kept, logps.view(-1, 2, 2).tolist(), strict=True
-    ):
+    for index, (chosen_logps, rejected_logps) in zip(kept, logps.view(-1, 2, 2).tolist(), strict=True):
+        prompt, (chosen, rejected) = prompts[index], completions[index]
         score = (chosen_logps[0] - chosen_logps[1]) - (rejected_logps[0] - rejected_logps[1])
         row = {
             "prompt": prompt,
@@ -240,6 +264,10 @@ def _score_pairs(
         }
         rows.append(row if math.isfinite(score) else {"dropped": "not_finite"})
     return rows
+
+
+def _drop_equal(row: Mapping[str, Any]) -> bool:
+    return bool(row["chosen"] == row["rejected"])
 
 
 def _drop_reason(chosen: str, rejected: str) -> str | None:

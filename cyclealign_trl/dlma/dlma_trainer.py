@@ -28,6 +28,7 @@ from ..offline.ranking_trainer import RankingTargets, RankingTrainer
 from ..training.base_trainer import Optimizers
 from ..training.dataset_checks import column_names
 from ..training.model_card import Paper, TrainedModel
+from ..training.row_checks import NUMBER, RowCheck
 from .dlma_config import DLMAConfig
 from .dlma_loss import dlma_loss
 
@@ -162,6 +163,11 @@ class DLMATrainer(RankingTrainer):
                 "margin_weight=0 for DPO."
             )
         super()._check_dataset(name, dataset, args)
+
+    def _row_check(self, dataset: Any, collator: Callable[[Any], Batch]) -> RowCheck:
+        check = super()._row_check(dataset, collator)
+        numbers = {name: NUMBER for name in ("self_reward", *_REF_COLUMNS) if name in column_names(dataset)}
+        return replace(check, columns={**check.columns, **numbers})
 
     def _make_collator(self) -> Callable[[Any], Batch]:
         return PairCollator(self.renderer)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from .._compat import create_model_from_path, get_config_model_id
+from .renderer import read_turn
 
 logger = logging.getLogger(__name__)
 
@@ -219,17 +220,28 @@ def _validate_generation_config(model: PreTrainedModel) -> None:
         ) from error
 
 
-def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def sync_special_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[int, ...]:
     """Set the same pad token on model and tokenizer, and collect the ids that end a completion.
 
-    Without a pad token, the end-of-sequence token becomes the pad token.
+    Without a pad token, the end-of-sequence token becomes the pad token. If the chat template ends an assistant's turn
+    with another token than those that tokenizer and generation config declare, it is added to the generation config.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        chat_template_kwargs: Keyword arguments for the chat template.
 
     Returns:
-        Every end-of-sequence id of the tokenizer and of the generation config, the tokenizer's first.
+        Every end-of-sequence id of the tokenizer, of the generation config and of the chat template, the tokenizer's
+        first.
 
     Raises:
-        ValueError: If there is no end-of-sequence id, no token to pad with, or the model is not a causal language
-            model.
+        ValueError: If there is no end-of-sequence id, no token to pad with, the model has no embeddings for tokens of
+            the tokenizer, or it is not a causal language model.
     """
     check_causal_lm(model)
     generation_config = model.generation_config
@@ -242,14 +254,65 @@ def sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             f"The tokenizer has no eos_token and the generation config of {type(model).__name__} has no eos_token_id, "
             "so no completion can end. Set tokenizer.eos_token."
         )
+    turn = read_turn(tokenizer, chat_template_kwargs)
+    if turn.end_id is not None and turn.end_id not in eos_token_ids:
+        eos_token_ids = (*eos_token_ids, turn.end_id)
+        if generation_config is not None:
+            generation_config.eos_token_id = list(eos_token_ids)
+        logger.warning(
+            "The chat template ends an assistant's turn with %r, but the end-of-sequence token of the tokenizer is "
+            "%r. Completions of conversations end with %r, in training, in sampling and in the saved generation "
+            "config.",
+            turn.end,
+            tokenizer.eos_token,
+            turn.end,
+        )
+    elif turn.end_id is None and turn.after.strip():
+        logger.warning(
+            "The chat template ends an assistant's turn with %r, which contains no special token, so it cannot end a "
+            "sample. Completions of conversations end with %r instead. Add the text to the tokenizer as a special "
+            "token, and resize the model's embeddings, if it should.",
+            turn.after,
+            tokenizer.eos_token,
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ValueError("The tokenizer has neither a pad_token nor an eos_token. Set tokenizer.pad_token.")
         tokenizer.pad_token = tokenizer.eos_token
+    check_vocabulary(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if generation_config is not None:
         generation_config.pad_token_id = tokenizer.pad_token_id
     return eos_token_ids
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a model has embeddings for the tokens of a tokenizer.
+
+    Special tokens that neither texts nor the chat template can produce are exempt: some tokenizers of text models have
+    a token for images.
+
+    Raises:
+        ValueError: If an embedding is missing.
+    """
+    embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if embeddings is None:
+        return
+    tokens = {text: index for text, index in tokenizer.get_vocab().items() if index >= embeddings}
+    if not tokens:
+        return
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    template = str(tokenizer.chat_template or "")
+    missing = {text: index for text, index in tokens.items()
+               if index not in special or index in used or text in template}  # fmt: skip
+    if missing:
+        text, index = max(missing.items(), key=lambda item: item[1])
+        raise ValueError(
+            f"The tokenizer has {len(missing)} tokens without an embedding, for example {text!r} with id {index}: "
+            f"{type(model).__name__} has embeddings for ids below {embeddings}. Use the model's own tokenizer, or "
+            f"call model.resize_token_embeddings({index + 1}) before training."
+        )
 
 
 def max_positions(model: PreTrainedModel) -> int | None:

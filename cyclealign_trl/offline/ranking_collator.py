@@ -58,9 +58,13 @@ class RankingCollator:
         Raises:
             ValueError: If a row cannot be read, or some rows have rewards and others do not.
         """
+        tools = [row.get("tools") for row in rows]
         rows = [ranked_row(row) for row in rows]
-        prompts = [self.renderer.prompt(row["prompt"]) for row in rows]
-        completions = [[self.renderer.completion(row["prompt"], text) for text in row["completions"]] for row in rows]
+        prompts = [self.renderer.prompt(row["prompt"], own) for row, own in zip(rows, tools, strict=True)]
+        completions = [
+            self.renderer.completions(row["prompt"], row["completions"], own)
+            for row, own in zip(rows, tools, strict=True)
+        ]
         missing = [max(map(len, completions)) - len(group) for group in completions]
         without_rewards = sum(row["rewards"] is None for row in rows)
         if 0 < without_rewards < len(rows):  # the loss of a row must not depend on the other rows of its batch

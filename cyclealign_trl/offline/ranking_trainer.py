@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -14,20 +15,35 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, TrainerCallback
 
 from .._compat import EvalLoopOutput, get_config_model_id
+from ..data.formats import ranked_row
+from ..data.hh_rlhf import DatasetType, is_published, read_published
 from ..models.loading import (
     check_positions,
     dict_field,
     hub_kwargs,
     load_policy,
+    max_positions,
     short_model_name,
     sync_special_tokens,
 )
 from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
 from ..models.renderer import Renderer
 from ..training.base_trainer import BaseTrainer, Optimizers
-from ..training.dataset_checks import check_first_row, check_map_style, column_names, named_datasets
+from ..training.dataset_checks import check_map_style, column_names, named_datasets
 from ..training.metrics import MetricStore, Mode
 from ..training.model_card import Paper, TrainedModel
+from ..training.row_checks import (
+    COMPLETIONS,
+    PROMPT,
+    RANKS,
+    REWARDS,
+    RowCheck,
+    check_rewards,
+    check_rows,
+    equally_long,
+    pair_check,
+    plain_rows,
+)
 from ..types import ABSENT
 from .losses import LOSSES, pair_margins, ranks_above
 from .ranking_collator import Batch, RankedBatch, RankingCollator, TokenIds
@@ -35,6 +51,8 @@ from .ranking_config import RankingConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +120,7 @@ class RankingTrainer(BaseTrainer):
     ) -> None:
         if args is None:
             args = self._default_args(model)
+        train_dataset, eval_dataset = plain_rows(train_dataset), plain_rows(eval_dataset)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             self._check_dataset(name, dataset, args)
 
@@ -116,7 +135,8 @@ class RankingTrainer(BaseTrainer):
         if processing_class is None:
             source = hub_kwargs(dict_field(args.model_init_kwargs))
             processing_class = AutoTokenizer.from_pretrained(get_config_model_id(model.config), **source)
-        eos_token_ids = sync_special_tokens(model, processing_class)
+        chat_template_kwargs = dict_field(args.chat_template_kwargs)
+        eos_token_ids = sync_special_tokens(model, processing_class, chat_template_kwargs)
         check_positions(
             model, max_prompt_length=args.max_prompt_length, max_completion_length=args.max_completion_length
         )
@@ -125,7 +145,8 @@ class RankingTrainer(BaseTrainer):
             eos_token_ids,
             args.max_prompt_length,
             args.max_completion_length,
-            dict_field(args.chat_template_kwargs),
+            chat_template_kwargs,
+            max_positions(model),
         )
 
         self._receive_policy(given, model, args, peft_config)
@@ -135,8 +156,17 @@ class RankingTrainer(BaseTrainer):
 
             model = cast("PreTrainedModel", get_peft_model(model, peft_config))
         collator = self._make_collator()
+        train_dataset = self._read_dataset("train_dataset", train_dataset)
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {
+                name: self._read_dataset(f"eval_dataset[{name!r}]", part) for name, part in eval_dataset.items()
+            }
+        else:
+            eval_dataset = self._read_dataset("eval_dataset", eval_dataset)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
-            check_first_row(name, dataset, collator)
+            if hasattr(dataset, "__len__") and len(dataset):
+                check_rows(name, dataset, self._row_check(dataset, collator))
+                check_rewards(name, dataset)
         super().__init__(
             model=model,
             args=args,
@@ -168,6 +198,34 @@ class RankingTrainer(BaseTrainer):
                 f"{name} needs the columns 'prompt', 'completions', and 'ranks' or 'rewards'; or 'chosen' and "
                 f"'rejected'. It has {sorted(columns)}."
             )
+
+    def _read_dataset(self, name: str, dataset: Any, dataset_type: DatasetType = "preference") -> Any:
+        """Return a data set in a format of the trainer, and split dialogues that HH-RLHF publishes."""
+        if not is_published(dataset):
+            return dataset
+        conversational = self.renderer.tokenizer.chat_template is not None
+        dataset = read_published(dataset, dataset_type, conversational)
+        logger.warning(
+            "%s contains dialogues of HH-RLHF, which are read as %s: %s.",
+            name,
+            "messages" if conversational else "plain text, because the tokenizer has no chat template",
+            dataset.info.description,
+        )
+        return dataset
+
+    def _row_check(self, dataset: Any, collator: Callable[[Any], Batch]) -> RowCheck:
+        """Return how to check the rows of a data set."""
+        columns = column_names(dataset)
+        collate_longest = self.renderer.max_prompt_length is None
+        if "completions" in columns:
+            return RowCheck(
+                {"prompt": PROMPT, "completions": COMPLETIONS, "ranks": RANKS, "rewards": REWARDS},
+                read=ranked_row,
+                collate=collator,
+                is_plain=equally_long("completions", "ranks", "rewards"),
+                collate_longest=collate_longest,
+            )
+        return pair_check(dataset[0], collator, collate_longest)
 
     def _receive_policy(
         self,

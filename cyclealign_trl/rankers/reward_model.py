@@ -20,7 +20,8 @@ from transformers import (
 from .._warnings import OnceLogger
 from ..errors import RankerError
 from ..models.batches import longest_first, pad
-from ..models.loading import check_positions, load_model, load_tokenizer, max_positions, place_model
+from ..models.loading import check_positions, check_vocabulary, load_model, load_tokenizer, max_positions, place_model
+from ..models.special_text import TextEncoder
 from ..types import Prompt, RankingFailure, RankingRequest, with_completion
 from .base import Outcome, check_positive, rank_by_scores
 
@@ -90,10 +91,11 @@ class RewardModelRanker:
         self._name = name or type(model).__name__
         self._model = _prepare_model(model, self._name, device)
         self._tokenizer = load_tokenizer(tokenizer, name, init_kwargs)
-        self._tokenizer.truncation_side = "left"
         if chat_template is not None:
             self._tokenizer.chat_template = chat_template
+        self._encoder = TextEncoder(self._tokenizer)
         self._max_length = _resolve_max_length(max_length, model, self._tokenizer)
+        check_vocabulary(model, self._tokenizer)
         self._pad_token_id = _sync_pad_token(model, self._tokenizer)
         self._batch_size = batch_size
         self._once = OnceLogger(logger)
@@ -149,31 +151,30 @@ class RewardModelRanker:
                     "reliably. Use conversational prompts: lists of messages with role and content.",
                     self._name,
                 )
-            return prompt + completion
+            return prompt + self._encoder.mark(completion)
         if self._tokenizer.chat_template is None:
             raise RankerError(
                 f"The prompts are conversational, but the tokenizer of {self._name} has no chat template. Pass the "
                 "one that the model was trained with as `chat_template`, or use plain-text prompts."
             )
-        return str(self._tokenizer.apply_chat_template(with_completion(prompt, completion), tokenize=False))
+        messages = self._encoder.mark_messages(with_completion(prompt, completion))
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
-        # Not verbose: the tokenizer would warn about texts that are truncated below.
-        ids = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
-        if len(ids) > self._max_length:
+        ids = self._encoder.encode(text)
+        opening, closing = (self._encoder.opening, self._encoder.closing) if add_special_tokens else ([], [])
+        length, room = len(opening) + len(ids) + len(closing), self._max_length - len(opening) - len(closing)
+        if length > self._max_length:
             self._once.warning(
                 "too_long",
                 "A text has %d tokens, but %s is limited to %d. Texts that are too long lose their beginning. Use "
                 "shorter prompts or completions, or increase `max_length` if the model supports it.",
-                len(ids),
+                length,
                 self._name,
                 self._max_length,
             )
-            # Tokenised again, because a slice would drop special tokens at the start, which some models pool.
-            ids = self._tokenizer(
-                text, add_special_tokens=add_special_tokens, truncation=True, max_length=self._max_length
-            )["input_ids"]
-        return list(ids)
+            ids = ids[-room:]  # special tokens at the start stay, because some models pool them
+        return [*opening, *ids, *closing]
 
     def _scores(self, texts: Sequence[Sequence[int]]) -> list[float]:
         """Score texts, given as token ids."""
@@ -220,7 +221,15 @@ def _resolve_max_length(max_length: int | None, model: PreTrainedModel, tokenize
 def _sync_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the id of the padding token, after setting it in the model, which finds the end of a text by it."""
     config = model.config.get_text_config()
+    embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if config.pad_token_id is not None and config.pad_token_id < 0:
+        config.pad_token_id = None  # some configs write "none" as -1
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     pad_token_id: int | None = config.pad_token_id
+    if pad_token_id is not None and embeddings is not None and pad_token_id >= embeddings:
+        raise ValueError(
+            f"The padding token of {type(model).__name__} has id {pad_token_id}, but the model has embeddings for ids "
+            f"below {embeddings}. Set config.pad_token_id and tokenizer.pad_token to a token of the model."
+        )
     return pad_token_id

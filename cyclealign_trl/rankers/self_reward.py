@@ -18,7 +18,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import RankerError
 from ..models.batches import longest_first
-from ..models.loading import load_causal_lm, place_model, sync_special_tokens
+from ..models.loading import check_positions, load_causal_lm, max_positions, place_model, sync_special_tokens
 from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
 from ..models.renderer import Renderer
 from ..types import Prompt, RankingFailure, RankingRequest
@@ -34,7 +34,8 @@ class SelfReward:
         tokenizer: Tokenizer of the model. `None` loads it by the model's name.
         contrastive: `"harmless"`, `"helpful"`, or custom `ContrastivePrompts`.
         batch_size: Number of texts in one forward pass.
-        max_prompt_length: Longest contrastive prompt in tokens. `None` means no limit. See `fits`.
+        max_prompt_length: Longest contrastive prompt in tokens. `None` means what the model's positions leave. See
+            `fits`.
         max_completion_length: Longest completion in tokens. Only this many tokens of a longer one are scored.
         chat_template_kwargs: Keyword arguments for the chat template of conversational prompts.
         device: Device of the model. `None` means this process's accelerator, or the CPU without one.
@@ -58,9 +59,13 @@ class SelfReward:
         self.name = self.model.name_or_path or type(self.model).__name__
         place_model(self.model, self.name, device)
         self.contrastive = ContrastivePrompts.of(contrastive)
+        positions = max_positions(self.model)
+        if max_prompt_length is None and positions is not None:
+            check_positions(self.model, max_completion_length=max_completion_length)
+            max_prompt_length = max(1, positions - max_completion_length)
         self.renderer = Renderer(
             tokenizer,
-            sync_special_tokens(self.model, tokenizer),
+            sync_special_tokens(self.model, tokenizer, chat_template_kwargs),
             max_prompt_length,
             max_completion_length,
             chat_template_kwargs or {},
@@ -70,28 +75,32 @@ class SelfReward:
         # Under ZeRO-3, the fused head expects the weights of every model to be sharded, and this model's are not.
         self._fused = not is_deepspeed_zero3_enabled() and fused_head_is_exact(self.model)
 
-    def fits(self, prompt: Prompt) -> bool:
+    def fits(self, prompt: Prompt, tools: Any = None) -> bool:
         """Return whether both contrastive prompts are short enough.
 
         A longer prompt would be truncated on the left, and could lose its contrastive description.
         """
-        return not any(truncated for _, truncated in map(self.renderer.prompt, self.contrastive.apply(prompt)))
+        return not any(self.renderer.prompt(version, tools)[1] for version in self.contrastive.apply(prompt))
 
-    def logps(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Tensor:
+    def logps(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], tools: Sequence[Any] | None = None
+    ) -> Tensor:
         """Compute the summed log-probabilities of N completions.
 
         Args:
             prompts: Prompt of each completion.
             completions: Completions to score.
+            tools: Tools of each prompt, for the chat template.
 
         Returns:
             Log-probabilities under the positive and under the negative prompt, `(N, 2)` in float32 on the CPU. The
             self-reward is the first minus the second.
         """
+        tools = [None] * len(prompts) if tools is None else tools
         rows = [
-            (self.renderer.prompt(contrastive_prompt)[0], self.renderer.completion(contrastive_prompt, completion)[0])
-            for prompt, completion in zip(prompts, completions, strict=True)
-            for contrastive_prompt in self.contrastive.apply(prompt)
+            (self.renderer.prompt(version, own)[0], self.renderer.completion(version, completion, own)[0])
+            for prompt, completion, own in zip(prompts, completions, tools, strict=True)
+            for version in self.contrastive.apply(prompt)
         ]
         sums = torch.empty(len(rows))  # (N * 2,)
         for batch in longest_first([sum(map(len, row)) for row in rows], self._batch_size):
@@ -127,7 +136,7 @@ class SelfRewardRanker:
         contrastive: Descriptions of good and bad completions: `"harmless"`, `"helpful"`, or custom
             `ContrastivePrompts` (in YAML, a mapping of their arguments).
         batch_size: Number of texts in one forward pass. Each completion counts as two texts.
-        max_prompt_length: Longest contrastive prompt in tokens. `None` means no limit.
+        max_prompt_length: Longest contrastive prompt in tokens. `None` means what the model's positions leave.
         max_completion_length: Longest completion in tokens. Only this many tokens of a longer one are scored.
         chat_template_kwargs: Keyword arguments for the chat template of conversational prompts.
         device: Device of the model. `None` means this process's accelerator, or the CPU without one. A model loaded
@@ -193,11 +202,12 @@ class SelfRewardRanker:
                 "dropout, or pass the model's name to load a copy."
             )
         with self._lock:
-            fits = [self._self_reward.fits(request.prompt) for request in requests]
+            fits = [self._self_reward.fits(request.prompt, request.metadata.get("tools")) for request in requests]
             fitting = [request for request, fitted in zip(requests, fits, strict=True) if fitted]
             logps = self._self_reward.logps(
                 [request.prompt for request in fitting for _ in request.completions],
                 [completion for request in fitting for completion in request.completions],
+                [request.metadata.get("tools") for request in fitting for _ in request.completions],
             )
         scores = iter((logps[:, 0] - logps[:, 1]).tolist())
         limit = self._self_reward.renderer.max_prompt_length

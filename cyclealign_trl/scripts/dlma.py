@@ -10,13 +10,15 @@ from typing import Literal
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from transformers import AutoTokenizer
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
 
+from ..data.hh_rlhf import is_published, read_published
 from ..dlma.contrastive_pairs import generate_contrastive_pairs
 from ..dlma.dlma_config import DLMAConfig
 from ..dlma.dlma_trainer import DLMATrainer
 from ..errors import CheckpointError
-from ..models.loading import dict_field
+from ..models.loading import dict_field, hub_kwargs
 from ..rankers.contrastive_prompts import ContrastivePrompts
 from ..training.checkpoints import last_complete_checkpoint
 from .arguments import CommandParser
@@ -90,7 +92,10 @@ def make_trainer(
     train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
     add_model_init_kwargs(training_args, model_args)
     splits = {"train": train_dataset, **({} if eval_dataset is None else {"test": eval_dataset})}
-    if "prompt" in train_dataset.column_names and "chosen" not in train_dataset.column_names:
+    if training_args.margin_weight and is_published(train_dataset):  # its pairs have no self-rewards
+        splits = _read_prompts(splits, training_args, model_args)
+    columns = splits["train"].column_names
+    if "prompt" in columns and "chosen" not in columns:
         return _run_iterations(splits, pair_args, training_args, model_args)
     if pair_args.num_iterations > 1:
         raise ValueError(
@@ -103,6 +108,23 @@ def make_trainer(
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     run_training(__name__, make_parser(), make_trainer, argv)
+
+
+def _read_prompts(
+    splits: dict[str, Dataset], training_args: DLMAConfig, model_args: ModelConfig
+) -> dict[str, Dataset]:
+    """Return the prompts of dialogues of HH-RLHF, as messages if the model has a chat template."""
+    source = hub_kwargs(dict_field(training_args.model_init_kwargs))
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **source)
+    conversational = tokenizer.chat_template is not None
+    prompts = {
+        name: read_published(dataset, "prompt-only", conversational) if is_published(dataset) else dataset
+        for name, dataset in splits.items()
+    }
+    if training_args.process_index == 0:
+        for name, dataset in prompts.items():
+            print(f"Prompts of HH-RLHF, {name}: {dataset.info.description}")
+    return prompts
 
 
 def _run_iterations(

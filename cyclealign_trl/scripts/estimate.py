@@ -11,6 +11,7 @@ from ..cycle.cyclealign_config import CycleAlignConfig
 from ..cycle.cyclealign_trainer import CycleAlignTrainer
 from ..cycle.interaction_log import Expense
 from ..cycle.run_estimate import RunEstimate, assume_completions, estimate_run, sample_completions
+from ..data.hh_rlhf import is_published, read_published
 from .arguments import CommandParser
 from .inputs import add_model_init_kwargs, load_splits, make_ranker
 from .launch import num_processes
@@ -62,7 +63,12 @@ def main(argv: Sequence[str]) -> None:
                 eval_dataset=eval_dataset,
             )
             samples = sample_completions(trainer, estimate_args.num_samples)
+            train_dataset, eval_dataset = trainer.train_dataset, trainer.eval_dataset
         else:
+            train_dataset, eval_dataset = (
+                read_published(dataset, "prompt-only", conversational=True) if is_published(dataset) else dataset
+                for dataset in (train_dataset, eval_dataset)
+            )
             samples = assume_completions(training_args, train_dataset)
         estimate = estimate_run(
             training_args,

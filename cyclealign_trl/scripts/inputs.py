@@ -53,7 +53,7 @@ def load_splits(
     """Load the training split, and the evaluation split if evaluation is on.
 
     `dataset_name` is a name on the Hub, a folder, or one file (JSON, JSON lines, Parquet, CSV), which is the training
-    split.
+    split. For HH-RLHF on the Hub, `dataset_config` is the subset.
 
     Raises:
         ValueError: If no dataset is named, or a split is missing.
@@ -99,7 +99,9 @@ def _load_splits(name: str, config: str | None, file_split: str, **kwargs: Any) 
     """Load all splits of a dataset on the Hub or in a folder, or one file as the split `file_split`."""
     reader = file_format(name)
     if reader is None:
-        return _load_dataset(name, name=config, **kwargs)
+        # The subsets of HH-RLHF are folders, not configurations.
+        part = {"data_dir": config} if name == hh_rlhf.HUB_ID else {"name": config}
+        return _load_dataset(name, **part, **kwargs)
     if not Path(name).is_file():
         raise FileNotFoundError(f"There is no file {name} (--dataset_name).")
     return _load_dataset(reader, data_files={file_split: name})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,16 +34,6 @@ def check_map_style(name: str, dataset: Any) -> None:
             f"{name} is a stream, and the trainer needs a data set with a length. Load it without streaming=True, or "
             "take a part: Dataset.from_list(list(stream.take(1000)))."
         )
-
-
-def check_first_row(name: str, dataset: Any, collator: Callable[[Any], Any]) -> None:
-    """Raise `ValueError` if the collator cannot read the first row of a data set."""
-    if not hasattr(dataset, "__len__") or not len(dataset):
-        return
-    try:
-        collator([dataset[0]])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"The first row of {name} cannot be used: {error}") from error
 
 
 def describe_dataset(dataset: Any) -> str:

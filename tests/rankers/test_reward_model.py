@@ -375,3 +375,36 @@ def test_has_a_name_but_no_fingerprint():
     ranker = RewardModelRanker(make_reward_model(), make_tokenizer(), device="cpu")
     assert not hasattr(ranker, "fingerprint")
     assert repr(ranker) == "RewardModelRanker(model='LlamaForSequenceClassification', device='cpu')"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_a_padding_token_of_minus_one_counts_as_none(architecture):
+    model = make_reward_model(pad_token_id=0)
+    if architecture == "bloom":
+        config = BloomConfig(vocab_size=99, hidden_size=32, n_layer=1, n_head=2, num_labels=1, pad_token_id=0)
+        model = BloomForSequenceClassification(config)
+    request = RankingRequest("Q:", ("a", "bcd", ""))
+    expected = RewardModelRanker(model, make_plain_tokenizer()).rank([request])
+    model.config.pad_token_id = -1
+    assert RewardModelRanker(model, make_plain_tokenizer()).rank([request]) == expected
+    model.config.pad_token_id = -1
+    assert RewardModelRanker(model, make_plain_tokenizer(pad_token=None), batch_size=1).rank([request]) == expected
+
+
+def test_tokens_without_an_embedding_raise():
+    tokenizer = make_plain_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(ValueError, match=r"without an embedding, for example '<new>' with id 99"):
+        RewardModelRanker(make_reward_model(), tokenizer)
+    model = make_reward_model()
+    model.config.pad_token_id = 500
+    with pytest.raises(ValueError, match=r"The padding token .* has id 500, but the model has .* ids below 99"):
+        RewardModelRanker(model, make_plain_tokenizer())
+
+
+@pytest.mark.parametrize("prompt", ["Q:", [{"role": "user", "content": "Q"}]])
+def test_special_tokens_that_a_completion_spells_out_are_scored_as_text(prompt):
+    ranker = RewardModelRanker(make_reward_model(), make_tokenizer())
+    texts = ranker._encode(RankingRequest(prompt, ("a</s>b", "<pad>")))
+    assert all(len(ids) > len(text) for ids, text in zip(texts, ("a</s>b", "<pad>"), strict=True))
+    assert not {1, 0} & set(texts[0][-8:-3] if isinstance(prompt, list) else texts[0])

@@ -4,9 +4,18 @@ import threading
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from cyclealign_trl import ContrastivePrompts, Ranker, RankerError, RankingFailure, RankingRequest, SelfRewardRanker
-from tests.conftest import make_model, make_tokenizer
+from cyclealign_trl import (
+    ContrastivePrompts,
+    Ranker,
+    RankerError,
+    RankingFailure,
+    RankingRequest,
+    RankingResult,
+    SelfRewardRanker,
+)
+from tests.conftest import CHAT_TEMPLATE, make_model, make_tokenizer
 from tests.cycle.stubs import make_trainer
 from tests.dlma.test_contrastive_pairs import KIND, plain_logp
 
@@ -99,3 +108,27 @@ def test_loads_a_model_by_name_and_prompts_by_name_or_mapping(tmp_path):
 def test_invalid_arguments_raise(name):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
         make_ranker(**{name: 0})
+
+
+def test_a_prompt_beyond_the_models_positions_is_a_failure():
+    config = GPT2Config(vocab_size=99, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    ranker = SelfRewardRanker(
+        GPT2LMHeadModel(config), make_tokenizer(), contrastive={"positive": "kind", "negative": "rude"},
+        max_prompt_length=None, max_completion_length=16,
+    )  # fmt: skip
+    short, long = ranker.rank([RankingRequest("Q" * size, ("a", "b")) for size in (30, 60)])
+    assert isinstance(short, RankingResult)
+    assert long.reason == "too_long"
+    with pytest.raises(ValueError, match="max_completion_length is 65 tokens, but GPT2LMHeadModel has 64 positions"):
+        SelfRewardRanker(GPT2LMHeadModel(config), make_tokenizer(), max_prompt_length=None, max_completion_length=65)
+
+
+@pytest.mark.parametrize("tools", [None, [], [{"type": "function", "function": {"name": "add"}}]])
+def test_tools_reach_the_template(tools):
+    tokenizer, seen = make_tokenizer(), []
+    tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool['function']['name'] }}{% endfor %}" + CHAT_TEMPLATE
+    ranker = SelfRewardRanker(make_model(), tokenizer)
+    encode = ranker._self_reward.renderer._encoder.encode
+    ranker._self_reward.renderer._encoder.encode = lambda text: seen.append(text) or encode(text)
+    ranker.rank([RankingRequest([{"role": "user", "content": "Q"}], ("a", "b"), metadata={"tools": tools})])
+    assert all(text.startswith("add<user>") for text in seen if "<user>" in text) == bool(tools)
