@@ -37,7 +37,7 @@ class Renderer:
         """Return the token ids of a prompt, ready to be continued, and whether they were truncated.
 
         Raises:
-            ValueError: If the prompt has no tokens.
+            ValueError: If the prompt has no tokens, or is a list of messages and the tokenizer has no chat template.
         """
         # A chat template adds the special tokens itself.
         ids = self._tokenize(self._render(prompt), add_special_tokens=isinstance(prompt, str))
@@ -60,6 +60,12 @@ class Renderer:
         return list(self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def _render(self, prompt: Prompt) -> str:
+        has_template = self.tokenizer.chat_template is not None or "chat_template" in self.chat_template_kwargs
+        if not isinstance(prompt, str) and not has_template:
+            raise ValueError(
+                "The prompts are lists of messages, but the tokenizer has no chat template. Pass prompts that are "
+                "texts (load_hh_rlhf(conversational=False) loads such prompts), or set tokenizer.chat_template."
+            )
         rendered = maybe_apply_chat_template({"prompt": prompt}, self.tokenizer, **self.chat_template_kwargs)
         return str(rendered["prompt"])
 
