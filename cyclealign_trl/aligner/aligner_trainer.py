@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 from trl import SFTTrainer
 
 from ..data.formats import completion_text
-from ..models.loading import check_positions, short_model_name
+from ..models.loading import check_positions, check_tokenizer, loading, short_model_name
 from ..training.base_trainer import BaseTrainer, Optimizers
-from ..training.dataset_checks import check_map_style, column_names, describe_dataset, named_datasets
+from ..training.config_checks import check_config_class
+from ..training.dataset_checks import check_map_style, check_rows, column_names, describe_dataset, named_datasets
 from ..training.model_card import Paper, TrainedModel
 from .aligner_config import AlignerConfig
 from .aligner_template import AlignerTemplate, make_template
@@ -57,8 +58,9 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
         optimizers: Optimiser and learning rate scheduler to use instead of the default ones.
 
     Raises:
-        ValueError: If a column is missing, no row fits into `max_length`, `max_length` exceeds the model's positions,
-            or `max_steps` ends within the warm-up.
+        TypeError: If `args` belongs to another trainer, or `processing_class` is not a tokenizer.
+        ValueError: If a data set has no rows or lacks a column, no row fits into `max_length`, `max_length` exceeds
+            the model's positions, or `max_steps` ends within the warm-up.
     """
 
     _tag_names: Sequence[str] = ()  # the model card has tags of its own
@@ -78,9 +80,13 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
     ) -> None:
         if args is None:
             args = AlignerConfig(f"{short_model_name(model)}-Aligner")
+        check_config_class(self, args, AlignerConfig)
+        if processing_class is not None:
+            check_tokenizer("processing_class", processing_class)
         if train_dataset is None:
             raise ValueError("train_dataset is missing. Pass rows of prompt, answer and correction.")
         for name, dataset in named_datasets(train_dataset, eval_dataset):
+            check_rows(name, dataset)
             check_map_style(name, dataset)
             _check_columns(name, dataset)
         if not isinstance(model, str) and args.model_init_kwargs is not None:
@@ -91,16 +97,17 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
         self._data = {"training": describe_dataset(train_dataset), "evaluation": describe_dataset(eval_dataset)}
         with args.main_process_first():  # the other processes read the result from the cache
             train_dataset = with_warmup(train_dataset, args.warmup_fraction)
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-        )
+        with loading(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
         check_positions(self.model, max_length=args.max_length)
         sampler = self._get_train_sampler()
         if not sampler.rest:
@@ -241,5 +248,3 @@ def _check_columns(name: str, dataset: Dataset) -> None:
             f"{name} needs the columns 'prompt', 'answer' and 'correction', got {sorted(columns)}. load_corrections "
             "converts the published layout."
         )
-    if not len(dataset):
-        raise ValueError(f"{name} has no rows.")
