@@ -173,5 +173,5 @@ def test_a_missing_folder_is_named(use, name, tmp_path, monkeypatch):
 
 
 def test_errors_of_an_existing_folder_are_unchanged(tmp_path):
-    with pytest.raises(OSError, match="config.json"):
+    with pytest.raises(ValueError, match="Unrecognized model"):
         SelfRewardRanker(str(tmp_path))
