@@ -1,4 +1,4 @@
-"""Write files atomically."""
+"""Write files atomically, and tell local paths from names on the Hub."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_missing_path(name: str) -> bool:
+    """Return whether a name can only be a local path, not `name` or `owner/name` on the Hub, and nothing is there."""
+    is_path = name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or name.count("/") > 1
+    return is_path and not os.path.exists(name)

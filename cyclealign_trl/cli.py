@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, description in COMMANDS.items():
         commands.add_parser(name, help=description, add_help=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or not (arguments[0] in COMMANDS or arguments[0].startswith("-")):
+        parser.print_help(sys.stderr)
+        print(f"\n{parser.prog}: error: {_wrong_command(arguments)}", file=sys.stderr)
+        sys.exit(2)
     # Each command parses its own arguments, including --help.
     command = parser.parse_args(arguments[:1]).command
     importlib.import_module(f".scripts.{command.replace('-', '_')}", __package__).main(arguments[1:])
+
+
+def _wrong_command(arguments: Sequence[str]) -> str:
+    """Return the message for arguments that do not start with a command."""
+    if not arguments:
+        return "no command. Choose one of the commands above."
+    close = difflib.get_close_matches(arguments[0].lower(), COMMANDS, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}?" if close else "Choose one of the commands above."
+    return f"unknown command {arguments[0]!r}. {hint}"

@@ -55,11 +55,28 @@ def test_prints_help_and_version(capsys):
         assert text in capsys.readouterr().out
 
 
-def test_an_unknown_command_is_an_error(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no command. Choose one of the commands above."),
+        (["trian"], "unknown command 'trian'. Did you mean 'train'?"),
+        (["tran", "--config", "run.yaml"], "unknown command 'tran'. Did you mean 'train'?"),
+        (["train_ranked"], "Did you mean 'train-ranked'?"),
+        (["DLMA"], "Did you mean 'dlma'?"),
+        (["estimates"], "Did you mean 'estimate'?"),
+        (["zzz"], "unknown command 'zzz'. Choose one of the commands above."),
+        ([""], "unknown command ''. Choose one"),
+    ],
+)
+def test_a_missing_or_unknown_command_lists_the_commands(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["trian"])
+        main(arguments)
     assert stop.value.code == 2
-    assert "demo" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert all(f"\n    {command}" in error for command in COMMANDS)
+    last = error.splitlines()[-1]
+    assert last.startswith("cyclealign: error: ")
+    assert message in last
 
 
 def test_each_command_has_a_module():

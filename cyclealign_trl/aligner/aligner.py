@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._warnings import OnceLogger
 from ..models.batched_generator import BatchedGenerator
-from ..models.loading import hub_kwargs, load_causal_lm, place_model
+from ..models.loading import hub_kwargs, load_causal_lm, loading, place_model
 from ..models.special_text import TextEncoder
 from ..types import Prompt
 from .aligner_template import AlignerTemplate, make_template
@@ -102,7 +102,8 @@ class Aligner:
         if template is None:
             source = hub_kwargs(model_init_kwargs or {})
             del source["trust_remote_code"]
-            template = AlignerTemplate.load(name, **source)
+            with loading(name):
+                template = AlignerTemplate.load(name, **source)
         if template is None:
             raise ValueError(
                 f"{name} has no saved aligner template. Pass the one that it was trained with as `template`: a name, "

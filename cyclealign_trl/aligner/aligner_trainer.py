@@ -15,10 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType
 from trl import SFTTrainer
 
 from ..data.formats import completion_text, plain_prompt
-from ..models.loading import check_positions, check_vocabulary, max_positions, short_model_name
+from ..models.loading import (
+    check_positions,
+    check_tokenizer,
+    check_vocabulary,
+    loading,
+    max_positions,
+    short_model_name,
+)
 from ..models.special_text import TextEncoder
 from ..training.base_trainer import BaseTrainer, Optimizers
-from ..training.dataset_checks import check_map_style, column_names, describe_dataset, named_datasets
+from ..training.config_checks import check_config_class
+from ..training.dataset_checks import check_has_rows, check_map_style, column_names, describe_dataset, named_datasets
 from ..training.model_card import Paper, TrainedModel
 from ..training.row_checks import COMPLETION, PROMPT, RowCheck, check_rows, plain_rows
 from .aligner_config import AlignerConfig
@@ -60,8 +68,9 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
         optimizers: Optimiser and learning rate scheduler to use instead of the default ones.
 
     Raises:
-        ValueError: If a column is missing, no row fits into `max_length`, `max_length` exceeds the model's positions,
-            or `max_steps` ends within the warm-up.
+        TypeError: If `args` belongs to another trainer, or `processing_class` is not a tokenizer.
+        ValueError: If a data set has no rows or lacks a column, no row fits into `max_length`, `max_length` exceeds
+            the model's positions, or `max_steps` ends within the warm-up.
     """
 
     _tag_names: Sequence[str] = ()  # the model card has tags of its own
@@ -81,8 +90,13 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
     ) -> None:
         if args is None:
             args = AlignerConfig(f"{short_model_name(model)}-Aligner")
+        check_config_class(self, args, AlignerConfig)
+        if processing_class is not None:
+            check_tokenizer("processing_class", processing_class)
         if train_dataset is None:
             raise ValueError("train_dataset is missing. Pass rows of prompt, answer and correction.")
+        for name, dataset in named_datasets(train_dataset, eval_dataset):
+            check_has_rows(name, dataset)
         train_dataset, eval_dataset = plain_rows(train_dataset), plain_rows(eval_dataset)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             check_map_style(name, dataset)
@@ -96,16 +110,17 @@ class AlignerTrainer(BaseTrainer, SFTTrainer):
         self._data = {"training": describe_dataset(train_dataset), "evaluation": describe_dataset(eval_dataset)}
         with args.main_process_first():  # the other processes read the result from the cache
             train_dataset = with_warmup(train_dataset, args.warmup_fraction)
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-        )
+        with loading(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+            )
         check_positions(self.model, max_length=args.max_length)
         for name, dataset in named_datasets(self.train_dataset, self.eval_dataset):
             _check_longest(name, dataset, max_positions(self.model))
@@ -280,5 +295,3 @@ def _check_columns(name: str, dataset: Dataset) -> None:
             f"{name} needs the columns 'prompt', 'answer' and 'correction', got {sorted(columns)}. load_corrections "
             "converts the published layout."
         )
-    if not len(dataset):
-        raise ValueError(f"{name} has no rows.")

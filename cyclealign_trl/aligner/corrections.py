@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetInfo, Features, Value, load_dataset
 
 from ..data.drop_reports import dropped_rows
-from ..data.formats import file_format, text_feature
+from ..data.formats import check_data_path, file_format, text_feature
 from ..types import valid_text
 
 HUB_ID = "aligner/aligner-20K"
@@ -31,8 +30,8 @@ def load_corrections(path: str | os.PathLike[str] = HUB_ID, split: str = "train"
         Rows of `prompt`, `answer`, `correction`, as returned by `to_corrections`.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the columns are wrong, or no row is usable.
+        FileNotFoundError: If the file or folder does not exist.
+        ValueError: If the file is not of a supported type, the columns are wrong, or no row is usable.
 
     Example:
         ```python
@@ -40,10 +39,9 @@ def load_corrections(path: str | os.PathLike[str] = HUB_ID, split: str = "train"
         ```
     """
     file_type = file_format(path)
+    check_data_path(path)
     if file_type is None:
         return to_corrections(load_dataset(str(path), split=split))
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"The file {path} does not exist.")
     return to_corrections(load_dataset(file_type, data_files={"train": str(path)}, split=split))
 
 

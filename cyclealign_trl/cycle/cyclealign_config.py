@@ -354,9 +354,13 @@ def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> Demons
 def check_corrector(args: CycleAlignConfig, corrector: Corrector | None) -> None:
     """Raise `TypeError` if a corrector lacks its method, and `ValueError` if the arguments contradict it."""
     if corrector is not None and not isinstance(corrector, Corrector):
+        name = repr(corrector) if isinstance(corrector, str) else "..."
         raise TypeError(
-            f"corrector must have a method correct(prompts, answers), and {type(corrector).__name__} has none."
+            f"corrector must have a method correct(prompts, answers), and {type(corrector).__name__} has none. To use "
+            f"an aligner, pass Aligner.from_pretrained({name})."
         )
+    if isinstance(corrector, type):
+        raise TypeError(f"corrector is the class {corrector.__name__}. Pass an instance of it.")
     if (corrector is not None) != (args.sft_target == "corrector"):
         raise ValueError(
             f"A corrector and sft_target='corrector' must be set together, got "

@@ -29,10 +29,12 @@ from ..models.generation_backend import seeded
 from ..offline.ranking_collator import Batch, TokenIds
 from ..offline.ranking_config import RankingConfig
 from ..offline.ranking_trainer import RankingTargets, RankingTrainer
-from ..rankers.base import Ranker
+from ..rankers.base import Ranker, check_ranker
 from ..rankers.cache import with_cache
+from ..rankers.function import FunctionRanker
 from ..training.base_trainer import Optimizers
 from ..training.checkpoints import set_folder_aside
+from ..training.config_checks import check_config_class
 from ..training.dataset_checks import check_map_style, column_names, first_rows
 from ..training.model_card import TrainedModel
 from ..training.row_checks import PROMPT, RowCheck
@@ -82,7 +84,8 @@ class CycleAlignTrainer(RankingTrainer):
     Raises:
         ValueError: If a data set is a stream or lacks `prompt`, the training set is smaller than one optimiser step,
             or `demonstrations` or `corrector` contradicts `args`; and if `RankingTrainer` raises it.
-        TypeError: If `ranker` has no `rank` method, or `corrector` no `correct` method.
+        TypeError: If `ranker` has no `rank` method, or `corrector` no `correct` method; and if `RankingTrainer` raises
+            it.
     """
 
     args: CycleAlignConfig
@@ -106,9 +109,9 @@ class CycleAlignTrainer(RankingTrainer):
     ) -> None:
         if args is None:
             args = self._default_args(model)
+        check_config_class(self, args, self._config_class)
         check_corrector(args, corrector)
-        if not isinstance(ranker, Ranker):
-            raise TypeError(f"ranker must have a method rank(requests), and {type(ranker).__name__} has none.")
+        check_ranker(ranker)
         if args.log_completions and importlib.util.find_spec("rich") is None:
             raise ValueError("log_completions=True needs rich: pip install 'cyclealign-trl[report]'.")
         if args.generation_backend == "vllm" and not is_vllm_available():
@@ -128,6 +131,8 @@ class CycleAlignTrainer(RankingTrainer):
             self._get_train_sampler()  # raises if one step takes more prompts than there are
         self.eval_dataset = first_rows(self.eval_dataset, args.max_eval_samples)
         self.ranker = with_cache(ranker, Path(args.output_dir), args.process_index) if args.cache_rankings else ranker
+        if isinstance(ranker, FunctionRanker):
+            ranker.set_default_tokenizer(self.renderer.tokenizer)
         self.corrector = corrector
         self.generation = make_backend(args, self.model, self.accelerator, self.renderer)
         if isinstance(self.generation, TrainerCallback):  # it follows the optimiser steps

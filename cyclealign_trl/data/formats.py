@@ -11,6 +11,7 @@ from typing import Any
 from datasets import List, Value
 from trl import extract_prompt, is_conversational
 
+from .._files import is_missing_path
 from ..types import ABSENT, Prompt, ranks_from_scores
 
 _FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -24,6 +25,28 @@ def file_format(path: str | os.PathLike[str]) -> str | None:
         'json'
     """
     return _FILE_FORMATS.get(Path(str(path).removesuffix(".gz")).suffix)
+
+
+def check_data_path(path: str | os.PathLike[str]) -> None:
+    """Raise an error if a data set names a local file or folder that cannot be read. Names on the Hub are accepted.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If the suffix of the file is not supported.
+    """
+    name = str(path)
+    if file_format(name) is not None:
+        if not os.path.isfile(name):
+            raise FileNotFoundError(f"There is no file {name}.")
+    elif os.path.isfile(name):
+        raise ValueError(
+            f"{name} is not a supported data file. Convert it to {', '.join(_FILE_FORMATS)}, optionally compressed as "
+            ".gz."
+        )
+    elif is_missing_path(name):
+        raise FileNotFoundError(
+            f"There is no folder {name}. Check the path, or pass a data file or the name of a data set on the Hub."
+        )
 
 
 def ranked_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def load_hh_rlhf(
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}.")
     path = None if path is None else Path(path)
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"There is no folder or file {path}. Leave path out to load HH-RLHF from the Hub.")
     if path is not None and path.is_file() and len(subsets) != 1:
         raise ValueError(
             f"{path} is a file, which contains one subset. Pass the subset's name. Got {len(subsets)}: {subsets}."

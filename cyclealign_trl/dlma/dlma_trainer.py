@@ -125,6 +125,11 @@ class DLMATrainer(RankingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: Optimizers = (None, None),
     ) -> None:
+        if ref_model is not None and not isinstance(ref_model, nn.Module):
+            raise TypeError(
+                f"ref_model must be a loaded model, got {type(ref_model).__name__}. Load it with "
+                "AutoModelForCausalLM, and pass a config as args=."
+            )
         if ref_model is model:
             raise ValueError(
                 "model and ref_model are the same object, so the reference would be trained. Leave ref_model out."

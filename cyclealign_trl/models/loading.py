@@ -6,7 +6,8 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from .._compat import create_model_from_path, get_config_model_id
+from .._files import is_missing_path
 from .renderer import read_turn
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,30 @@ _HUB_KWARGS = ("cache_dir", "local_files_only", "revision", "token", "trust_remo
 
 
 # Loading
+
+
+@contextmanager
+def loading(name: object) -> Iterator[None]:
+    """Name the missing folder if a model or tokenizer cannot be loaded, because the Hub's errors do not.
+
+    Args:
+        name: Name or path that is loaded in the block. Anything but a text is a loaded model, and not checked.
+
+    Raises:
+        OSError: If there is no such folder, and no such model on the Hub.
+    """
+    if not isinstance(name, str):
+        yield
+        return
+    if is_missing_path(name):
+        raise FileNotFoundError(f"There is no folder {name}. Check the path, or pass the name of a model on the Hub.")
+    try:
+        yield
+    except OSError as error:
+        # Errors of the file system have a number. Errors of `from_pretrained` do not.
+        if error.errno is not None or os.path.exists(name):
+            raise
+        raise OSError(f"There is no folder {name}, and it cannot be loaded from the Hub: {error}") from error
 
 
 def load_model(auto_class: Any, model: str | PreTrainedModel, init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
@@ -42,7 +68,8 @@ def load_model(auto_class: Any, model: str | PreTrainedModel, init_kwargs: Mappi
         ValueError: If `init_kwargs` is not empty and `model` is already loaded.
     """
     if isinstance(model, str):
-        loaded: PreTrainedModel = auto_class.from_pretrained(model, **{"trust_remote_code": False, **init_kwargs})
+        with loading(model):
+            loaded: PreTrainedModel = auto_class.from_pretrained(model, **{"trust_remote_code": False, **init_kwargs})
         return loaded
     if init_kwargs:
         raise ValueError(
@@ -65,14 +92,34 @@ def load_tokenizer(
         init_kwargs: Keyword arguments that the model is loaded with.
 
     Raises:
+        TypeError: If `tokenizer` is not a tokenizer.
         ValueError: If there is neither a tokenizer nor a name.
     """
     if tokenizer is not None:
+        check_tokenizer("tokenizer", tokenizer)
         return copy.deepcopy(tokenizer)
     if not name:
         raise ValueError("The model was not loaded by name, so its tokenizer cannot be found. Pass `tokenizer`.")
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub_kwargs(init_kwargs))
+    with loading(name):
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub_kwargs(init_kwargs))
     return loaded
+
+
+def check_tokenizer(name: str, tokenizer: object) -> None:
+    """Raise `TypeError` if an argument is not a tokenizer but, for example, a multimodal processor.
+
+    Args:
+        name: Name of the argument, for the message.
+        tokenizer: The argument.
+    """
+    if hasattr(tokenizer, "pad_token_id") and not isinstance(tokenizer, type):
+        return
+    fix = "Load one with AutoTokenizer."
+    if isinstance(tokenizer, str):
+        fix = f"Pass AutoTokenizer.from_pretrained({tokenizer!r})."
+    elif hasattr(tokenizer, "tokenizer"):
+        fix = "It is a processor: pass processor.tokenizer."
+    raise TypeError(f"{name} must be a tokenizer, got {type(tokenizer).__name__}. {fix}")
 
 
 def load_causal_lm(
@@ -100,7 +147,8 @@ def load_policy(name: str, args: TrainingArguments) -> PreTrainedModel:
     init_kwargs = {"trust_remote_code": False, **dict_field(getattr(args, "model_init_kwargs", None))}
     if args.distributed_state.distributed_type != DistributedType.NO:
         init_kwargs["device_map"] = None  # each process trains a copy of its own
-    model: PreTrainedModel = create_model_from_path(name, **init_kwargs)
+    with loading(name):
+        model: PreTrainedModel = create_model_from_path(name, **init_kwargs)
     return model
 
 

@@ -159,7 +159,8 @@ class Renderer:
             tools: Tools for the chat template, as a list of functions' schemas or as JSON text.
 
         Raises:
-            ValueError: If the prompt has no tokens, the chat template rejects it, or it is too long for the model.
+            ValueError: If the prompt has no tokens or too many for the model, or is a list of messages and the tokenizer
+                has no chat template, or one that rejects them.
         """
         ids = self._encoder.encode(self._open(prompt, tools))
         if not ids:
@@ -225,6 +226,11 @@ class Renderer:
         """Return a prompt as text that a completion continues, with special tokens in its contents marked."""
         if isinstance(prompt, str):
             return prompt if self._is_rendered(prompt) else self._encoder.mark(prompt)
+        if self.tokenizer.chat_template is None and "chat_template" not in self._chat_template_kwargs:
+            raise ValueError(
+                "The prompts are lists of messages, but the tokenizer has no chat template. Pass prompts that are "
+                "texts (load_hh_rlhf(conversational=False) loads such prompts), or set tokenizer.chat_template."
+            )
         with _naming_roles(prompt):
             rendered = maybe_apply_chat_template(
                 {"prompt": _in_parts(self._encoder.mark_messages(prompt), self._turn.parts)},

@@ -19,6 +19,7 @@ from ..data.formats import ranked_row
 from ..data.hh_rlhf import DatasetType, is_published, read_published
 from ..models.loading import (
     check_positions,
+    check_tokenizer,
     dict_field,
     hub_kwargs,
     load_policy,
@@ -29,7 +30,8 @@ from ..models.loading import (
 from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
 from ..models.renderer import Renderer
 from ..training.base_trainer import BaseTrainer, Optimizers
-from ..training.dataset_checks import check_map_style, column_names, named_datasets
+from ..training.config_checks import check_config_class
+from ..training.dataset_checks import check_has_rows, check_map_style, column_names, named_datasets
 from ..training.metrics import MetricStore, Mode
 from ..training.model_card import Paper, TrainedModel
 from ..training.row_checks import (
@@ -97,8 +99,10 @@ class RankingTrainer(BaseTrainer):
         optimizers: Custom optimiser and schedule.
 
     Raises:
-        ValueError: If a column is missing, the first row of a data set cannot be read, the tokenizer has neither a pad
-            nor an end-of-sequence token, or prompt and completion together can exceed the model's positions.
+        TypeError: If `args` belongs to another trainer, or `processing_class` is not a tokenizer.
+        ValueError: If a data set has no rows or lacks a column, its first row cannot be read, the tokenizer has
+            neither a pad nor an end-of-sequence token, or prompt and completion together can exceed the model's
+            positions.
     """
 
     # Each micro-batch's loss is a mean over its prompts: the Trainer divides by the number of micro-batches.
@@ -120,6 +124,11 @@ class RankingTrainer(BaseTrainer):
     ) -> None:
         if args is None:
             args = self._default_args(model)
+        check_config_class(self, args, self._config_class)
+        if processing_class is not None:
+            check_tokenizer("processing_class", processing_class)
+        for name, dataset in named_datasets(train_dataset, eval_dataset):
+            check_has_rows(name, dataset)
         train_dataset, eval_dataset = plain_rows(train_dataset), plain_rows(eval_dataset)
         for name, dataset in named_datasets(train_dataset, eval_dataset):
             self._check_dataset(name, dataset, args)

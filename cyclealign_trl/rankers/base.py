@@ -123,6 +123,34 @@ def ranker_name(ranker: Ranker) -> str:
     return getattr(ranker, "name", None) or type(ranker).__name__
 
 
+def check_ranker(ranker: object) -> None:
+    """Raise `TypeError` with a suggestion if an object is not a ranker."""
+    if isinstance(ranker, type):
+        raise TypeError(f"ranker is the class {ranker.__name__}. Pass an instance of it: {ranker.__name__}(...).")
+    if not callable(getattr(ranker, "rank", None)):
+        raise TypeError(
+            f"ranker must have a method rank(requests), and {type(ranker).__name__} has none. {_suggestion(ranker)}"
+        )
+
+
+def _suggestion(ranker: object) -> str:
+    """Return how to make a ranker from an object of another kind."""
+    if isinstance(ranker, str):
+        return f"Pass LLMRanker({ranker!r}), or RewardModelRanker({ranker!r}) if it is a reward model."
+    if is_model(ranker):
+        return "Pass RewardModelRanker(model), or SelfRewardRanker(model) if it is not a reward model."
+    if callable(ranker):
+        return "Pass FunctionRanker(f) for a reward function f."
+    if isinstance(ranker, list | tuple):
+        return "Pass FunctionRanker([...]) for reward functions."
+    return 'Pass a ranker such as LLMRanker("gpt-5-mini").'
+
+
+def is_model(value: object) -> bool:
+    """Return whether a value is a PyTorch module, without importing PyTorch."""
+    return hasattr(value, "named_parameters")
+
+
 def rank_by_scores(scores: Sequence[float]) -> Outcome:
     """Rank the completions of one request by score, higher is better.
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import math
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from ..errors import RankerError
 from ..types import RankingFailure, RankingRequest, as_completion
-from .base import Outcome, rank_by_scores
+from .base import Outcome, is_model, rank_by_scores
 
 RewardFunction = Callable[..., Any]
 """Function that takes `prompts`, `completions` and dataset columns by keyword, and returns one score or `None` per
@@ -37,16 +38,27 @@ class FunctionRanker:
     Args:
         funcs: One reward function or several.
         weights: One weight per function. `None` weights all functions with 1.
+        tokenizer: Tokenizer for functions with a required argument `completion_ids`, such as TRL's
+            `get_soft_overlong_punishment`. They get the token ids of each completion's text, without special tokens.
+            `CycleAlignTrainer` sets the policy's tokenizer if there is none.
 
     Raises:
+        TypeError: If a function is not a function, such as the name of a model.
         ValueError: If there is no function, or if the number of weights differs from the number of functions.
     """
 
     def __init__(
-        self, funcs: RewardFunction | Sequence[RewardFunction], weights: Sequence[float] | None = None
+        self,
+        funcs: RewardFunction | Sequence[RewardFunction],
+        weights: Sequence[float] | None = None,
+        *,
+        tokenizer: Any = None,  # transformers.PreTrainedTokenizerBase
     ) -> None:
-        self._funcs = (funcs,) if callable(funcs) else tuple(funcs)
+        is_sequence = isinstance(funcs, Iterable) and not callable(funcs) and not isinstance(funcs, str)
+        self._funcs: tuple[RewardFunction, ...] = tuple(funcs) if is_sequence else (funcs,)  # type: ignore[arg-type,assignment]
         self._weights = (1.0,) * len(self._funcs) if weights is None else tuple(weights)
+        for func in self._funcs:
+            _check_function(func)
         if not self._funcs:
             raise ValueError("FunctionRanker needs at least 1 function, got 0.")
         if len(self._weights) != len(self._funcs):
@@ -54,6 +66,8 @@ class FunctionRanker:
                 f"FunctionRanker needs one weight per function, got {len(self._weights)} weights for "
                 f"{len(self._funcs)} functions."
             )
+        self._needs_ids = [func for func in self._funcs if _requires(func, "completion_ids")]
+        self._tokenizer = copy.deepcopy(tokenizer)
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -70,15 +84,33 @@ class FunctionRanker:
         Exceptions of the functions are not caught.
 
         Raises:
-            RankerError: If the number of scores that a function returns differs from the number of completions.
+            RankerError: If the number of scores that a function returns differs from the number of completions, or a
+                function needs `completion_ids` and there is no tokenizer.
         """
         if not requests:
             return []
         arguments = _reward_arguments(requests)
         with self._lock:
+            if self._needs_ids:
+                arguments["completion_ids"] = self._completion_ids(requests)
             scores_by_function = self._call_functions(arguments)
         scores_by_completion = zip(*scores_by_function, strict=True)
         return [self._rank_one([next(scores_by_completion) for _ in request.completions]) for request in requests]
+
+    def set_default_tokenizer(self, tokenizer: Any) -> None:
+        """Set the tokenizer for `completion_ids`, if the ranker was created without one and a function needs it."""
+        if self._needs_ids and self._tokenizer is None:
+            self._tokenizer = copy.deepcopy(tokenizer)
+
+    def _completion_ids(self, requests: Sequence[RankingRequest]) -> list[list[int]]:
+        if self._tokenizer is None:
+            raise RankerError(
+                f"The reward function {_function_name(self._needs_ids[0])} needs completion_ids, the token ids of "
+                "completions. Pass a tokenizer: FunctionRanker(..., tokenizer=AutoTokenizer.from_pretrained(...))."
+            )
+        texts = [text for request in requests for text in request.completions]
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
     def _call_functions(self, arguments: dict[str, list[Any]]) -> list[list[float | None]]:
         """Return the scores of all completions, one list per function."""
@@ -116,6 +148,29 @@ def _reward_arguments(requests: Sequence[RankingRequest]) -> dict[str, list[Any]
             for name in columns:
                 arguments[name].append(request.metadata.get(name))
     return arguments
+
+
+def _check_function(func: object) -> None:
+    """Raise `TypeError` with a suggestion if an object is not a reward function."""
+    if isinstance(func, str):
+        fix = f"Pass RewardModelRanker({func!r}) as the ranker for a reward model, or LLMRanker({func!r}) for an LLM."
+        raise TypeError(f"FunctionRanker needs functions, got the text {func!r}. {fix}")
+    if isinstance(func, type):
+        raise TypeError(f"FunctionRanker needs functions, got the class {func.__name__}. Pass an instance of it.")
+    if is_model(func):
+        fix = "Pass RewardModelRanker(model) as the ranker."
+        raise TypeError(f"FunctionRanker needs functions, got the model {type(func).__name__}. {fix}")
+    if not callable(func):
+        raise TypeError(f"FunctionRanker needs functions, got {type(func).__name__}, which cannot be called.")
+
+
+def _requires(func: RewardFunction, name: str) -> bool:
+    """Return whether a function has a required parameter of this name."""
+    try:
+        parameter = inspect.signature(func).parameters.get(name)
+    except ValueError:  # a builtin without a signature
+        return False
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def _check_scores(func: RewardFunction, scores: Any, num_completions: int) -> list[float | None]:

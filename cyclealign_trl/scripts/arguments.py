@@ -34,7 +34,8 @@ class RankerArguments:
         default=None,
         metadata={
             "help": "Dotted path of a class or function that returns a ranker, to use instead of an LLM: "
-            "cyclealign_trl.RewardModelRanker, or my_module.make_ranker in the current directory."
+            "cyclealign_trl.RewardModelRanker, or my_module.make_ranker in the current directory. On the command "
+            "line, it replaces an LLM from the YAML file and its ranker_kwargs; ranker_model replaces a factory."
         },
     )
     ranker_kwargs: dict[str, Any] | str | None = field(
@@ -57,6 +58,8 @@ class CorrectorArguments:
 
 class CommandParser(TrlParser):
     """`TrlParser` with a readable help, one-line errors and support for the arguments of `accelerate launch`.
+
+    A ranker on the command line replaces a ranker of the other kind from the YAML file.
 
     Args:
         dataclass_types: Dataclasses to parse the arguments into.
@@ -109,7 +112,8 @@ class CommandParser(TrlParser):
         parsed: tuple[Any, ...] = self.parse_args_and_config(
             _separate_config_value(argv), fail_with_unknown_args=False
         )
-        return parsed
+        given = {token.partition("=")[0][2:].replace("-", "_") for token in argv if token.startswith("--")}
+        return tuple(_replace_ranker(part, given) if isinstance(part, RankerArguments) else part for part in parsed)
 
     def format_help(self) -> str:
         """Return the help, with a section for each dataclass.
@@ -145,6 +149,19 @@ class CommandParser(TrlParser):
             formatter.add_text(", ".join(sorted(others)))
             formatter.end_section()
         return str(formatter.format_help())
+
+
+def _replace_ranker(args: RankerArguments, given: set[str]) -> RankerArguments:
+    """Drop the ranker from the YAML file if the command line, with the arguments `given`, sets one of the other kind.
+
+    Its `ranker_kwargs` are dropped, too: another ranker has other arguments.
+    """
+    llm, factory = {"ranker_model", "ranker_base_url"}, {"ranker_factory"}
+    for chosen, other in ((factory, llm), ({"ranker_model"}, factory)):
+        if chosen & given and not other & given and any(getattr(args, name) is not None for name in other):
+            dropped = other | ({"ranker_kwargs"} - given)
+            return dataclasses.replace(args, **dict.fromkeys(dropped, None))
+    return args
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

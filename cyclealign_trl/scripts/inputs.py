@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import json
@@ -9,18 +10,17 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
 
 from ..aligner.aligner import Aligner
 from ..aligner.aligner_config import AlignerConfig
 from ..cycle.cyclealign_config import CycleAlignConfig
 from ..data import hh_rlhf
-from ..data.formats import file_format
+from ..data.formats import check_data_path, file_format
 from ..offline.ranking_config import RankingConfig
 from ..rankers.base import Ranker
 from ..rankers.llm import LLMRanker
@@ -97,13 +97,15 @@ def load_references(name: str | None, config: str | None, split: str) -> Dataset
 
 def _load_splits(name: str, config: str | None, file_split: str, **kwargs: Any) -> Any:
     """Load all splits of a dataset on the Hub or in a folder, or one file as the split `file_split`."""
+    try:
+        check_data_path(name)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{str(error).rstrip('.')} (--dataset_name).") from error
     reader = file_format(name)
     if reader is None:
         # The subsets of HH-RLHF are folders, not configurations.
         part = {"data_dir": config} if name == hh_rlhf.HUB_ID else {"name": config}
         return _load_dataset(name, **part, **kwargs)
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"There is no file {name} (--dataset_name).")
     return _load_dataset(reader, data_files={file_split: name})
 
 
@@ -113,6 +115,8 @@ def _load_dataset(path: str, **kwargs: Any) -> Any:
     except (StopIteration, DatasetGenerationError) as error:  # no rows, or rows that cannot be read
         files = kwargs.get("data_files", path)
         raise ValueError(f"{files} has no readable rows: {error.__cause__ or error}") from error
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise ValueError(f"There is no folder {path}, and it cannot be loaded from the Hub: {error}") from error
 
 
 def _select_split(splits: Any, name: str, argument: str) -> Dataset:
@@ -138,13 +142,17 @@ def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
     elif args.ranker_factory is not None and args.ranker_model is args.ranker_base_url is None:
         factory = _import_factory(args.ranker_factory)
     else:
+        given = [name for name in ("ranker_model", "ranker_base_url", "ranker_factory") if getattr(args, name)]
         raise ValueError(
-            "The ranker must be set by either --ranker_model (and --ranker_base_url) or --ranker_factory."
+            "The ranker must be set by either --ranker_model (and --ranker_base_url) or --ranker_factory, got "
+            f"{' and '.join(given) or 'neither'}."
         )
+    complaint = "The ranker does not accept these ranker_kwargs"
+    _check_kwargs(complaint, kwargs, factory)
     try:
         inspect.signature(factory).bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"The ranker does not accept these ranker_kwargs: {error}.") from error
+        raise ValueError(f"{complaint}: {error}.") from error
     ranker = factory(**kwargs)
     if not isinstance(ranker, Ranker):
         raise ValueError(f"ranker_factory {args.ranker_factory!r} returned {ranker!r}, which has no method rank.")
@@ -179,10 +187,36 @@ def make_corrector(args: CorrectorArguments, training_args: CycleAlignConfig) ->
         if kwargs:
             raise ValueError("corrector_kwargs are set, but no aligner to load. Set --corrector.")
         return None
+    complaint = "Aligner.from_pretrained does not accept these corrector_kwargs"
+    _check_kwargs(complaint, kwargs, Aligner.from_pretrained, Aligner)
     try:
         return Aligner.from_pretrained(args.corrector, **{"device": training_args.device, **kwargs})
     except TypeError as error:
-        raise ValueError(f"Aligner.from_pretrained does not accept these corrector_kwargs: {error}.") from error
+        raise ValueError(f"{complaint}: {error}.") from error
+
+
+def _check_kwargs(complaint: str, kwargs: dict[str, Any], *functions: Callable[..., Any]) -> None:
+    """Raise `ValueError` if an argument has an unknown name, with the closest known one.
+
+    Args:
+        complaint: Beginning of the message.
+        kwargs: The arguments. Messages show their names only, because a value can be secret.
+        functions: A function, and those that it passes its further keyword arguments to.
+    """
+    signatures = [inspect.signature(function).parameters.values() for function in functions]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signatures[-1]):
+        return  # anything is accepted
+    known = [
+        parameter.name
+        for parameters in signatures
+        for parameter in parameters
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD) and parameter.name != "api_key"
+    ]
+    for name in kwargs:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known arguments: {', '.join(known)}."
+            raise ValueError(f"{complaint}: unknown argument {name!r}. {hint}")
 
 
 def _parse_json_object(name: str, value: Any) -> dict[str, Any]:
@@ -202,4 +236,9 @@ def _import_factory(path: str) -> Callable[..., Ranker]:
         factory: Callable[..., Ranker] = getattr(importlib.import_module(module_name), name)
     except (ValueError, ImportError, AttributeError) as error:
         raise ValueError(f"ranker_factory {path!r} cannot be imported: {error}.") from error
+    if not callable(factory):
+        raise ValueError(
+            f"ranker_factory {path!r} is an instance of {type(factory).__name__}. Name a class, or a function that "
+            "returns a ranker."
+        )
     return factory

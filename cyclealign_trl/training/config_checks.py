@@ -17,6 +17,21 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
+def check_config_class(trainer: object, args: object, config_class: type[TrainingArguments]) -> None:
+    """Raise `TypeError` if a trainer is given arguments of another trainer.
+
+    Subclasses of `config_class` outside the package are accepted.
+    """
+    package = __package__.partition(".")[0]
+    own = (cls for cls in type(args).__mro__ if cls.__module__.partition(".")[0] == package)
+    if next(own, None) is not config_class:
+        given = f"the class {args.__name__}" if isinstance(args, type) else type(args).__name__
+        raise TypeError(
+            f"{type(trainer).__name__} needs a {config_class.__name__} as args, got {given}. Pass "
+            f"args={config_class.__name__}(...)."
+        )
+
+
 def check_init_kwargs(model_init_kwargs: object) -> None:
     """Raise `ValueError` if `model_init_kwargs` contain a token, which reports and logs would show."""
     if isinstance(model_init_kwargs, dict) and "token" in model_init_kwargs:

@@ -27,6 +27,23 @@ def column_names(dataset: Any) -> set[str]:
     return set(columns)
 
 
+def check_has_rows(name: str, dataset: Any) -> None:
+    """Raise an error if a data set has no rows, or is the name or the splits of one.
+
+    Raises:
+        TypeError: If `dataset` is a text or a mapping.
+        ValueError: If it has no rows.
+    """
+    if isinstance(dataset, str):
+        raise TypeError(
+            f"{name} is the text {dataset!r}. Pass the data set, such as load_dataset({dataset!r}, split=...)."
+        )
+    if isinstance(dataset, Mapping):
+        raise TypeError(f"{name} is a mapping of {', '.join(map(repr, dataset))}. Pass one of its data sets.")
+    if hasattr(dataset, "__len__") and not len(dataset):
+        raise ValueError(f"{name} has no rows. Check how it was loaded and filtered.")
+
+
 def check_map_style(name: str, dataset: Any) -> None:
     """Raise `ValueError` if a data set is a stream."""
     if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):

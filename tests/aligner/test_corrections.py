@@ -60,7 +60,7 @@ def test_returns_rows_of_the_trainer_unchanged():
 
 
 def test_unusable_data_raises(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"file .*nowhere\.jsonl does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*nowhere\.jsonl"):
         load_corrections(tmp_path / "nowhere.jsonl")
     with pytest.raises(ValueError, match=r"got \['question', 'text'\]"):
         to_corrections(Dataset.from_list([{"question": "Why?", "text": "No."}]))

@@ -1,9 +1,11 @@
 """File formats, and rows of ranked completions and preference pairs."""
 
+import re
+
 import pytest
 from datasets import Dataset, Features, List, Value
 
-from cyclealign_trl.data.formats import completion_text, file_format, ranked_row, text_feature
+from cyclealign_trl.data.formats import check_data_path, completion_text, file_format, ranked_row, text_feature
 
 
 def message(role, content):
@@ -24,6 +26,38 @@ def message(role, content):
 )
 def test_the_suffix_gives_the_format(path, expected):
     assert file_format(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("prompts.txt", ValueError, r"prompts.txt is not a supported data file. Convert it to .json, .jsonl, "),
+        ("table.xlsx", ValueError, "table.xlsx is not a supported data file"),
+        ("rows.txt.gz", ValueError, "rows.txt.gz is not a supported data file"),
+        ("data.csv", FileNotFoundError, "There is no file data.csv."),
+        ("folder/rows.jsonl.gz", FileNotFoundError, "There is no file folder/rows.jsonl.gz."),
+        ("./nowhere", FileNotFoundError, "There is no folder ./nowhere. Check the path"),
+        ("/nowhere/data", FileNotFoundError, "There is no folder /nowhere/data."),
+        ("~/data", FileNotFoundError, "There is no folder ~/data."),
+        ("outputs/run/pairs", FileNotFoundError, "There is no folder outputs/run/pairs."),
+        ("pairs/", FileNotFoundError, "There is no folder pairs/."),
+        ("./prompts.text", FileNotFoundError, "There is no folder ./prompts.text."),
+    ],
+)
+def test_local_data_that_cannot_be_read_raises(tmp_path, monkeypatch, name, error, message):
+    monkeypatch.chdir(tmp_path)
+    for existing in ("prompts.txt", "table.xlsx", "rows.txt.gz"):
+        (tmp_path / existing).write_text("Hi")
+    with pytest.raises(error, match=re.escape(message)):
+        check_data_path(name)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "folder", "./folder", "org/data", "org/data-v1.5", "imdb"])
+def test_existing_data_and_names_on_the_hub_are_accepted(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "rows.csv").write_text("prompt")
+    check_data_path(name)
 
 
 def test_rewards_give_ranks_with_ties():

@@ -1,6 +1,7 @@
 """Default devices, digests of weights, and models that cannot be trained."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cyclealign_trl import RankingConfig, RankingTrainer, SelfRewardRanker
+from cyclealign_trl import Aligner, RankingConfig, RankingTrainer, RewardModelRanker, SelfRewardRanker
 from cyclealign_trl.models import loading
 from cyclealign_trl.models.loading import default_device, digest_weights, sync_special_tokens
 from cyclealign_trl.models.transformers_backend import generate
@@ -135,3 +136,42 @@ def test_a_valid_model_is_accepted_silently(caplog):
     with caplog.at_level(logging.DEBUG, logger=loading.__name__):
         assert sync_special_tokens(make_model(), make_tokenizer()) == (1,)
     assert not caplog.records
+
+
+def reward_model():
+    config = make_model().config
+    config.num_labels = 1
+    return LlamaForSequenceClassification(config)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (SimpleNamespace(tokenizer=make_tokenizer()), "tokenizer must be a tokenizer.*pass processor.tokenizer"),
+        ("org/model", r"Pass AutoTokenizer\.from_pretrained\('org/model'\)"),
+        (type(make_tokenizer()), "Load one with AutoTokenizer"),
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda tokenizer: RewardModelRanker(reward_model(), tokenizer),
+        lambda tokenizer: SelfRewardRanker(make_model(), tokenizer),
+    ],
+)
+def test_an_object_that_is_not_a_tokenizer_raises(use, tokenizer, message):
+    with pytest.raises(TypeError, match=message):
+        use(tokenizer)
+
+
+@pytest.mark.parametrize("use", [RewardModelRanker, SelfRewardRanker, Aligner.from_pretrained])
+@pytest.mark.parametrize("name", ["./no-such-model", "/no/such/model", "outputs/x", "outputs/x/checkpoint-3"])
+def test_a_missing_folder_is_named(use, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=f"There is no folder {name}"):
+        use(name)
+
+
+def test_errors_of_an_existing_folder_are_unchanged(tmp_path):
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        SelfRewardRanker(str(tmp_path))

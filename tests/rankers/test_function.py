@@ -3,13 +3,16 @@
 import asyncio
 import functools
 import math
+import re
 import threading
 
 import pytest
+from torch.nn import Dropout
 
 from cyclealign_trl.errors import RankerError
 from cyclealign_trl.rankers.function import FunctionRanker
 from cyclealign_trl.types import RankingFailure, RankingRequest, RankingResult
+from tests.conftest import make_tokenizer
 
 REQUEST = RankingRequest("Why?", ("aa", "a", "aaaa", "aaa"))
 CHAT = RankingRequest([{"role": "user", "content": "Why?"}], ("b", "bb"))
@@ -134,6 +137,63 @@ def test_invalid_arguments_raise():
         FunctionRanker([])
     with pytest.raises(ValueError, match="got 2 weights for 1 functions"):
         FunctionRanker([length], weights=[1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("funcs", "message"),
+    [
+        ("org/rm", "got the text 'org/rm'. Pass RewardModelRanker('org/rm')"),
+        ([length, "gpt-5-mini"], "LLMRanker('gpt-5-mini')"),
+        (("org/rm",), "got the text 'org/rm'"),
+        (FunctionRanker, "got the class FunctionRanker. Pass an instance of it."),
+        ([length, dict], "got the class dict"),
+        (Dropout(), "got the model Dropout. Pass RewardModelRanker(model)"),
+        ([Dropout()], "got the model Dropout"),
+        ([None], "got NoneType, which cannot be called"),
+        (None, "got NoneType, which cannot be called"),
+        (3, "got int, which cannot be called"),
+        (FunctionRanker(length), "got FunctionRanker, which cannot be called"),
+    ],
+)
+def test_an_object_that_is_not_a_function_raises_with_a_suggestion(funcs, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        FunctionRanker(funcs)
+
+
+class CountsTokens:
+    def __call__(self, completion_ids, prompts, **kwargs):
+        assert len(completion_ids) == len(prompts)
+        return [float(len(ids)) for ids in completion_ids]
+
+
+async def count_tokens(completion_ids, **kwargs):
+    return [float(len(ids)) for ids in completion_ids]
+
+
+@pytest.mark.parametrize("func", [CountsTokens(), count_tokens, functools.partial(count_tokens, other=1)])
+def test_functions_that_need_token_ids_get_them_from_the_tokenizer(func):
+    for request in (REQUEST, CHAT):
+        completions = request.completions
+        expected = sorted(range(len(completions)), key=lambda index: -len(completions[index]))
+        [result] = FunctionRanker([func], tokenizer=make_tokenizer()).rank([request])
+        assert list(result.order) == expected
+    with pytest.raises(RankerError, match=r"needs completion_ids.*Pass a tokenizer"):
+        FunctionRanker(func).rank([REQUEST])
+
+
+@pytest.mark.parametrize("func", [length, lambda completions, completion_ids=None, **_: [completion_ids] * 4])
+def test_functions_that_do_not_need_token_ids_do_not_get_them(func):
+    ranker = FunctionRanker(func)
+    ranker.set_default_tokenizer(make_tokenizer())
+    assert ranker._tokenizer is None
+    ranker.rank([REQUEST])
+
+
+def test_a_given_tokenizer_is_not_replaced():
+    ranker = FunctionRanker(CountsTokens(), tokenizer=make_tokenizer())
+    own = ranker._tokenizer
+    ranker.set_default_tokenizer(make_tokenizer())
+    assert ranker._tokenizer is own
 
 
 def test_has_a_name_but_no_fingerprint():

@@ -93,6 +93,37 @@ def test_arguments_of_accelerate_are_split_off_from_command_line_and_yaml(tmp_pa
     assert parsed(train, *own_argv, "--use_cpu", "--output_dir", tmp_path)["learning_rate"] == 1e-3
 
 
+RANKER = ("ranker_model", "ranker_base_url", "ranker_factory", "ranker_kwargs")
+
+
+@pytest.mark.parametrize(
+    ("in_yaml", "argv", "expected"),
+    [
+        ("ranker_model: a\nranker_base_url: http://a\nranker_kwargs: {criteria: x}", "--ranker_factory m.f",
+         (None, None, "m.f", None)),
+        ("ranker_model: a\nranker_kwargs: {criteria: x}", "--ranker_factory=m.f --ranker_kwargs {}",
+         (None, None, "m.f", "{}")),
+        ("ranker_base_url: http://a", "--ranker-factory m.f", (None, None, "m.f", None)),
+        ("ranker_factory: m.f\nranker_kwargs: {weights: [1]}", "--ranker_model a", ("a", None, None, None)),
+        ("ranker_factory: m.f", "--ranker_model a --ranker_base_url http://a", ("a", "http://a", None, None)),
+        # The same kind of ranker: field by field.
+        ("ranker_model: a\nranker_kwargs: {criteria: x}", "--ranker_model b", ("b", None, None, {"criteria": "x"})),
+        ("ranker_kwargs: {weights: [1]}", "--ranker_factory m.f", (None, None, "m.f", {"weights": [1]})),
+        # Both kinds on the command line, or in the file: `make_ranker` raises.
+        ("seed: 1", "--ranker_model a --ranker_factory m.f", ("a", None, "m.f", None)),
+        ("ranker_model: a\nranker_factory: m.f", "--seed 1", ("a", None, "m.f", None)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("script", [train, judge])
+def test_a_ranker_on_the_command_line_replaces_one_of_the_other_kind_in_yaml(
+    script, in_yaml, argv, expected, tmp_path
+):
+    config = tmp_path / "run.yaml"
+    config.write_text(in_yaml)
+    fields = parsed(script, "--config", config, *([] if script is judge else ["--use_cpu"]), *argv.split())
+    assert tuple(fields[name] for name in RANKER) == expected
+
+
 def test_config_can_be_given_with_an_equals_sign(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(f"output_dir: {tmp_path}\n")

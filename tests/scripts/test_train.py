@@ -167,9 +167,27 @@ def test_argument_errors_are_one_line_with_status_1(tmp_path, run_yaml, argument
         ("--dataset_name BROKEN", "has no readable rows"),
         ("--ranker_factory tests.scripts.test_train.make_none", "returned None, which has no method rank"),
         ("--dataset_train_split dev", "no split 'dev'"),
+        ("--dataset_name prompts.txt", "prompts.txt is not a supported data file"),
+        ("--dataset_name data.csv", "There is no file data.csv (--dataset_name)."),
+        ("--dataset_name ./nowhere", "There is no folder ./nowhere"),
+        ("--dataset_name outputs/x", "There is no folder outputs/x, and it cannot be loaded from the Hub"),
+        ("--model_name_or_path ./nowhere", "There is no folder ./nowhere"),
+        ("--model_name_or_path outputs/x", "There is no folder outputs/x, and it cannot be loaded from the Hub"),
+        ("--sft_target corrector --corrector ./nowhere", "There is no folder ./nowhere"),
+        ("--sft_target corrector --corrector outputs/x", "There is no folder outputs/x"),
+        (
+            '--sft_target corrector --corrector x --corrector_kwargs {"temlate":3}',
+            "these corrector_kwargs: unknown argument 'temlate'. Did you mean 'template'?",
+        ),
+        (
+            '--sft_target corrector --corrector x --corrector_kwargs {"max_token":3}',
+            "unknown argument 'max_token'. Did you mean 'max_new_tokens'?",
+        ),
     ],
 )
-def test_data_ranker_and_checkpoint_errors_are_one_line(tmp_path, run_yaml, arguments, message):
+def test_data_ranker_and_checkpoint_errors_are_one_line(tmp_path, run_yaml, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("Hi")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
     arguments = arguments.replace("EMPTY", str(tmp_path / "empty.jsonl"))
@@ -285,12 +303,29 @@ def test_makes_a_reward_model_ranker(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ranker_model": "judge", "ranker_factory": "a.b"}, "either"),
+        (
+            {"ranker_model": "judge", "ranker_factory": "a.b"},
+            "either --ranker_model (and --ranker_base_url) or --ranker_factory, got ranker_model and ranker_factory.",
+        ),
         ({"ranker_factory": "a.b", "ranker_base_url": "http://x"}, "either"),
         ({"ranker_factory": "nowhere.make"}, "'nowhere.make' cannot be imported"),
         ({"ranker_factory": "make"}, "'make' cannot be imported"),
         ({"ranker_factory": "json.nothing"}, "'json.nothing' cannot be imported"),
         ({"ranker_model": "judge", "ranker_kwargs": {"max_conc": 3}}, "max_conc"),
+        (
+            {"ranker_model": "judge", "ranker_kwargs": {"max_concurency": 3}},
+            "these ranker_kwargs: unknown argument 'max_concurency'. Did you mean 'max_concurrency'?",
+        ),
+        (
+            {"ranker_model": "judge", "ranker_kwargs": {"zzz": "secret"}},
+            "unknown argument 'zzz'. Known arguments: criteria",
+        ),
+        (
+            {"ranker_factory": "cyclealign_trl.RewardModelRanker", "ranker_kwargs": {"batchsize": 3}},
+            "unknown argument 'batchsize'. Did you mean 'batch_size'?",
+        ),
+        ({"ranker_factory": "cyclealign_trl.RewardModelRanker"}, "missing a required argument: 'model'"),
+        ({"ranker_factory": "tests.scripts.test_train.STUB"}, "is an instance of str. Name a class, or a function"),
         ({"ranker_model": "judge", "ranker_kwargs": {"api_key": "secret"}}, "set OPENAI_API_KEY"),
         ({"ranker_model": "judge", "ranker_kwargs": '{"api_key": "secret"'}, "ranker_kwargs must be a JSON object"),
         (
