@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedType, is_peft_model
+from accelerate.utils import DistributedType
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -211,6 +211,14 @@ def default_device() -> torch.device:
 # Properties of a model
 
 
+def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model below a PEFT adapter, or a model without an adapter unchanged.
+
+    `accelerate.utils.is_peft_model` would import DeepSpeed, which takes seconds and writes to stdout.
+    """
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def check_causal_lm(model: PreTrainedModel) -> None:
     """Check that a model is a causal language model that can be sampled and scored.
 
@@ -224,7 +232,7 @@ def check_causal_lm(model: PreTrainedModel) -> None:
         raise ValueError(
             f"{name} is an encoder-decoder. Pass a decoder-only model, such as one of AutoModelForCausalLM."
         )
-    base = model.get_base_model() if is_peft_model(model) else model
+    base = without_adapter(model)
     if base.get_output_embeddings() is None or not base.can_generate():
         raise ValueError(
             f"{name} has no language modeling head. Load the model with AutoModelForCausalLM, or pass its name."

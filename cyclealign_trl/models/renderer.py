@@ -159,8 +159,8 @@ class Renderer:
             tools: Tools for the chat template, as a list of functions' schemas or as JSON text.
 
         Raises:
-            ValueError: If the prompt has no tokens or too many for the model, or is a list of messages and the tokenizer
-                has no chat template, or one that rejects them.
+            ValueError: If the prompt has no tokens or too many for the model, or is a list of messages and the
+                tokenizer has no chat template, or one that rejects them.
         """
         ids = self._encoder.encode(self._open(prompt, tools))
         if not ids:

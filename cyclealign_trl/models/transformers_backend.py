@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, is_peft_model
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .._compat import add_hooks, remove_hooks
 from .batches import pad
 from .generation_backend import group_by_prompt
+from .loading import without_adapter
 
 
 def generate(
@@ -57,7 +58,7 @@ def _without_generation_config(model: PreTrainedModel) -> Iterator[None]:
 
     What is sampled must depend on the given settings alone, as it does with vLLM.
     """
-    models = [model, model.get_base_model()] if is_peft_model(model) else [model]  # PEFT copies it to its base model
+    models = [model, without_adapter(model)]  # PEFT copies it to its base model
     configs = [each.generation_config for each in models]
     try:
         for each in models:

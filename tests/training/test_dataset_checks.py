@@ -4,7 +4,6 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from cyclealign_trl.training.dataset_checks import (
-    check_first_row,
     check_map_style,
     column_names,
     describe_dataset,
@@ -38,18 +37,6 @@ def test_a_stream_raises():
     check_map_style("train_dataset", DATASET)
     with pytest.raises(ValueError, match="train_dataset is a stream, and the trainer needs a data set with a length"):
         check_map_style("train_dataset", stream())
-
-
-@pytest.mark.parametrize("error", [KeyError, TypeError, ValueError])
-def test_a_first_row_that_the_collator_cannot_read_raises(error):
-    def collator(rows):
-        assert rows == ROWS[:1]
-        raise error("broken")
-
-    with pytest.raises(ValueError, match=r"The first row of train_dataset cannot be used: .*broken"):
-        check_first_row("train_dataset", DATASET, collator)
-    check_first_row("train_dataset", DATASET.select([]), collator)
-    check_first_row("train_dataset", stream(), collator)
 
 
 def test_descriptions():
