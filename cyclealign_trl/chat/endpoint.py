@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from ..errors import RankerError
 from .messages import Messages
 from .replies import printable
-from .responses import CallError, Response, read_json
+from .responses import CallError, Response, read_response
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -74,7 +74,7 @@ class Endpoint:
             cause = error.__cause__ and (error.__cause__.__cause__ or error.__cause__)
             detail = self.for_display(f"{type(cause).__name__}: {cause}")
             return CallError("connection", detail, unsent=isinstance(cause, aiohttp.ClientConnectorError))
-        return Response(response.status_code, response.headers, response.text, read_json(response.text))
+        return read_response(response.status_code, response.headers, response.text)
 
     async def connect(self) -> None:
         """Request the list of models. Any response shows that the endpoint is reachable.

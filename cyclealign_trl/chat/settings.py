@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from .budget import Prices
 from .limits import resolve_num_processes
+
+# Names of models that reason by default.
+_REASONS = re.compile(
+    r"\bo[1-9]\b|\bgpt-(?:5|oss)|\br1\b|\bqwq|magistral|reason|thinking|\bqwen3\b|\bgrok-[34]-mini|\bgrok-4"
+    r"|\bgemini-(?:2\.5-pro|3)|\bglm-(?:4\.[5-9]|z1)|\bminimax-m"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +46,12 @@ class ChatSettings:
             it.
         max_retries: Maximum number of retries after errors that can be temporary and after invalid replies.
         temperature: Sampling temperature.
-        max_tokens: Maximum number of tokens in a reply.
+        max_tokens: Maximum number of tokens in a reply. The limit is 8 times as high for models that reason: those
+            with a `reasoning_effort`, and those known by name. A truncated reply is requested again with twice the
+            limit, up to 16 times `max_tokens`, and the client keeps a limit that was high enough.
         seed: Seed for sampling.
         extra_body: Additional fields of the request body, for endpoints with options beyond the standard ones.
+        reasoning_effort: How much the model reasons before it replies, such as `"low"`. `None` means its default.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -64,6 +74,14 @@ class ChatSettings:
     max_tokens: int = 1024
     seed: int = 0
     extra_body: Mapping[str, Any] | None = field(default=None, repr=False)  # can contain secrets
+    reasoning_effort: str | None = None
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model probably reasons before it replies."""
+        if self.reasoning_effort is not None:
+            return self.reasoning_effort not in ("none", "minimal")
+        return _REASONS.search(self.model.lower()) is not None
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -17,7 +17,7 @@ from ..chat.messages import estimate_tokens, message_bytes
 from ..chat.settings import ChatSettings
 from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
 from .base import CANCELLED, Outcome, check_positive, in_request_order
-from .context import FittedRequest, fit_request
+from .context import FittedRequest, fit_request, tokens_left
 from .parsing import parse_ranking
 from .passes import shown_order, stream_in_passes
 from .prompts import PROMPT_VERSION, build_messages, labels, reply_schema
@@ -86,6 +86,7 @@ class LLMRanker:
         num_passes: int = 1,
         context_window: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        reasoning_effort: str | None = None,
     ) -> None:
         check_positive(num_passes=num_passes)
         if num_passes > 1 and not shuffle:
@@ -115,6 +116,7 @@ class LLMRanker:
             max_tokens=max_tokens,
             seed=seed,
             extra_body=extra_body,
+            reasoning_effort=reasoning_effort,
         )
         self._client = ChatClient(settings)
         self._settings = settings
@@ -164,6 +166,7 @@ class LLMRanker:
                 "context_window": self._context_window,
                 "extra_body": identity["extra_body"],
                 "prompt_version": PROMPT_VERSION,
+                **{name: identity[name] for name in ("reasoning_effort",) if name in identity},
             }
         )
 
@@ -272,8 +275,11 @@ class LLMRanker:
     def _task(self, request: RankingRequest, fitted: FittedRequest) -> ChatTask[RankingResult]:
         order = self._shown_order(request)
         names = labels(len(order))
+        messages = partial(self._build_messages, request, order, fitted.demonstrations, fitted.max_characters)
+        window = self._context_window
         return ChatTask(
-            messages=partial(self._build_messages, request, order, fitted.demonstrations, fitted.max_characters),
+            messages=messages,
+            max_reply_tokens=None if window is None else tokens_left(messages(), window),
             schema=ReplySchema("ranking", reply_schema(names, improve=self._improve)),
             read=partial(self._read_reply, order, names, fitted),
             refusal_note=_REFUSAL_NOTE,
