@@ -5,7 +5,8 @@ CycleAlignError
 ├── BudgetExhaustedError   the ranker's budget is exhausted; the run saved a checkpoint first
 ├── CheckpointError        a run cannot resume from a checkpoint
 ├── PromptError            an upstream cannot answer this prompt: it is too long, or uses an unsupported option
-├── RankerError            the ranker cannot answer any request: wrong key, unknown model, refused parameters
+├── RankerError            the ranker cannot answer any request: wrong key, unknown model, refused parameters;
+│                          a run saved a checkpoint first, unless its first step failed
 ├── TooManyFailuresError   more rankings failed than `max_ranking_failures` allows; the run saved a checkpoint first
 └── UpstreamError          an upstream cannot answer any prompt
 ```
