@@ -162,6 +162,11 @@ class ChatClient:
         return self._endpoint.url
 
     @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of all replies so far that went into reasoning, as far as the endpoint reports them."""
+        return self._meter.reasoning_tokens
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Settings that the answers depend on, for cache keys. `extra_body` is hashed, and there is no API key."""
         optional = {"reasoning_effort": self.settings.reasoning_effort}

@@ -60,7 +60,7 @@ class Meter:
         num_bytes = message_bytes(messages) or 1
         expected = Usage(math.ceil(num_bytes * (self._tokens_per_byte or _TOKENS_PER_BYTE)), max_tokens)
         async with self.concurrency as call_number:
-            reserved = await self._reserve(expected, self._shortest_reply(max_tokens) if adjustable else max_tokens)
+            reserved = await self._reserve(expected, adjustable)
             if reserved is None:
                 detail = f"The run has spent {self.budget}; the next call could take {self.budget.describe(expected)}."
                 return CallError(BUDGET_EXHAUSTED, detail, final=True), None
@@ -94,7 +94,7 @@ class Meter:
             self._tokens_per_byte = max(usage.prompt_tokens / num_bytes, 0.99 * (self._tokens_per_byte or 0.0))
         return answer, Usage() if usage is None else self.budget.priced(usage)
 
-    async def _reserve(self, expected: Usage, shortest_reply: int) -> Usage | None:
+    async def _reserve(self, expected: Usage, adjustable: bool) -> Usage | None:
         """Reserve a call, waiting for calls in flight if the budget depends on what they use.
 
         Returns:
@@ -108,13 +108,11 @@ class Meter:
             if reserved is None:
                 self._budget_changed.clear()
                 await self._budget_changed.wait()
-            elif expected.completion_tokens > shortest_reply:
-                expected = replace(expected, completion_tokens=max(shortest_reply, expected.completion_tokens // 2))
-            else:
+                continue
+            shortest = math.ceil(_MARGIN * self._reply_tokens)
+            if not adjustable or not 0 < shortest < expected.completion_tokens:
                 return None
-
-    def _shortest_reply(self, max_tokens: int) -> int:
-        return min(max_tokens, math.ceil(_MARGIN * self._reply_tokens)) if self._reply_tokens else max_tokens
+            expected = replace(expected, completion_tokens=max(shortest, expected.completion_tokens // 2))
 
 
 def _read_usage(answer: Response | CallError) -> Usage | None:

@@ -146,6 +146,11 @@ class LLMRanker:
         return self._client.budget
 
     @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of all replies so far that went into reasoning, as far as the endpoint reports them."""
+        return self._client.reasoning_tokens
+
+    @property
     def fingerprint(self) -> str:
         """JSON object with everything that determines the rankings.
 
