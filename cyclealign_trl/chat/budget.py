@@ -10,6 +10,7 @@ from os import PathLike
 from typing import NamedTuple
 
 from ..types import Usage
+from . import forks
 from .ledger import Ledger
 
 BUDGET_EXHAUSTED = "budget_exhausted"
@@ -99,6 +100,12 @@ class Budget:
         self._ledger: Ledger | None = None
         self._unwritten: dict[bool, Usage] = {}  # spent before `keep_ledger`, by whether its cost is known
         self._lock = threading.Lock()
+        forks.register(self)
+
+    def rebuild_after_fork(self) -> None:
+        """Forget the calls that the parent process has in flight. From here on, both processes count separately."""
+        self._lock = threading.Lock()
+        self._reserved, self._num_reserved = Amount(), 0
 
     def __str__(self) -> str:
         spent = _sum([self.committed, self._other_processes])

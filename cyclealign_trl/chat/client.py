@@ -6,6 +6,7 @@ import asyncio
 import logging
 import queue
 import random
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import RankerError
 from ..types import Usage
+from . import forks
 from .budget import Budget, make_prices
 from .dialect import Dialect, ReplySchema
 from .endpoint import Endpoint
@@ -102,11 +104,15 @@ class ChatAnswer(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ChatFailure:
-    """The reason why there is no answer, and the usage of all attempts. See `RankingFailure` for the fields."""
+    """The reason why there is no answer, and the usage of all attempts. See `RankingFailure` for the fields.
+
+    `retry_after` is the number of seconds that the endpoint asks to wait.
+    """
 
     reason: str
     detail: str
     usage: Usage | None
+    retry_after: float = 0.0
 
 
 class _Reply(NamedTuple, Generic[T]):
@@ -141,20 +147,49 @@ class ChatClient:
         self._accepted_dialect: Dialect | None = None  # the last one that brought an answer
         # Maximum number of tokens in a reply, raised when a longer one turns out to be needed.
         self._reply_tokens = settings.max_tokens * (REASONING_FACTOR if settings.reasons else 1)
-        self._rejections = Rejections()
         # The global generator is part of the random state of a training run.
         self._jitter = random.Random()  # noqa: S311
+        self._connect()
+        forks.register(self)
+
+    def _connect(self) -> None:
+        settings = self.settings
+        self._stale = False
+        self._rebuilding = threading.Lock()
+        self._rejections = Rejections()
         self._meter = Meter(
             AdaptiveConcurrency(settings.max_concurrency),
             self.budget,
-            RateLimiter(settings.rpm, settings.tpm, num_processes),
+            RateLimiter(settings.rpm, settings.tpm, resolve_num_processes(settings.num_processes)),
         )
         self._endpoint = Endpoint(
-            settings.base_url, settings.api_key, max_connections=settings.max_concurrency, timeout=settings.timeout
+            settings.base_url,
+            settings.api_key,
+            max_connections=settings.max_concurrency,
+            timeout=settings.timeout,
+            extra_headers=settings.extra_headers,
+            api_version=settings.api_version,
         )
         self._loop = EventLoopThread(self._endpoint)
         self._streams: set[Future[None]] = set()
         self._finalizer = weakref.finalize(self, self._loop.close)
+
+    def rebuild_after_fork(self) -> None:
+        """Mark the client of a forked process: it needs connections and a thread of its own for its next call."""
+        if not self._finalizer.detach():
+            return  # the client is closed, or its thread was never needed
+        forks.keep(self._meter, self._endpoint, self._loop, self._streams)
+        self._streams = set()
+        self._rebuilding = threading.Lock()
+        self._stale = True
+
+    def _own_loop(self) -> EventLoopThread:
+        """Return the event loop of this process."""
+        if self._stale:
+            with self._rebuilding:
+                if self._stale:
+                    self._connect()
+        return self._loop
 
     @property
     def url(self) -> str:
@@ -201,7 +236,7 @@ class ChatClient:
         # An answer keeps its slot until the next one is requested, so that few paid answers are lost if the caller
         # fails before it has stored them.
         slots = asyncio.Semaphore(self.settings.max_concurrency)
-        work = self._loop.submit(self._answer_all(tasks, arrivals, slots))
+        work = self._own_loop().submit(self._answer_all(tasks, arrivals, slots))
         work.add_done_callback(finish)
         self._streams.add(work)
         try:
@@ -225,11 +260,12 @@ class ChatClient:
         Raises:
             RankerError: If there is no response.
         """
-        self._loop.submit(self._endpoint.connect()).result()
+        self._own_loop().submit(self._endpoint.connect()).result()
 
     def close(self) -> None:
         """Cancel the calls in flight and close the connections. Called when the client is garbage-collected."""
-        self._finalizer()
+        if not self._stale:
+            self._finalizer()
 
     async def _answer_all(
         self, tasks: Iterable[ChatTask[T]], arrivals: _Arrivals[T], slots: asyncio.Semaphore
@@ -275,7 +311,8 @@ class ChatClient:
                     answer = replace(answer, final=True)
                 limit = min(2 * limit, bound)
             if answer.final or answer.retry_after > settings.timeout or attempt == settings.max_retries:
-                return ChatFailure(answer.reason, answer.detail, self._total(calls) if calls else None)
+                total = self._total(calls) if calls else None
+                return ChatFailure(answer.reason, answer.detail, total, answer.retry_after)
             if answer.note is not None:
                 bad_replies += 1
                 note = answer.note
@@ -330,7 +367,7 @@ class ChatClient:
                 continue
             tried.add(dialect)
             fields = self._fields(task, dialect, seed, max_tokens)
-            answer = await self._send(dialect.messages(messages), fields, calls)
+            answer = await self._send(dialect.messages(messages), fields, calls, adjustable=task.schema is not None)
             if isinstance(answer, CallError):
                 return answer
             response = answer
@@ -379,7 +416,9 @@ class ChatClient:
             changes,
         )
 
-    async def _send(self, messages: Messages, fields: Mapping[str, Any], calls: list[Usage]) -> Response | CallError:
+    async def _send(
+        self, messages: Messages, fields: Mapping[str, Any], calls: list[Usage], *, adjustable: bool
+    ) -> Response | CallError:
         fields = {**fields, **self._extra_body}
         limit_field = next((name for name in _LIMIT_FIELDS if fields.get(name)), None)
 
@@ -388,7 +427,9 @@ class ChatClient:
             return await self._endpoint.send(self.settings.model, messages, {**fields, **limit})
 
         max_tokens = self.settings.max_tokens if limit_field is None else fields[limit_field]
-        answer, usage = await self._meter.call(messages, max_tokens, send, adjustable=limit_field is not None)
+        answer, usage = await self._meter.call(
+            messages, max_tokens, send, adjustable=adjustable and limit_field is not None
+        )
         if usage is not None:
             calls.append(usage)
         return answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -27,8 +27,9 @@ class ChatSettings:
     Args:
         model: Name of the model at the endpoint.
         base_url: Address of the endpoint, as for `openai.OpenAI`. `None` reads `OPENAI_BASE_URL`, and means OpenAI if
-            that is not set either.
-        api_key: API key, never written anywhere. `None` reads `OPENAI_API_KEY`. Optional if a `base_url` is given.
+            that is not set either. The query `?api-version=` sets `api_version`.
+        api_key: API key, never written anywhere. `None` reads `OPENAI_API_KEY`. Optional if a `base_url` is given. A
+            function that returns a key is called before each call.
         max_concurrency: Maximum number of calls in flight, over all threads. It is halved when the endpoint answers
             HTTP 429, and recovers slowly.
         rpm: Requests per minute, over all processes. `None` applies only the limits in the endpoint's headers.
@@ -52,6 +53,10 @@ class ChatSettings:
         seed: Seed for sampling.
         extra_body: Additional fields of the request body, for endpoints with options beyond the standard ones.
         reasoning_effort: How much the model reasons before it replies, such as `"low"`. `None` means its default.
+        extra_headers: Additional HTTP headers, for gateways. They are treated like the key, and do not identify stored
+            answers.
+        api_version: Version of the API, sent as `?api-version=`. With it, the key is also sent in the header
+            `api-key`, as Azure requires.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -59,7 +64,7 @@ class ChatSettings:
 
     model: str
     base_url: str | None = None
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | Callable[[], Any] | None = field(default=None, repr=False)
     _: KW_ONLY
     max_concurrency: int = 32
     rpm: float | None = None
@@ -75,6 +80,8 @@ class ChatSettings:
     seed: int = 0
     extra_body: Mapping[str, Any] | None = field(default=None, repr=False)  # can contain secrets
     reasoning_effort: str | None = None
+    extra_headers: Mapping[str, str] | None = field(default=None, repr=False)  # can contain secrets
+    api_version: str | None = None
 
     @property
     def reasons(self) -> bool:

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from .._warnings import OnceLogger
 from ..errors import RankerError
@@ -53,6 +54,7 @@ class AnswerStore:
 
     def __init__(self, path: str | PathLike[str], also_read: Sequence[str | PathLike[str]] = ()) -> None:
         self.path = Path(path)
+        self._also_read = tuple(also_read)
         others = [other for other in map(Path, also_read) if other.resolve() != self.path.resolve() and other.exists()]
         make_folder(self.path.parent)
         self._own = _Database(self.path)
@@ -62,6 +64,9 @@ class AnswerStore:
         except RankerError:
             self.close()
             raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._also_read)
 
     def find(self, key: str) -> Iterator[str]:
         """Yield the texts stored under a key, the one of the own database first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -66,7 +66,7 @@ class LLMRanker:
         self,
         model: str,
         base_url: str | None = None,
-        api_key: str | None = None,
+        api_key: str | Callable[[], Any] | None = None,
         *,
         criteria: str | None = None,
         max_concurrency: int = 32,
@@ -87,6 +87,8 @@ class LLMRanker:
         context_window: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         reasoning_effort: str | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        api_version: str | None = None,
     ) -> None:
         check_positive(num_passes=num_passes)
         if num_passes > 1 and not shuffle:
@@ -117,6 +119,8 @@ class LLMRanker:
             seed=seed,
             extra_body=extra_body,
             reasoning_effort=reasoning_effort,
+            extra_headers=extra_headers,
+            api_version=api_version,
         )
         self._client = ChatClient(settings)
         self._settings = settings
@@ -129,6 +133,32 @@ class LLMRanker:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.name!r}, base_url={self._client.url!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LLMRanker:
+        self._check_copy()
+        copied = type(self).__new__(type(self))
+        copied.__setstate__({name: value for name, value in self.__dict__.items() if name != "_client"})
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_copy()
+        if isinstance(self._settings.api_key, str) or self._settings.extra_headers:
+            raise TypeError(
+                "An LLMRanker with `api_key` or `extra_headers` cannot be pickled, because the pickle would contain "
+                "secrets. Set OPENAI_API_KEY, or pass a function as `api_key`."
+            )
+        return {name: value for name, value in self.__dict__.items() if name != "_client"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._client = ChatClient(self._settings)
+
+    def _check_copy(self) -> None:
+        if self._settings.max_cost is not None or self._settings.max_run_tokens is not None:
+            raise TypeError(
+                "An LLMRanker with `max_cost` or `max_run_tokens` cannot be copied, because each copy could spend as "
+                "much. Build one ranker for each use, with a part of the budget."
+            )
 
     @property
     def name(self) -> str:
