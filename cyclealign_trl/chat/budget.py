@@ -88,7 +88,8 @@ class Budget:
         if max_cost is not None and prices is None:
             raise ValueError(
                 f"`max_cost`={max_cost} needs the prices of the endpoint. Pass `prices` in US dollars per million "
-                'tokens, such as {"input": 0.25, "cached_input": 0.025, "output": 2.0}.'
+                'tokens, such as {"input": 0.25, "cached_input": 0.025, "output": 2.0}. For known models, '
+                "pip install 'cyclealign-trl[prices]' looks them up."
             )
         self.prices = prices
         self._caps = Amount(max_cost or math.inf, max_tokens or math.inf)

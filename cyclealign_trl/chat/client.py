@@ -18,7 +18,8 @@ from ..types import Usage
 from . import forks
 from .budget import Budget, make_prices
 from .dialect import Dialect, ReplySchema
-from .endpoint import Endpoint
+from .endpoint import Endpoint, endpoint_url
+from .known_prices import known_prices
 from .limits import AdaptiveConcurrency, RateLimiter, resolve_num_processes
 from .loop import EventLoopThread
 from .messages import Messages
@@ -141,7 +142,10 @@ class ChatClient:
     def __init__(self, settings: ChatSettings) -> None:
         num_processes = resolve_num_processes(settings.num_processes)
         self.settings = settings
-        self.budget = Budget(settings.max_cost, settings.max_run_tokens, make_prices(settings.prices), num_processes)
+        prices = make_prices(settings.prices)
+        if prices is None:
+            prices = known_prices(settings.model, endpoint_url(settings.base_url))
+        self.budget = Budget(settings.max_cost, settings.max_run_tokens, prices, num_processes)
         self._extra_body = settings.extra_body or {}
         self._dialect = Dialect()
         self._accepted_dialect: Dialect | None = None  # the last one that brought an answer

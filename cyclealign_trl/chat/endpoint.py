@@ -19,6 +19,7 @@ from .responses import CallError, Response, read_response
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+_DEFAULT_URL = "https://api.openai.com/v1"
 _PLACEHOLDER_KEY = "no-key"  # the client requires a key, local servers rarely do
 _SHORTEST_SECRET = 12  # characters
 _MAX_DISPLAY_LENGTH = 500  # characters
@@ -52,7 +53,7 @@ class Endpoint:
         extra_headers: Mapping[str, str] | None = None,
         api_version: str | None = None,
     ) -> None:
-        base_url, version_in_url = _checked_url(base_url or os.environ.get("OPENAI_BASE_URL"))
+        base_url, version_in_url = _resolve_url(base_url)
         self._api_version = api_version or version_in_url
         self._make_key = api_key if callable(api_key) else None
         key = None if callable(api_key) else _resolve_key(api_key, base_url)
@@ -167,6 +168,15 @@ class Endpoint:
             text = text.replace(key, "[API key]")
         text = printable(text)
         return text if len(text) <= _MAX_DISPLAY_LENGTH else text[: _MAX_DISPLAY_LENGTH - 3] + "..."
+
+
+def endpoint_url(base_url: str | None) -> str:
+    """Return the address of an endpoint, from the argument or the environment."""
+    return _resolve_url(base_url)[0] or _DEFAULT_URL
+
+
+def _resolve_url(base_url: str | None) -> tuple[str | None, str | None]:
+    return _checked_url(base_url or os.environ.get("OPENAI_BASE_URL"))
 
 
 def _checked_url(url: str | None) -> tuple[str | None, str | None]:

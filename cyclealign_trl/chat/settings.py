@@ -38,7 +38,8 @@ class ChatSettings:
         num_processes: Number of processes that share the limits in equal parts. `None` reads `WORLD_SIZE`, and means
             1 if that is not set.
         prices: Prices of the endpoint in US dollars per million tokens: `input`, `output` and, if it differs,
-            `cached_input`. `None` means unknown, unless the replies report their cost.
+            `cached_input`. `None` looks them up with the package `genai-prices`, if it is installed and knows the
+            model at this endpoint. Otherwise they are unknown, unless the replies report their cost.
         max_cost: Maximum to spend in US dollars, over all processes, failed calls included. A call that could exceed
             it is not made and fails with the reason `"budget_exhausted"`. Requires `prices`. `None` means no cap.
         max_run_tokens: Maximum number of tokens to send and receive, over all processes, failed calls included. A
