@@ -5,7 +5,8 @@ CycleAlignError
 ├── BudgetExhaustedError   the ranker's budget is exhausted; the run saved a checkpoint first
 ├── CheckpointError        a run cannot resume from a checkpoint
 ├── PromptError            an upstream cannot answer this prompt: it is too long, or uses an unsupported option
-├── RankerError            the ranker cannot answer any request: wrong key, unknown model, refused parameters
+├── RankerError            the ranker cannot answer any request: wrong key, unknown model, refused parameters;
+│                          a run saved a checkpoint first, unless its first step failed
 ├── TooManyFailuresError   more rankings failed than `max_ranking_failures` allows; the run saved a checkpoint first
 └── UpstreamError          an upstream cannot answer any prompt
 ```
@@ -28,7 +29,16 @@ class CheckpointError(CycleAlignError, ValueError):
 
 
 class PromptError(CycleAlignError, ValueError):
-    """An upstream cannot answer this prompt."""
+    """An upstream cannot answer this prompt.
+
+    Args:
+        message: What is wrong.
+        code: Machine-readable code, such as `"content_filter"`.
+    """
+
+    def __init__(self, message: str = "", code: str = "invalid_prompt") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RankerError(CycleAlignError):
@@ -40,4 +50,14 @@ class TooManyFailuresError(CycleAlignError):
 
 
 class UpstreamError(CycleAlignError):
-    """An upstream cannot answer."""
+    """An upstream cannot answer.
+
+    Args:
+        message: What is wrong.
+        retry_after: Seconds to wait before another request, if the upstream has received too many. `None` for any
+            other error.
+    """
+
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

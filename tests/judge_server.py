@@ -41,6 +41,13 @@ FAULTS = (
     "length",
     "wrong content type",
     "redirect",
+    "error in a success",
+    "error in a choice",
+    "parts without text",
+    "invalid generation",
+    "flagged",
+    "too long",
+    "rejected",
 )
 COMPLETION = re.compile(r"# Completion ([A-Z]+)\n<data-\w+>\nmerit (\d+):")
 
@@ -127,7 +134,7 @@ class Judge:
         await asyncio.sleep(self.options.latency)
         return web.json_response(self._completion(json.dumps({"ranking": ranking}), prompt_tokens))
 
-    def _completion(self, content: str, prompt_tokens: int, finish_reason: str = "stop", **message: Any) -> Any:
+    def _completion(self, content: Any, prompt_tokens: int, finish_reason: str = "stop", **message: Any) -> Any:
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": self.options.reply_tokens}
         message = {"role": "assistant", "content": content, **message}
         return {"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}], "usage": usage}
@@ -152,7 +159,21 @@ class Judge:
             return response
         if fault == "redirect":
             raise web.HTTPTemporaryRedirect(f"http://localhost:{self.options.port}/redirected")
+        if fault in ("flagged", "too long", "rejected"):
+            status, message = {
+                "flagged": (403, "Your input was flagged."),
+                "too long": (400, "The request exceeds the available context size."),
+                "rejected": (422, wrong),
+            }[fault]
+            return web.json_response({"error": {"message": message}}, status=status)
+        if fault == "invalid generation":
+            error = {"message": wrong, "code": "json_validate_failed", "failed_generation": wrong}
+            return web.json_response({"error": error}, status=400)
+        parts = [{"type": "thinking", "thinking": wrong}]
         bodies = {
+            "error in a success": json.dumps({"error": {"code": 502, "message": wrong}}),
+            "error in a choice": json.dumps(self._completion(wrong, tokens, "error")),
+            "parts without text": json.dumps(self._completion(parts, tokens)),
             "broken JSON": json.dumps(self._completion(wrong, tokens))[:-9],
             "wrong shape": json.dumps({"choices": {"message": wrong}, "usage": [1]}),
             "no choices": json.dumps({"choices": []}),

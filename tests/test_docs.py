@@ -60,8 +60,7 @@ def judge():
             return Reply(json.dumps({"correction": "better"}))
         if "### Completions" not in shown:
             return Reply("An answer.")
-        number = max(size for size in range(2, 9) if chr(ord("A") + size - 1) in re.findall(r"\b[A-H]\b", shown))
-        names = [chr(ord("A") + index) for index in range(number)]
+        names = re.findall(r"^# Completion ([A-Z])$", shown.rpartition("### Instruction")[2], re.MULTILINE)
         return Reply(json.dumps({"ranking": names[::-1], "improved_response": "better"}))
 
     with LoopbackEndpoint(respond) as endpoint:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..chat.budget import Budget
 from ..chat.client import ChatClient, ChatFailure, ChatTask
 from ..chat.messages import Messages
 from ..chat.settings import ChatSettings
@@ -34,6 +35,31 @@ if TYPE_CHECKING:
 UPSTREAM_SAMPLING: Mapping[str, Any] = {
     "do_sample": True, "temperature": 0.5, "top_p": 0.95, "top_k": 10, "repetition_penalty": 1.1
 }  # fmt: skip
+_GENERATION_PARAMETERS = {"temperature", "top_p", "max_tokens", "max_completion_tokens"}
+_CLIENT_KWARGS = {"rpm", "tpm", "prices", "max_cost", "max_run_tokens", "extra_headers", "api_version"}
+_FINISH_REASONS = {"length": "length", "max_tokens": "length", "content_filter": "content_filter"}
+
+
+class Answer(str):
+    """An answer that states why it ended.
+
+    Args:
+        text: The answer.
+        finish_reason: `"length"` if it reached its token limit, `"content_filter"` if a filter ended it, and `"stop"`
+            otherwise.
+    """
+
+    finish_reason: str
+
+    def __new__(cls, text: str, finish_reason: str = "stop") -> Answer:
+        answer = super().__new__(cls, text)
+        answer.finish_reason = finish_reason
+        return answer
+
+
+def finish_reason_of(answer: str) -> str:
+    """Return why an answer ended, `"stop"` if it does not state that."""
+    return answer.finish_reason if isinstance(answer, Answer) else "stop"
 
 
 class Upstream(ABC):
@@ -44,7 +70,7 @@ class Upstream(ABC):
 
     @abstractmethod
     def __call__(self, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
-        """Return one answer per prompt.
+        """Return one answer per prompt, each a text or an `Answer`.
 
         Args:
             prompts: Prompts, as texts or messages.
@@ -102,15 +128,20 @@ class ModelUpstream(Upstream):
 
     def __call__(self, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
         """Answer each prompt; see `Upstream`."""
+        seed = sampling.pop("seed", self._seed)
         requested = _generation_kwargs(sampling)
         limit = self._generator.max_new_tokens
         requested["max_new_tokens"] = min(requested.get("max_new_tokens", limit), limit)
         settings = _without_unused({**self._sampling, **requested})
-        generated = self._generator.generate([self._encode(prompt) for prompt in prompts], settings, self._seed)
+        generated = self._generator.generate([self._encode(prompt) for prompt in prompts], settings, seed)
         answers = [self._renderer.decode(prompt, [ids])[0] for prompt, ids in zip(prompts, generated, strict=True)]
+        eos_token_ids = self._generator.eos_token_ids
         return [
-            answer if isinstance(prompt, str) else answer.strip()
-            for prompt, answer in zip(prompts, answers, strict=True)
+            Answer(
+                answer if isinstance(prompt, str) else answer.strip(),
+                "stop" if ids and ids[-1] in eos_token_ids else "length",
+            )
+            for prompt, answer, ids in zip(prompts, answers, generated, strict=True)
         ]
 
     def _encode(self, prompt: Prompt) -> list[int]:
@@ -158,6 +189,8 @@ class EndpointUpstream(Upstream):
         max_retries: Maximum number of retries after errors that can be temporary.
         sampling: Fields of every request, such as `max_tokens`. Those given in a call take precedence. As for
             `openai.OpenAI`, `extra_body` contains fields beyond the standard ones.
+        client_kwargs: Limits and headers, as for `LLMRanker`: `rpm`, `tpm`, `prices`, `max_cost`, `max_run_tokens`,
+            `extra_headers`, `api_version`. Without `max_tokens`, a call reserves 1,024 tokens of reply.
 
     Raises:
         ValueError: If neither an API key nor a `base_url` is given, or an argument is out of range.
@@ -169,13 +202,18 @@ class EndpointUpstream(Upstream):
         self,
         model: str,
         base_url: str | None = None,
-        api_key: str | None = None,
+        api_key: str | Callable[[], Any] | None = None,
         *,
         max_concurrency: int = 32,
         timeout: float = 60.0,
         max_retries: int = 3,
         sampling: Mapping[str, Any] | None = None,
+        **client_kwargs: Any,
     ) -> None:
+        if unknown := sorted(client_kwargs.keys() - _CLIENT_KWARGS):
+            raise TypeError(
+                f"EndpointUpstream has no argument {unknown[0]!r}. Pass fields of the request in `sampling`."
+            )
         settings = ChatSettings(
             model,
             base_url,
@@ -183,6 +221,7 @@ class EndpointUpstream(Upstream):
             max_concurrency=max_concurrency,
             timeout=timeout,
             max_retries=max_retries,
+            **client_kwargs,
         )
         try:
             self._client = ChatClient(settings)
@@ -191,6 +230,11 @@ class EndpointUpstream(Upstream):
         self.model = model
         self.max_concurrency = max_concurrency
         self._sampling = dict(sampling or {})
+
+    @property
+    def budget(self) -> Budget:
+        """Spending limits and the amounts spent so far."""
+        return self._client.budget
 
     def __call__(self, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
         """Answer each prompt. See `Upstream`."""
@@ -203,17 +247,23 @@ class EndpointUpstream(Upstream):
                 for position, outcome in stream:
                     if isinstance(outcome, ChatFailure):
                         raise self._error(outcome)
-                    answers[position] = outcome.value
+                    reason = _FINISH_REASONS.get(outcome.finish_reason, "stop")
+                    answers[position] = Answer(outcome.value, reason)
         except RankerError as error:
             raise UpstreamError(str(error)) from None
         return [answers[position] for position in range(len(prompts))]
 
     def _error(self, failure: ChatFailure) -> PromptError | UpstreamError:
         if failure.reason == "too_long":
-            return PromptError("The prompt is too long for the upstream model.")
+            return PromptError("The prompt is too long for the upstream model.", "context_length_exceeded")
         if failure.reason == "refusal":
-            return PromptError("The endpoint of the upstream model rejected the content of the prompt.")
-        return UpstreamError(f"The upstream {self.model} did not answer ({failure.reason}): {failure.detail}")
+            return PromptError(
+                "The endpoint of the upstream model rejected the content of the prompt.", "content_filter"
+            )
+        return UpstreamError(
+            f"The upstream {self.model} did not answer ({failure.reason}): {failure.detail}",
+            retry_after=failure.retry_after if failure.reason == "rate_limited" else None,
+        )
 
 
 def _endpoint_messages(prompt: Prompt, _note: str | None) -> Messages:
@@ -284,11 +334,21 @@ class AlignedUpstream(Upstream):
 
     def __call__(self, prompts: Sequence[Prompt], **sampling: Any) -> list[str]:
         """Return the corrected answers. The sampling parameters apply to the upstream only."""
-        return self.aligner.correct(prompts, self.upstream(prompts, **sampling))
+        answers = self.upstream(prompts, **sampling)
+        return [
+            Answer(corrected, finish_reason_of(answer))
+            for corrected, answer in zip(self.aligner.correct(prompts, answers), answers, strict=True)
+        ]
 
 
 def _generation_kwargs(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the sampling parameters of a chat-completions request to fields of `GenerationConfig`."""
+    """Convert the sampling parameters of a chat-completions request to fields of `GenerationConfig`.
+
+    Raises:
+        PromptError: If one of them is not supported.
+    """
+    if unsupported := sorted(sampling.keys() - _GENERATION_PARAMETERS):
+        raise PromptError(f"The upstream does not support {', '.join(unsupported)}.")
     kwargs = {name: sampling[name] for name in ("temperature", "top_p") if sampling.get(name) is not None}
     for name in ("max_tokens", "max_completion_tokens"):
         if sampling.get(name) is not None:

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import NamedTuple
 
 from ..types import Usage
+from . import forks
 from .ledger import Ledger
 
 BUDGET_EXHAUSTED = "budget_exhausted"
@@ -87,7 +88,8 @@ class Budget:
         if max_cost is not None and prices is None:
             raise ValueError(
                 f"`max_cost`={max_cost} needs the prices of the endpoint. Pass `prices` in US dollars per million "
-                'tokens, such as {"input": 0.25, "cached_input": 0.025, "output": 2.0}.'
+                'tokens, such as {"input": 0.25, "cached_input": 0.025, "output": 2.0}. For known models, '
+                "pip install 'cyclealign-trl[prices]' looks them up."
             )
         self.prices = prices
         self._caps = Amount(max_cost or math.inf, max_tokens or math.inf)
@@ -97,8 +99,14 @@ class Budget:
         self._num_reserved = 0  # calls in flight
         self._other_processes = Amount()  # spent or reserved, at the time of the last `share_out`
         self._ledger: Ledger | None = None
-        self._unwritten = Usage(attempts=0)  # spent before `keep_ledger`
+        self._unwritten: dict[bool, Usage] = {}  # spent before `keep_ledger`, by whether its cost is known
         self._lock = threading.Lock()
+        forks.register(self)
+
+    def rebuild_after_fork(self) -> None:
+        """Forget the calls that the parent process has in flight. From here on, both processes count separately."""
+        self._lock = threading.Lock()
+        self._reserved, self._num_reserved = Amount(), 0
 
     def __str__(self) -> str:
         spent = _sum([self.committed, self._other_processes])
@@ -154,7 +162,9 @@ class Budget:
             self._reserved = _difference(self._reserved, reserved) if self._num_reserved else Amount()
             self._spent = _sum([self._spent, amount])
             if self._ledger is None:
-                self._unwritten = self._unwritten + taken
+                known = taken.cost is not None
+                counted = replace(taken, cost=amount.cost) if known else taken
+                self._unwritten[known] = self._unwritten.get(known, Usage(attempts=0)) + counted
             elif any(amount):
                 self._ledger.write(taken)
 
@@ -187,14 +197,17 @@ class Budget:
         """
         ledger = Ledger(folder, process_index, num_processes)
         with self._lock:
-            if any(self._amount(self._unwritten)):
-                ledger.write(self._unwritten)
-            self._unwritten = Usage(attempts=0)
+            for usage in self._unwritten.values():
+                if any(self._amount(usage)):
+                    ledger.write(usage)
+            self._unwritten = {}
             self._ledger = ledger
             self._spent = _sum(self._amount(usage) for usage in ledger.read())
 
     def _amount(self, usage: Usage) -> Amount:
-        return Amount(self.priced(usage).cost or 0.0, usage.prompt_tokens + usage.completion_tokens)
+        """Return what counts against the caps. Of a reported cost and the one at our prices, the larger counts."""
+        priced = 0.0 if self.prices is None else self.prices.cost(usage)
+        return Amount(max(usage.cost or 0.0, priced), usage.prompt_tokens + usage.completion_tokens)
 
 
 def make_prices(prices: Prices | Mapping[str, float] | None) -> Prices | None:

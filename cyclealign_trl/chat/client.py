@@ -6,23 +6,35 @@ import asyncio
 import logging
 import queue
 import random
+import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import RankerError
 from ..types import Usage
+from . import forks
 from .budget import Budget, make_prices
 from .dialect import Dialect, ReplySchema
-from .endpoint import Endpoint
+from .endpoint import Endpoint, endpoint_url
+from .known_prices import known_prices
 from .limits import AdaptiveConcurrency, RateLimiter, resolve_num_processes
 from .loop import EventLoopThread
 from .messages import Messages
 from .meter import Meter
+from .rejections import Rejections
 from .replies import InvalidReply
-from .responses import CallError, Response, read_error_body, read_message, read_retry_after
+from .responses import (
+    CallError,
+    Response,
+    holds_error,
+    read_error_body,
+    read_message,
+    read_reasoning_tokens,
+    read_retry_after,
+)
 from .settings import ChatSettings
 from .store import digest
 
@@ -30,11 +42,18 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+TRUNCATED = "truncated"
+"""Reason of a reply that reached its token limit."""
+REASONING_FACTOR = 8
+"""Limit of a reply's tokens for a model that reasons, relative to `max_tokens`."""
+MAX_REPLY_FACTOR = 16
+"""Largest limit of a reply's tokens after truncated replies, relative to `max_tokens`."""
+
 _BACKOFF_BASE = 0.5  # seconds
 _BACKOFF_CAP = 8.0  # seconds
 
 _NO_CALLS = Usage(attempts=0)
-_REFUSED_CONTENT = ("content_filter", "content_policy_violation")
+_LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
 _FIXES = {
     400: "Remove or change the field that the endpoint refuses.",
     401: "Set OPENAI_API_KEY, or pass `api_key`, to a key that is valid at this endpoint.",
@@ -62,6 +81,8 @@ class ChatTask(Generic[T]):
         refusal_note: Note that is sent to the model after a refusal.
         seed_offset: Number added to the client's seed, to sample several replies to equal messages.
         fields: Fields of the request body for a plain-text reply.
+        max_reply_tokens: Maximum number of tokens in a reply that was truncated and is requested again. `None` means
+            16 times the client's `max_tokens`, and a higher number means the same.
     """
 
     messages: Callable[[str | None], Messages]
@@ -70,23 +91,34 @@ class ChatTask(Generic[T]):
     refusal_note: str = ""
     seed_offset: int = 0
     fields: Mapping[str, Any] = field(default_factory=dict)
+    max_reply_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer(Generic[T]):
-    """The value that was read from a reply, and the usage of all attempts."""
+    """The value that was read from a reply, the usage of all attempts, and why the reply ended, "" if unknown."""
 
     value: T
     usage: Usage
+    finish_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFailure:
-    """The reason why there is no answer, and the usage of all attempts. See `RankingFailure` for the fields."""
+    """The reason why there is no answer, and the usage of all attempts. See `RankingFailure` for the fields.
+
+    `retry_after` is the number of seconds that the endpoint asks to wait.
+    """
 
     reason: str
     detail: str
     usage: Usage | None
+    retry_after: float = 0.0
+
+
+class _Reply(NamedTuple, Generic[T]):
+    value: T
+    finish_reason: str
 
 
 _Arrivals = queue.SimpleQueue[tuple[int, ChatAnswer[T] | ChatFailure] | BaseException | None]
@@ -110,22 +142,58 @@ class ChatClient:
     def __init__(self, settings: ChatSettings) -> None:
         num_processes = resolve_num_processes(settings.num_processes)
         self.settings = settings
-        self.budget = Budget(settings.max_cost, settings.max_run_tokens, make_prices(settings.prices), num_processes)
+        prices = make_prices(settings.prices)
+        if prices is None:
+            prices = known_prices(settings.model, endpoint_url(settings.base_url))
+        self.budget = Budget(settings.max_cost, settings.max_run_tokens, prices, num_processes)
         self._extra_body = settings.extra_body or {}
         self._dialect = Dialect()
+        self._accepted_dialect: Dialect | None = None  # the last one that brought an answer
+        # Maximum number of tokens in a reply, raised when a longer one turns out to be needed.
+        self._reply_tokens = settings.max_tokens * (REASONING_FACTOR if settings.reasons else 1)
         # The global generator is part of the random state of a training run.
         self._jitter = random.Random()  # noqa: S311
+        self._connect()
+        forks.register(self)
+
+    def _connect(self) -> None:
+        settings = self.settings
+        self._stale = False
+        self._rebuilding = threading.Lock()
+        self._rejections = Rejections()
         self._meter = Meter(
             AdaptiveConcurrency(settings.max_concurrency),
             self.budget,
-            RateLimiter(settings.rpm, settings.tpm, num_processes),
+            RateLimiter(settings.rpm, settings.tpm, resolve_num_processes(settings.num_processes)),
         )
         self._endpoint = Endpoint(
-            settings.base_url, settings.api_key, max_connections=settings.max_concurrency, timeout=settings.timeout
+            settings.base_url,
+            settings.api_key,
+            max_connections=settings.max_concurrency,
+            timeout=settings.timeout,
+            extra_headers=settings.extra_headers,
+            api_version=settings.api_version,
         )
         self._loop = EventLoopThread(self._endpoint)
         self._streams: set[Future[None]] = set()
         self._finalizer = weakref.finalize(self, self._loop.close)
+
+    def rebuild_after_fork(self) -> None:
+        """Mark the client of a forked process: it needs connections and a thread of its own for its next call."""
+        if not self._finalizer.detach():
+            return  # the client is closed, or its thread was never needed
+        forks.keep(self._meter, self._endpoint, self._loop, self._streams)
+        self._streams = set()
+        self._rebuilding = threading.Lock()
+        self._stale = True
+
+    def _own_loop(self) -> EventLoopThread:
+        """Return the event loop of this process."""
+        if self._stale:
+            with self._rebuilding:
+                if self._stale:
+                    self._connect()
+        return self._loop
 
     @property
     def url(self) -> str:
@@ -133,8 +201,14 @@ class ChatClient:
         return self._endpoint.url
 
     @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of all replies so far that went into reasoning, as far as the endpoint reports them."""
+        return self._meter.reasoning_tokens
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Settings that the answers depend on, for cache keys. `extra_body` is hashed, and there is no API key."""
+        optional = {"reasoning_effort": self.settings.reasoning_effort}
         return {
             "model": self.settings.model,
             "base_url": self.url,
@@ -142,6 +216,7 @@ class ChatClient:
             "max_tokens": self.settings.max_tokens,
             "seed": self.settings.seed,
             "extra_body": digest(self._extra_body).hex() if self._extra_body else None,
+            **{name: value for name, value in optional.items() if value is not None},
         }
 
     def stream(self, tasks: Iterable[ChatTask[T]]) -> Generator[tuple[int, ChatAnswer[T] | ChatFailure], None, None]:
@@ -165,7 +240,7 @@ class ChatClient:
         # An answer keeps its slot until the next one is requested, so that few paid answers are lost if the caller
         # fails before it has stored them.
         slots = asyncio.Semaphore(self.settings.max_concurrency)
-        work = self._loop.submit(self._answer_all(tasks, arrivals, slots))
+        work = self._own_loop().submit(self._answer_all(tasks, arrivals, slots))
         work.add_done_callback(finish)
         self._streams.add(work)
         try:
@@ -189,11 +264,12 @@ class ChatClient:
         Raises:
             RankerError: If there is no response.
         """
-        self._loop.submit(self._endpoint.connect()).result()
+        self._own_loop().submit(self._endpoint.connect()).result()
 
     def close(self) -> None:
         """Cancel the calls in flight and close the connections. Called when the client is garbage-collected."""
-        self._finalizer()
+        if not self._stale:
+            self._finalizer()
 
     async def _answer_all(
         self, tasks: Iterable[ChatTask[T]], arrivals: _Arrivals[T], slots: asyncio.Semaphore
@@ -202,9 +278,14 @@ class ChatClient:
             arrivals.put((position, await self._answer(task, slots)))
 
         async with asyncio.TaskGroup() as group:
-            for position, task in enumerate(tasks):
-                await slots.acquire()
-                group.create_task(answer(position, task))
+            self._rejections.start_source()
+            try:
+                for position, task in enumerate(tasks):
+                    await slots.acquire()
+                    self._rejections.start_request()
+                    group.create_task(answer(position, task)).add_done_callback(self._rejections.end_request)
+            finally:
+                self._rejections.end_source()
 
     async def _answer(self, task: ChatTask[T], slots: asyncio.Semaphore) -> ChatAnswer[T] | ChatFailure:
         """Ask until there is an answer, an error that no retry can fix, or no retry left."""
@@ -212,12 +293,30 @@ class ChatClient:
         note: str | None = None
         attempt = bad_replies = 0
         calls: list[Usage] = []
+        bound = self._max_reply_tokens(task)
+        limit = min(self._reply_tokens, bound)
+        truncated: CallError | None = None
         while True:
-            answer = await self._ask(task, note, settings.seed + task.seed_offset + bad_replies, calls)
-            if not isinstance(answer, CallError):
-                return ChatAnswer(answer, sum(calls, _NO_CALLS))
+            answer = await self._ask(task, note, settings.seed + task.seed_offset + bad_replies, limit, calls)
+            if isinstance(answer, _Reply):
+                self._keep_limit(limit, calls[-1].completion_tokens)
+                return ChatAnswer(answer.value, self._total(calls), answer.finish_reason)
+            if limit > settings.max_tokens and (isinstance(answer, Response) or answer.reason == "too_long"):
+                # The model can have a lower limit than the one that we raised.
+                if truncated is not None:
+                    return ChatFailure(truncated.reason, truncated.detail, self._total(calls))
+                limit = settings.max_tokens
+                continue
+            if isinstance(answer, Response):
+                answer = await self._rejected(answer, slots)
+            if answer.reason == TRUNCATED:
+                truncated = answer
+                if limit == bound:
+                    answer = replace(answer, final=True)
+                limit = min(2 * limit, bound)
             if answer.final or answer.retry_after > settings.timeout or attempt == settings.max_retries:
-                return ChatFailure(answer.reason, answer.detail, sum(calls, _NO_CALLS) if calls else None)
+                total = self._total(calls) if calls else None
+                return ChatFailure(answer.reason, answer.detail, total, answer.retry_after)
             if answer.note is not None:
                 bad_replies += 1
                 note = answer.note
@@ -228,44 +327,84 @@ class ChatClient:
                 await slots.acquire()
             attempt += 1
 
-    async def _ask(self, task: ChatTask[T], note: str | None, seed: int, calls: list[Usage]) -> T | CallError:
-        """Make one attempt, dropping the parameters that the endpoint refuses until it accepts the request."""
+    def _keep_limit(self, limit: int, used: int) -> None:
+        """Raise the limit for later requests, by as much as a reply needed."""
+        while self._reply_tokens < limit and (self._reply_tokens < used or not used):
+            self._reply_tokens = min(2 * self._reply_tokens, limit)
+
+    def _max_reply_tokens(self, task: ChatTask[T]) -> int:
+        max_tokens = self.settings.max_tokens
+        if any(name in self._extra_body for name in _LIMIT_FIELDS):
+            return max_tokens  # `extra_body` sets another limit, which stays as it is
+        bound = max_tokens * MAX_REPLY_FACTOR
+        return bound if task.max_reply_tokens is None else max(max_tokens, min(bound, task.max_reply_tokens))
+
+    def _total(self, calls: Sequence[Usage]) -> Usage:
+        """Return the usage of all calls. Its cost is unknown if that of any call is."""
+        total = sum(calls, _NO_CALLS)
+        served = any(call.prompt_tokens or call.completion_tokens for call in calls)
+        known = all(call.cost is not None for call in calls) and (served or self.budget.prices is not None)
+        return total if known else replace(total, cost=None)
+
+    async def _rejected(self, response: Response, slots: asyncio.Semaphore) -> CallError:
+        """Return the failure of a request that the endpoint rejects. Raise `RankerError` if it rejects all."""
+        slots.release()  # the decision can depend on requests that have not started
+        if await self._rejections.are_fatal(response.status):
+            raise self._fatal_error(response)
+        await slots.acquire()
+        return CallError("rejected", self._describe(response), final=True)
+
+    async def _ask(
+        self, task: ChatTask[T], note: str | None, seed: int, max_tokens: int, calls: list[Usage]
+    ) -> _Reply[T] | CallError | Response:
+        """Make one attempt, dropping the parameters that the endpoint refuses until it accepts the request.
+
+        Returns:
+            The reply, the reason why there is none, or the response if the endpoint rejects every form of the request.
+        """
         messages = task.messages(note)
-        start = self._dialect
+        start, was_accepted = self._dialect, self._dialect == self._accepted_dialect
         pending, tried = [start], set[Dialect]()
         while pending:
             dialect = pending.pop(0)
             if dialect in tried:
                 continue
             tried.add(dialect)
-            answer = await self._send(messages, self._fields(task, dialect, seed), calls)
+            fields = self._fields(task, dialect, seed, max_tokens)
+            answer = await self._send(dialect.messages(messages), fields, calls, adjustable=task.schema is not None)
             if isinstance(answer, CallError):
                 return answer
             response = answer
             if 200 <= response.status < 300:
-                self._remember(dialect, start)
-                return self._read_reply(task, response)
-            error = self._call_error(response)
-            if error is not None:
-                return error
-            if response.status not in (400, 422) or task.schema is None:
-                break
+                if not was_accepted:  # else, only this request needs another dialect
+                    self._remember(dialect, start)
+                return self._read_reply(task, response, max_tokens)
+            error, body = self._call_error(response), read_error_body(response)
+            if task.schema is None:
+                return error or response
+            fallbacks = dialect.fallbacks(reasoning_effort=self.settings.reasoning_effort is not None)
+            if error is None and response.status in (400, 422):
+                refused = body.refused_parameter(fallbacks)
+            else:  # some servers fail with HTTP 500 if the chat template has no system role
+                refused = body.refused_parameter(fallbacks.keys() & {"system"})
+            if refused is None and (error is not None or was_accepted or response.status not in (400, 422)):
+                return error or response
             # If the endpoint names a parameter, it is dropped next, in addition to those dropped so far. Otherwise
             # each parameter is dropped in turn.
-            fallbacks = dialect.fallbacks()
-            refused = read_error_body(response).refused_parameter(fallbacks)
             first = [] if refused is None else [fallbacks.pop(refused)]
-            pending = [*first, *pending, *(fallbacks.values() if first or dialect == start else ())]
-        raise self._fatal_error(response)
+            in_turn = not was_accepted and (bool(first) or dialect == start)
+            pending = [*first, *pending, *(fallbacks.values() if in_turn else ())]
+        return error or response
 
-    def _fields(self, task: ChatTask[T], dialect: Dialect, seed: int) -> Mapping[str, Any]:
+    def _fields(self, task: ChatTask[T], dialect: Dialect, seed: int, max_tokens: int) -> Mapping[str, Any]:
         if task.schema is None:
             return task.fields
         return dialect.parameters(
-            max_tokens=self.settings.max_tokens,
+            max_tokens=max_tokens,
             temperature=self.settings.temperature,
             seed=seed,
             schema=task.schema,
+            reasoning_effort=self.settings.reasoning_effort,
         )
 
     def _remember(self, dialect: Dialect, start: Dialect) -> None:
@@ -281,54 +420,79 @@ class ChatClient:
             changes,
         )
 
-    async def _send(self, messages: Messages, fields: Mapping[str, Any], calls: list[Usage]) -> Response | CallError:
-        max_tokens = fields.get("max_completion_tokens") or fields.get("max_tokens") or self.settings.max_tokens
+    async def _send(
+        self, messages: Messages, fields: Mapping[str, Any], calls: list[Usage], *, adjustable: bool
+    ) -> Response | CallError:
         fields = {**fields, **self._extra_body}
+        limit_field = next((name for name in _LIMIT_FIELDS if fields.get(name)), None)
+
+        async def send(max_tokens: int) -> Response | CallError:
+            limit = {} if limit_field is None else {limit_field: max_tokens}
+            return await self._endpoint.send(self.settings.model, messages, {**fields, **limit})
+
+        max_tokens = self.settings.max_tokens if limit_field is None else fields[limit_field]
         answer, usage = await self._meter.call(
-            messages, max_tokens, lambda: self._endpoint.send(self.settings.model, messages, fields)
+            messages, max_tokens, send, adjustable=adjustable and limit_field is not None
         )
         if usage is not None:
             calls.append(usage)
         return answer
 
-    def _read_reply(self, task: ChatTask[T], response: Response) -> T | CallError:
+    def _read_reply(self, task: ChatTask[T], response: Response, max_tokens: int) -> _Reply[T] | CallError:
         display = self._endpoint.for_display
-        message = read_message(response.body)
+        message = None if holds_error(response.body) else read_message(response.body)
         if message is None:
             return CallError("invalid_response", display(f"The response has no chat completion: {response.text}"))
+        self._rejections.answer()
         content, refusal, finish_reason = message
+        if finish_reason == "error":
+            return CallError("server_error", display(f"The reply ended with an error: {response.text}"))
         if task.schema is None:
-            content = content or str(refusal or "")
+            if finish_reason == "content_filter" and not content:
+                return CallError("refusal", "A content filter of the endpoint withheld the reply.", final=True)
+            content = content or refusal
         elif refusal or finish_reason == "content_filter":
-            return CallError("refusal", display(str(refusal or finish_reason)), note=task.refusal_note)
-        elif finish_reason != "stop":
-            detail = (
-                f"finish_reason {finish_reason!r} instead of 'stop', max_tokens={self.settings.max_tokens}: "
-                f"...{content[-80:]}"
+            return CallError("refusal", display(refusal or finish_reason), note=task.refusal_note)
+        elif message.truncated:
+            reasoning = read_reasoning_tokens(response.body)
+            advice = (
+                f"{reasoning:,} of its tokens are reasoning. Raise `max_tokens` or lower `reasoning_effort`"
+                if reasoning
+                else "Raise `max_tokens`"
             )
-            return CallError("truncated", display(detail), note=_TRUNCATED_NOTE)
+            detail = f"The reply reached its limit of {max_tokens:,} tokens. {advice}. Its end: ...{content[-80:]}"
+            return CallError(TRUNCATED, display(detail), note=_TRUNCATED_NOTE)
         content = self._endpoint.redact(content)  # it can be stored and trained on
         try:
-            return task.read(content)
+            value = task.read(content)
         except InvalidReply as error:
+            if message.withheld:
+                return CallError("refusal", display(f"finish_reason {finish_reason!r}: {content}"), task.refusal_note)
             return CallError(error.reason, display(f"{error}: {content}"), note=_INVALID_NOTE.format(error))
+        self._accepted_dialect = self._dialect
+        return _Reply(value, finish_reason)
+
+    def _describe(self, response: Response) -> str:
+        return self._endpoint.for_display(f"HTTP {response.status}: {read_error_body(response).message}")
 
     def _call_error(self, response: Response) -> CallError | None:
         """Return the error of a status that is temporary or concerns only this request, and `None` for any other."""
-        status, body = response.status, read_error_body(response)
-        detail = self._endpoint.for_display(f"HTTP {status}: {body.message}")
-        if status == 402 or (status == 429 and body.code == "insufficient_quota"):
+        status, body, detail = response.status, read_error_body(response), self._describe(response)
+        if status == 402 or (status in (400, 403, 429) and body.reports_quota):
             return CallError("quota_exhausted", detail, final=True)
-        if status in (408, 409, 429) or status >= 500:
+        if status in (408, 409, 425, 429) or status >= 500:
             reason = {408: "timeout", 429: "rate_limited"}.get(status, "server_error")
-            return CallError(reason, detail, retry_after=read_retry_after(response.headers))
+            retry_after = read_retry_after(response.headers) or body.retry_after
+            return CallError(reason, detail, retry_after=retry_after)
         if 300 <= status < 400:
             location = response.headers.get("location", "").partition("?")[0]
             detail = f"HTTP {status}: the endpoint redirects to {location}, which is not followed. Check `base_url`."
             return CallError("redirect", self._endpoint.for_display(detail))
-        if status == 413 or (status in (400, 422) and body.reports_length):
+        if status in (400, 422) and body.reports_invalid_reply:
+            return CallError("unparsable", detail, note=_INVALID_NOTE.format("it does not follow the schema"))
+        if status == 413 or (status in (400, 422) and body.reports_length and body.param not in _LIMIT_FIELDS):
             return CallError("too_long", detail, final=True)
-        if status in (400, 422) and body.code in _REFUSED_CONTENT:
+        if status in (400, 403, 422, 451) and body.reports_content:
             return CallError("refusal", detail, final=True)
         return None
 

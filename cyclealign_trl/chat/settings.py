@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from .budget import Prices
 from .limits import resolve_num_processes
+
+# Names of models that reason by default.
+_REASONS = re.compile(
+    r"\bo[1-9]\b|\bgpt-(?:5|oss)|\br1\b|\bqwq|magistral|reason|thinking|\bqwen3\b|\bgrok-[34]-mini|\bgrok-4"
+    r"|\bgemini-(?:2\.5-pro|3)|\bglm-(?:4\.[5-9]|z1)|\bminimax-m"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +27,9 @@ class ChatSettings:
     Args:
         model: Name of the model at the endpoint.
         base_url: Address of the endpoint, as for `openai.OpenAI`. `None` reads `OPENAI_BASE_URL`, and means OpenAI if
-            that is not set either.
-        api_key: API key, never written anywhere. `None` reads `OPENAI_API_KEY`. Optional if a `base_url` is given.
+            that is not set either. The query `?api-version=` sets `api_version`.
+        api_key: API key, never written anywhere. `None` reads `OPENAI_API_KEY`. Optional if a `base_url` is given. A
+            function that returns a key is called before each call.
         max_concurrency: Maximum number of calls in flight, over all threads. It is halved when the endpoint answers
             HTTP 429, and recovers slowly.
         rpm: Requests per minute, over all processes. `None` applies only the limits in the endpoint's headers.
@@ -30,7 +38,8 @@ class ChatSettings:
         num_processes: Number of processes that share the limits in equal parts. `None` reads `WORLD_SIZE`, and means
             1 if that is not set.
         prices: Prices of the endpoint in US dollars per million tokens: `input`, `output` and, if it differs,
-            `cached_input`. `None` means unknown, unless the replies report their cost.
+            `cached_input`. `None` looks them up with the package `genai-prices`, if it is installed and knows the
+            model at this endpoint. Otherwise they are unknown, unless the replies report their cost.
         max_cost: Maximum to spend in US dollars, over all processes, failed calls included. A call that could exceed
             it is not made and fails with the reason `"budget_exhausted"`. Requires `prices`. `None` means no cap.
         max_run_tokens: Maximum number of tokens to send and receive, over all processes, failed calls included. A
@@ -39,9 +48,16 @@ class ChatSettings:
             it.
         max_retries: Maximum number of retries after errors that can be temporary and after invalid replies.
         temperature: Sampling temperature.
-        max_tokens: Maximum number of tokens in a reply.
+        max_tokens: Maximum number of tokens in a reply. The limit is 8 times as high for models that reason: those
+            with a `reasoning_effort`, and those known by name. A truncated reply is requested again with twice the
+            limit, up to 16 times `max_tokens`, and the client keeps a limit that was high enough.
         seed: Seed for sampling.
         extra_body: Additional fields of the request body, for endpoints with options beyond the standard ones.
+        reasoning_effort: How much the model reasons before it replies, such as `"low"`. `None` means its default.
+        extra_headers: Additional HTTP headers, for gateways. They are treated like the key, and do not identify stored
+            answers.
+        api_version: Version of the API, sent as `?api-version=`. With it, the key is also sent in the header
+            `api-key`, as Azure requires.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -49,7 +65,7 @@ class ChatSettings:
 
     model: str
     base_url: str | None = None
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | Callable[[], Any] | None = field(default=None, repr=False)
     _: KW_ONLY
     max_concurrency: int = 32
     rpm: float | None = None
@@ -64,6 +80,16 @@ class ChatSettings:
     max_tokens: int = 1024
     seed: int = 0
     extra_body: Mapping[str, Any] | None = field(default=None, repr=False)  # can contain secrets
+    reasoning_effort: str | None = None
+    extra_headers: Mapping[str, str] | None = field(default=None, repr=False)  # can contain secrets
+    api_version: str | None = None
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model probably reasons before it replies."""
+        if self.reasoning_effort is not None:
+            return self.reasoning_effort not in ("none", "minimal")
+        return _REASONS.search(self.model.lower()) is not None
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -79,7 +79,8 @@ class CycleAlignConfig(RankingConfig):
             Whether to store rankings in the output directory, so that none is paid for twice. Needs a ranker with a
             fingerprint.
         max_ranking_failures (`float`, *optional*, defaults to `0.5`):
-            Share of failed rankings among the last 100 (at least 20) above which the run saves a checkpoint and stops.
+            Share of failed rankings among the last 100 (at least 20, or 8 if none succeeded yet) above which the run
+            saves a checkpoint and stops.
         ranking_timeout (`float`, *optional*, defaults to `600.0`):
             Seconds that a step waits for its rankings after its completions are sampled. Rankings that are missing
             then count as failures.
@@ -219,8 +220,8 @@ class CycleAlignConfig(RankingConfig):
     max_ranking_failures: float = field(
         default=0.5,
         metadata={
-            "help": "Share of failed rankings among the last 100 (at least 20) above which the run saves a "
-            "checkpoint and stops."
+            "help": "Share of failed rankings among the last 100 (at least 20, or 8 if none succeeded yet) above "
+            "which the run saves a checkpoint and stops."
         },
     )
     ranking_timeout: float = field(

@@ -25,6 +25,7 @@ from .._compat import is_vllm_available
 from ..chat.budget import Budget
 from ..data.formats import plain_prompt
 from ..data.hh_rlhf import DatasetType, is_published
+from ..errors import RankerError
 from ..models.generation_backend import seeded
 from ..offline.ranking_collator import Batch, TokenIds
 from ..offline.ranking_config import RankingConfig
@@ -38,10 +39,10 @@ from ..training.config_checks import check_config_class
 from ..training.dataset_checks import check_map_style, column_names, first_rows
 from ..training.model_card import TrainedModel
 from ..training.row_checks import PROMPT, RowCheck
-from ..types import Corrector, prompt_key
+from ..types import Corrector, RankingFailure, prompt_key
 from .cyclealign_config import CycleAlignConfig, check_corrector, make_pool
 from .demonstrations import DemonstrationPool
-from .guards import BudgetGuard, FailureGuard
+from .guards import BudgetGuard, FailureGuard, RankerErrorGuard
 from .interaction import InteractionResult, add_correction, open_interaction
 from .interaction_log import InteractionLog
 from .interaction_sampler import InteractionSampler
@@ -149,8 +150,10 @@ class CycleAlignTrainer(RankingTrainer):
         # The current window: prompts that need no further interaction (`stop_on_agreement`).
         self._agreed: set[str] = set()
         self._last_records: list[InteractionRecord] = []
+        self._ranker_error_guard = RankerErrorGuard()
         self._failure_guard = FailureGuard(args.max_ranking_failures)
         self._budget_guard = BudgetGuard(args.at_budget_cap)
+        self.add_callback(self._ranker_error_guard)
         self.add_callback(self._failure_guard)
         self.add_callback(self._budget_guard)
 
@@ -249,6 +252,8 @@ class CycleAlignTrainer(RankingTrainer):
         try:
             with self._metrics.timer("rank_wait"):
                 outcomes = rollout.wait(self._deadline)
+            details = [outcome.detail for outcome in outcomes if isinstance(outcome, RankingFailure)]
+            self._failure_guard.last_detail = next(filter(None, reversed(details)), self._failure_guard.last_detail)
             return self._correct(rollout.resolve(outcomes, scores, min_agreement))
         except Exception as error:
             # Raised here, it would leave the other processes waiting for this one in the backward pass.
@@ -313,7 +318,10 @@ class CycleAlignTrainer(RankingTrainer):
 
         This happens before the optimiser steps, so that a crash cannot lose the log of a step that was taken.
         """
-        records = self._gather(self._records)
+        records, ranker_error = self._exchange(self._records)
+        if ranker_error is not None and self.state.global_step == 0:
+            raise ranker_error  # there is nothing to save
+        self._ranker_error_guard.observe(ranker_error)
         position = self.state.global_step % self.args.num_interactions
         own_results = [record.result for record in chain.from_iterable(self._records)]
         self.interaction_log.write(self.state.global_step, position, own_results)
@@ -341,6 +349,14 @@ class CycleAlignTrainer(RankingTrainer):
             self.model.zero_grad(set_to_none=True)
 
     def _gather(self, micro_batches: list[list[InteractionRecord]]) -> list[InteractionRecord]:
+        records, ranker_error = self._exchange(micro_batches)
+        if ranker_error is not None:
+            raise ranker_error
+        return records
+
+    def _exchange(
+        self, micro_batches: list[list[InteractionRecord]]
+    ) -> tuple[list[InteractionRecord], RankerError | None]:
         error, self._ranking_error = self._ranking_error, None
         return exchange(micro_batches, error, self._budget)
 
@@ -348,8 +364,14 @@ class CycleAlignTrainer(RankingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate with a random state of its own, so that evaluations compare and do not change the training."""
-        with seeded(self.args.seed + self.args.process_index, self.accelerator.device):
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        try:
+            with seeded(self.args.seed + self.args.process_index, self.accelerator.device):
+                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        except RankerError as error:
+            if not self.is_in_train or self.state.global_step == 0:
+                raise
+            self._save_checkpoint(self.model, trial=None)
+            raise RankerErrorGuard.resumable(str(error), self.args, self.state) from None
         return metrics
 
     def _log_records(self, records: list[InteractionRecord]) -> None:

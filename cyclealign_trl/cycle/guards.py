@@ -13,12 +13,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .._compat import PREFIX_CHECKPOINT_DIR
 from .._warnings import OnceLogger
 from ..chat.budget import BUDGET_EXHAUSTED
-from ..errors import BudgetExhaustedError, CycleAlignError, TooManyFailuresError
+from ..errors import BudgetExhaustedError, CycleAlignError, RankerError, TooManyFailuresError
 
 logger = logging.getLogger(__name__)
 
 WINDOW = 100  # rankings that the share of failures is computed over
 MINIMUM = 20  # rankings that it takes at least
+FIRST = 8  # rankings of a run that all fail before it stops
 
 
 class StopCallback(TrainerCallback):
@@ -46,12 +47,44 @@ class StopCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Raise after the checkpoint has been saved."""
         if self.stop_reason is not None:
-            checkpoint = str(Path(args.output_dir or "") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-            raise self.error(f"{self.stop_reason} Resume with trainer.train(resume_from_checkpoint={checkpoint!r}).")
+            raise self.resumable(self.stop_reason, args, state)
+
+    @classmethod
+    def resumable(cls, reason: str, args: TrainingArguments, state: TrainerState) -> CycleAlignError:
+        """Return the error of a run that saved a checkpoint at its current step."""
+        checkpoint = str(Path(args.output_dir or "") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        return cls.error(f"{reason} Resume with trainer.train(resume_from_checkpoint={checkpoint!r}).")
+
+
+class RankerErrorGuard(StopCallback):
+    """Stop a run whose ranker raised `RankerError`. The prompts without a ranking weigh nothing in the last step."""
+
+    error = RankerError
+
+    def __init__(self) -> None:
+        self._message: str | None = None
+
+    def observe(self, error: RankerError | None) -> None:
+        """Check the error of a step. Whether there is one must be the same on every process."""
+        if error is not None:
+            self._message = str(error)
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Message of the error, if there is one."""
+        return self._message
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the error of an earlier call of `train`."""
+        self._message = None
 
 
 class FailureGuard(StopCallback):
-    """Stop a run if too many of its last `WINDOW` rankings failed. A resumed run starts to count again.
+    """Stop a run if too many of its last `WINDOW` rankings failed, or all of its first `FIRST` rankings.
+
+    A resumed run starts to count again. A run that ends without any ranking logs an error.
 
     Args:
         max_failures: Largest share of failures that is accepted, from 0 to 1.
@@ -61,29 +94,55 @@ class FailureGuard(StopCallback):
 
     def __init__(self, max_failures: float) -> None:
         self.max_failures = max_failures
+        self.last_detail = ""  # of a failure on this process
         self._recent: deque[str | None] = deque(maxlen=WINDOW)
+        self._ranked = False
 
     def observe(self, failures: Iterable[str | None]) -> None:
         """Add the failure reason of each ranking, `None` for a success. Must be the same on every process."""
+        failures = list(failures)
         self._recent.extend(failures)
+        self._ranked = self._ranked or None in failures
 
     @property
     def stop_reason(self) -> str | None:
         """Counts of the failures, if they are too many."""
         reasons = Counter(reason for reason in self._recent if reason is not None)
-        if len(self._recent) < MINIMUM or reasons.total() <= self.max_failures * len(self._recent):
+        minimum = MINIMUM if self._ranked else FIRST
+        if len(self._recent) < minimum or reasons.total() <= self.max_failures * len(self._recent):
             return None
-        kinds = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
         return (
-            f"{reasons.total()} of the last {len(self._recent)} rankings failed ({kinds}), a larger share than "
-            f"max_ranking_failures={self.max_failures}. Check the ranker, or raise the limit."
+            f"{reasons.total()} of the last {len(self._recent)} rankings failed ({_kinds(reasons)}), a larger share "
+            f"than max_ranking_failures={self.max_failures}. Check the ranker, or raise the limit.{self._example}"
         )
+
+    @property
+    def _example(self) -> str:
+        return f" The last failure: {self.last_detail.rstrip('.')}." if self.last_detail else ""
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log an error if no ranking succeeded."""
+        if self._recent and not self._ranked:
+            reasons = Counter(reason for reason in self._recent if reason is not None)
+            logger.error(
+                "THE RUN HAS LEARNED NOTHING FROM ITS RANKER: all of its rankings failed (%s).%s",
+                _kinds(reasons),
+                self._example,
+            )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget the rankings of an earlier call of `train`."""
         self._recent.clear()
+        self._ranked = False
+        self.last_detail = ""
+
+
+def _kinds(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
 
 
 class BudgetGuard(StopCallback):

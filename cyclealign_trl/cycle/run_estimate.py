@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,7 +22,7 @@ from transformers import DefaultFlowCallback, TrainerControl, TrainerState
 from ..chat.messages import BYTES_PER_TOKEN
 from ..data.formats import plain_prompt
 from ..models.generation_backend import seeded
-from ..rankers.base import Ranker, estimate
+from ..rankers.base import Outcome, Ranker, estimate
 from ..types import Prompt, RankingRequest, RankingResult, Usage, prompt_key
 from .cyclealign_config import CycleAlignConfig, make_pool
 from .cyclealign_trainer import CycleAlignTrainer
@@ -164,6 +166,61 @@ def estimate_run(
 
     return RunEstimate(
         num_steps, num_evaluations, total("never", False), total("by chance", False), total("always", True)
+    )
+
+
+_PROBE_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Real rankings of samples.
+
+    Args:
+        outcomes: Outcome of each ranking.
+        seconds: Latency of each ranking.
+        reasoning_tokens: Tokens that went into reasoning, over all rankings. `None` if the ranker does not count them.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    seconds: tuple[float, ...]
+    reasoning_tokens: int | None
+
+    @property
+    def usage(self) -> Usage:
+        """Usage of all rankings."""
+        usages = (outcome.usage for outcome in self.outcomes if outcome.usage is not None)
+        return sum(usages, Usage(attempts=0))
+
+
+def probe_ranker(args: CycleAlignConfig, ranker: Ranker, samples: Sequence[Sample], num_rankings: int) -> Probe:
+    """Ask a ranker for a few rankings of samples, with the static demonstrations of the run.
+
+    Args:
+        args: Arguments of the run.
+        ranker: Ranker of the run. Its answers are paid for.
+        samples: Completions to rank, from `sample_completions` or `assume_completions`.
+        num_rankings: Maximum number of rankings.
+
+    Raises:
+        RankerError: If the ranker cannot answer any request.
+    """
+    pool = make_pool(args, None)
+    opened = (_open(pool, sample, long=False).request for sample in samples)
+    requests = [request for request in opened if request is not None][:num_rankings]
+
+    def rank(request: RankingRequest) -> tuple[Outcome, float]:
+        start = time.monotonic()
+        [outcome] = ranker.rank([request])
+        return outcome, time.monotonic() - start
+
+    before = getattr(ranker, "reasoning_tokens", None)
+    with ThreadPoolExecutor(_PROBE_THREADS) as threads:
+        timed = list(threads.map(rank, requests))
+    return Probe(
+        tuple(outcome for outcome, _ in timed),
+        tuple(seconds for _, seconds in timed),
+        None if before is None else getattr(ranker, "reasoning_tokens", before) - before,
     )
 
 

@@ -13,8 +13,8 @@ from .step_metrics import InteractionRecord
 
 def exchange(
     micro_batches: list[list[InteractionRecord]], error: Exception | None, budget: Budget | None
-) -> list[InteractionRecord]:
-    """Return the records of all processes in the order of the sampler, and share out the rest of the budget.
+) -> tuple[list[InteractionRecord], RankerError | None]:
+    """Exchange the records of all processes, and share out the rest of the budget.
 
     Every process must call this at the same time.
 
@@ -23,19 +23,28 @@ def exchange(
         error: Error that ranking raised on this process.
         budget: Budget of the ranker, if it has one.
 
+    Returns:
+        The records in the order of the sampler, and the `RankerError` of this process or of another one, if any.
+
     Raises:
-        Exception: `error`, or `RankerError` if ranking raised on another process.
+        Exception: `error`, if it is not a `RankerError`; or `RankerError` if ranking raised such an error on another
+            process.
     """
     message = None if error is None else f"{type(error).__name__}: {error}"
+    fatal = error is not None and not isinstance(error, RankerError)
     committed = None if budget is None else budget.committed
-    gathered: list[tuple[str | None, Amount | None, list[list[InteractionRecord]]]]
-    gathered = gather_object([(message, committed, micro_batches)])
-    if error is not None:
+    gathered: list[tuple[str | None, bool, Amount | None, list[list[InteractionRecord]]]]
+    gathered = gather_object([(message, fatal, committed, micro_batches)])
+    if error is not None and fatal:
         raise error
-    for process_index, (message, *_) in enumerate(gathered):
-        if message is not None:
-            raise RankerError(f"The ranker failed on process {process_index}. {message}")
+    ranker_error = error if isinstance(error, RankerError) else None
+    for process_index, (message, fatal, *_) in enumerate(gathered):
+        if message is not None and (fatal or ranker_error is None):
+            ranker_error = RankerError(f"The ranker failed on process {process_index}. {message}")
+        if fatal and ranker_error is not None:
+            raise ranker_error
     if budget is not None:
-        budget.share_out([amount for _, amount, _ in gathered if amount is not None])
+        budget.share_out([amount for *_, amount, _ in gathered if amount is not None])
     by_process = [batches for *_, batches in gathered]
-    return [record for at_once in zip(*by_process, strict=True) for record in chain.from_iterable(at_once)]
+    records = [record for at_once in zip(*by_process, strict=True) for record in chain.from_iterable(at_once)]
+    return records, ranker_error

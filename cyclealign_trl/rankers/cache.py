@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat.budget import Budget
-from ..chat.store import AnswerStore, digest
+from ..chat.store import AnswerStore, digest, make_folder
 from ..types import RankingRequest, RankingResult, Trimmed, Usage
 from .base import Outcome, Ranker, cancel, estimate, in_request_order, ranker_name, stream_outcomes
 from .passes import stream_in_passes
@@ -176,5 +176,5 @@ def with_cache(ranker: Ranker, folder: Path, process_index: int) -> Ranker:
     if isinstance(ranker, CachedRanker) or getattr(ranker, "fingerprint", None) is None:
         return ranker
     own = folder / f"rankings-{process_index}.sqlite"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return CachedRanker(ranker, own, also_read=sorted(set(folder.glob("rankings-*.sqlite")) - {own}))

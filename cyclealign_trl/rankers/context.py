@@ -35,6 +35,11 @@ class FittedRequest:
     trimmed: Trimmed | None = None
 
 
+def tokens_left(messages: Messages, context_window: int) -> int:
+    """Return the number of tokens that a request leaves for its reply."""
+    return context_window - -(-(message_bytes(messages) + _NOTE_BYTES) // _SAFE_BYTES_PER_TOKEN)
+
+
 def fit_request(
     request: RankingRequest,
     build: Callable[[Sequence[Demonstration], int | None], Messages],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from ..chat.messages import estimate_tokens, message_bytes
 from ..chat.settings import ChatSettings
 from ..types import Demonstration, RankingFailure, RankingRequest, RankingResult, Usage
 from .base import CANCELLED, Outcome, check_positive, in_request_order
-from .context import FittedRequest, fit_request
+from .context import FittedRequest, fit_request, tokens_left
 from .parsing import parse_ranking
 from .passes import shown_order, stream_in_passes
 from .prompts import PROMPT_VERSION, build_messages, labels, reply_schema
@@ -66,7 +66,7 @@ class LLMRanker:
         self,
         model: str,
         base_url: str | None = None,
-        api_key: str | None = None,
+        api_key: str | Callable[[], Any] | None = None,
         *,
         criteria: str | None = None,
         max_concurrency: int = 32,
@@ -86,6 +86,9 @@ class LLMRanker:
         num_passes: int = 1,
         context_window: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        reasoning_effort: str | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        api_version: str | None = None,
     ) -> None:
         check_positive(num_passes=num_passes)
         if num_passes > 1 and not shuffle:
@@ -115,6 +118,9 @@ class LLMRanker:
             max_tokens=max_tokens,
             seed=seed,
             extra_body=extra_body,
+            reasoning_effort=reasoning_effort,
+            extra_headers=extra_headers,
+            api_version=api_version,
         )
         self._client = ChatClient(settings)
         self._settings = settings
@@ -127,6 +133,32 @@ class LLMRanker:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.name!r}, base_url={self._client.url!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LLMRanker:
+        self._check_copy()
+        copied = type(self).__new__(type(self))
+        copied.__setstate__({name: value for name, value in self.__dict__.items() if name != "_client"})
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_copy()
+        if isinstance(self._settings.api_key, str) or self._settings.extra_headers:
+            raise TypeError(
+                "An LLMRanker with `api_key` or `extra_headers` cannot be pickled, because the pickle would contain "
+                "secrets. Set OPENAI_API_KEY, or pass a function as `api_key`."
+            )
+        return {name: value for name, value in self.__dict__.items() if name != "_client"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._client = ChatClient(self._settings)
+
+    def _check_copy(self) -> None:
+        if self._settings.max_cost is not None or self._settings.max_run_tokens is not None:
+            raise TypeError(
+                "An LLMRanker with `max_cost` or `max_run_tokens` cannot be copied, because each copy could spend as "
+                "much. Build one ranker for each use, with a part of the budget."
+            )
 
     @property
     def name(self) -> str:
@@ -142,6 +174,11 @@ class LLMRanker:
     def budget(self) -> Budget:
         """Spending limits and the amounts spent so far."""
         return self._client.budget
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of all replies so far that went into reasoning, as far as the endpoint reports them."""
+        return self._client.reasoning_tokens
 
     @property
     def fingerprint(self) -> str:
@@ -164,6 +201,7 @@ class LLMRanker:
                 "context_window": self._context_window,
                 "extra_body": identity["extra_body"],
                 "prompt_version": PROMPT_VERSION,
+                **{name: identity[name] for name in ("reasoning_effort",) if name in identity},
             }
         )
 
@@ -272,8 +310,11 @@ class LLMRanker:
     def _task(self, request: RankingRequest, fitted: FittedRequest) -> ChatTask[RankingResult]:
         order = self._shown_order(request)
         names = labels(len(order))
+        messages = partial(self._build_messages, request, order, fitted.demonstrations, fitted.max_characters)
+        window = self._context_window
         return ChatTask(
-            messages=partial(self._build_messages, request, order, fitted.demonstrations, fitted.max_characters),
+            messages=messages,
+            max_reply_tokens=None if window is None else tokens_left(messages(), window),
             schema=ReplySchema("ranking", reply_schema(names, improve=self._improve)),
             read=partial(self._read_reply, order, names, fitted),
             refusal_note=_REFUSAL_NOTE,

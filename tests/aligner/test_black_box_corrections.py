@@ -131,3 +131,21 @@ def test_a_reply_with_two_corrections_is_invalid():
 def test_prompts_and_answers_of_different_numbers_raise():
     with pytest.raises(ValueError, match="one answer, got 2 prompts and 1 answers"):
         collect_corrections("gpt", ["a", "b"], ["c"], "http://127.0.0.1:9/v1")
+
+
+REJECTED = {
+    "flagged": (403, {"message": "input was flagged"}, "refusal"),
+    "prompt": (400, {"message": "no", "code": "invalid_prompt"}, "refusal"),
+    "context": (400, {"message": "exceeds the available context size"}, "too_long"),
+    "tokens": (422, {"message": "`inputs` must have less than 9 tokens"}, "too_long"),
+    "unknown": (422, {"message": "no"}, "rejected"),
+}
+
+
+@pytest.mark.parametrize(("status", "error", "reason"), REJECTED.values(), ids=REJECTED)
+def test_a_rejected_answer_is_dropped_and_the_others_are_kept(status, error, reason):
+    reply = Reply(status=status, body=json.dumps({"error": error}))
+    with LoopbackEndpoint(lambda body: reply if "Q2" in str(body) else correct(body)) as endpoint:
+        dataset = collect_corrections("gpt", [f"Q{i}" for i in range(4)], ["no"] * 4, endpoint.base_url)
+    assert [row["prompt"] for row in dataset] == ["Q0", "Q1", "Q3"]
+    assert reason in dataset.info.description

@@ -235,3 +235,33 @@ def test_an_aligner_on_a_model(aligner):
 
 def test_two_aligners_on_one_upstream(aligner):
     assert AlignedUpstream(AlignedUpstream(echo, aligner), aligner)(["a", "b"]) == ["a!!", "b!!"]
+
+
+# Limits of an endpoint
+
+
+def test_an_endpoint_has_a_budget():
+    usage = {"prompt_tokens": 100, "completion_tokens": 50}
+    with LoopbackEndpoint(lambda body: Reply("Hi", usage=usage)) as endpoint:
+        upstream = EndpointUpstream(
+            "gpt", endpoint.base_url, prices={"input": 1.0, "output": 4.0}, max_cost=0.001, sampling={"max_tokens": 50}
+        )
+        for _ in range(3):
+            upstream(["Hi"])
+        with pytest.raises(UpstreamError, match=r"budget_exhausted.*of max_cost=0\.001"):
+            upstream(["Hi"])
+        assert len(endpoint.requests) == 3
+        assert [body["max_tokens"] for body in endpoint.requests] == [50] * 3
+    assert upstream.budget.committed.cost == pytest.approx(0.0009)
+
+
+@pytest.mark.parametrize("name", ["temperature", "seed", "retries"])
+def test_unknown_arguments_of_an_endpoint_raise(name):
+    with pytest.raises(TypeError, match=f"no argument '{name}'"):
+        EndpointUpstream("gpt", "http://127.0.0.1:1", **{name: 1})
+
+
+@pytest.mark.parametrize("name", ["stop", "top_k", "frequency_penalty", "n"])
+def test_a_model_refuses_parameters_that_it_would_ignore(name):
+    with pytest.raises(PromptError, match=f"does not support {name}"):
+        ModelUpstream(make_model(), make_tokenizer())(["Hi"], **{name: 1})

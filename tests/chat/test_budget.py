@@ -276,3 +276,113 @@ def test_a_cache_exposes_the_budget_of_its_ranker_and_cached_answers_are_free(tm
         ranker.close()
     assert [type(outcome).__name__ for outcome in first] == ["RankingResult"] * 2
     assert [getattr(outcome, "reason", None) for outcome in again] == [None, None, *["budget_exhausted"] * 2]
+
+
+# What endpoints say about costs
+
+TOKENS = {"prompt_tokens": 800, "completion_tokens": 50}  # 0.001 dollars at our prices
+COSTS = {
+    # usage, cost of the answer, amount that counts against the cap
+    "nothing stated": ({}, 0.001, 0.001),
+    "stated": ({"cost": 0.5}, 0.5, 0.5),
+    "stated below our prices": ({"cost": 0.0004}, 0.0004, 0.001),
+    "free": ({"cost": 0}, 0.0, 0.001),
+    "own key": ({"cost": 0, "is_byok": True}, 0.001, 0.001),
+    "own key with a fee": ({"cost": 0.00005, "is_byok": True}, 0.001, 0.001),
+    "own key with a bill": (
+        {"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, 0.02, 0.02
+    ),
+    "bill and fee": (
+        {"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, 0.021, 0.021
+    ),
+    "bill without a flag": ({"cost": 0.001, "cost_details": {"upstream_inference_cost": 0.02}}, 0.021, 0.021),
+    "bill outside of details": ({"cost": 0, "is_byok": True, "upstream_inference_cost": 0.02}, 0.02, 0.02),
+    "the gateway's key": (
+        {"cost": 0.02, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.02}}, 0.02, 0.02
+    ),
+    "no bill": ({"cost": 0.5, "is_byok": False, "cost_details": {"upstream_inference_cost": None}}, 0.5, 0.5),
+    "cost in parts": ({"cost": {"input_tokens_cost": 0.1, "total_cost": 0.3}}, 0.3, 0.3),
+    "text": ({"cost": "0"}, 0.001, 0.001),
+    "reasoning outside of the completion": ({"total_tokens": 1100}, 0.002, 0.002),
+    "inconsistent total": ({"total_tokens": 3}, 0.001, 0.001),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("stated", "cost", "counted"), COSTS.values(), ids=COSTS)
+def test_the_larger_of_stated_and_priced_cost_counts_against_a_cap(tmp_path, stated, cost, counted):
+    reply = Reply('{"ranking": ["A", "B"]}', usage={**TOKENS, **stated})
+    outcomes, budget, _ = ask(reply, 2, prices=PRICES, max_cost=10.0)
+    assert [outcome.usage.cost for outcome in outcomes] == pytest.approx([cost] * 2)
+    assert budget.committed.cost == pytest.approx(2 * counted)
+    budget.keep_ledger(tmp_path)
+    assert budget.committed.cost == pytest.approx(2 * counted)
+
+
+@pytest.mark.parametrize("stated", [{"cost": 0, "is_byok": True}, {"cost": 0.0}, {}])
+def test_a_stated_zero_does_not_open_a_cap(stated):
+    usage = {"prompt_tokens": 300, "completion_tokens": 50, **stated}  # 0.0005 dollars
+    _, budget, num_calls = ask(Reply('{"ranking": ["A", "B"]}', usage=usage), 40, prices=PRICES, max_cost=0.0102)
+    assert num_calls == 20
+    assert budget.committed.cost == pytest.approx(0.01)
+
+
+UNKNOWN = {
+    "no usage": Reply("no ranking", usage={}),
+    "timeout": Reply(delay=5.0),
+    "reset": Reply(reset=True),
+    "no price": Reply("no ranking", usage=TOKENS),
+}
+
+
+@pytest.mark.parametrize("first", UNKNOWN.values(), ids=UNKNOWN)
+def test_the_cost_of_an_answer_is_unknown_if_that_of_an_attempt_is(first):
+    replies = iter([first, Reply('{"ranking": ["A", "B"]}', usage={**TOKENS, "cost": 0.5})])
+    [outcome], budget, _ = ask(lambda body: next(replies), 1, timeout=0.5)
+    assert isinstance(outcome, RankingResult)
+    assert (outcome.usage.attempts, outcome.usage.cost) == (2, None)
+    assert budget.committed.cost == 0.5
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_call_that_was_not_served_has_no_cost(status):
+    replies = iter([Reply(status=status), Reply('{"ranking": ["A", "B"]}', usage={**TOKENS, "cost": 0.5})])
+    [outcome], _, _ = ask(lambda body: next(replies), 1)
+    assert (outcome.usage.attempts, outcome.usage.cost) == (2, 0.5)
+    [failure], _, _ = ask(Reply(status=status), 1, max_retries=1)
+    assert failure.usage.cost is None  # nothing is known about prices
+
+
+# Reservations
+
+
+@pytest.mark.parametrize("max_concurrency", [1, 4, 32])
+@pytest.mark.parametrize(("max_tokens", "needed"), [(1024, 30), (4096, 60), (64, 60)])
+def test_a_run_uses_up_its_cap_and_never_exceeds_it(max_tokens, needed, max_concurrency):
+    """The endpoint never sends more tokens than it is asked for."""
+
+    def respond(body):
+        used = min(needed, body["max_tokens"])
+        text = '{"ranking": ["A", "B"]}' if used == needed else ""
+        return Reply(text, usage={"prompt_tokens": 300, "completion_tokens": used},
+                     finish_reason="stop" if text else "length")  # fmt: skip
+
+    cap = 0.006 + max_tokens * 4e-6
+    with LoopbackEndpoint(respond) as endpoint:
+        ranker = LLMRanker("judge", endpoint.base_url, max_tokens=max_tokens, prices=PRICES, max_cost=cap,
+                           max_concurrency=max_concurrency)  # fmt: skip
+        outcomes = ranker.rank(make_requests(60))
+        ranker.close()
+    price = (300 + 4 * needed) / 1e6
+    assert ranker.budget.committed.cost <= cap
+    assert cap - ranker.budget.committed.cost < 1.5 * price
+    assert {type(outcome).__name__ for outcome in outcomes} == {"RankingResult", "RankingFailure"}
+    failures = {outcome.reason for outcome in outcomes if isinstance(outcome, RankingFailure)}
+    assert failures == {"budget_exhausted"}
+
+
+@pytest.mark.parametrize("limit", [{"max_tokens": 900}, {"max_completion_tokens": 900}])
+def test_a_limit_in_the_extra_body_is_reserved(limit):
+    _, _, num_calls = ask(REPLY, 1, extra_body=limit, max_run_tokens=1000)
+    assert num_calls == 0
+    _, _, num_calls = ask(REPLY, 1, extra_body=limit, max_run_tokens=1700)
+    assert num_calls == 1

@@ -27,7 +27,7 @@ def serve():
             respond = lambda body: next(replies)  # noqa: E731
         endpoint = LoopbackEndpoint(respond, api_key=required_key).start()
         options.setdefault("api_key", KEY)
-        ranker = LLMRanker("a-model", endpoint.base_url, **options)
+        ranker = LLMRanker(options.pop("model", "a-model"), endpoint.base_url, **options)
         opened.extend([ranker, endpoint])
         return ranker, endpoint
 

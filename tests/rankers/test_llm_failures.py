@@ -29,7 +29,6 @@ FAILURES = {
     "missing label": (Reply('{"ranking": ["A", "B", "C"]}'), "invalid_ranking"),
     "truncated object": (Reply('{"ranking": ["A", "B", "C", "D"]'), "unparsable"),
     "stopped by length": (Reply('{"ranking": ["A", "B", "C", "D"]}', finish_reason="length"), "truncated"),
-    "no finish reason": (Reply('{"ranking": ["A", "B", "C", "D"]}', finish_reason=None), "truncated"),
     "refusal": (Reply(refusal="I will not."), "refusal"),
     "filtered reply": (Reply(finish_reason="content_filter"), "refusal"),
     "filtered prompt": (error(400, code="content_filter"), "refusal"),

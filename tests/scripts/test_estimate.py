@@ -6,6 +6,7 @@ import pytest
 
 from cyclealign_trl.cli import main
 from cyclealign_trl.cycle.run_estimate import RunEstimate
+from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from cyclealign_trl.scripts.estimate import describe
 from cyclealign_trl.types import Usage
 from tests.conftest import make_model, make_tokenizer
@@ -104,3 +105,36 @@ def test_usage_errors_are_one_line_with_status_1(run_yaml, arguments, message):
     assert stop.value.code.startswith("cyclealign estimate: error: ")
     assert message in stop.value.code
     assert "\n" not in stop.value.code
+
+
+def reasoning_judge(body):
+    """Reply after a fixed number of reasoning tokens, except to one prompt."""
+    usage = {"prompt_tokens": 700, "completion_tokens": 420, "completion_tokens_details": {"reasoning_tokens": 400}}
+    return Reply("?" if "Question 3:" in str(body) else '{"ranking": ["B", "A", "C", "D"]}', usage=usage)
+
+
+@pytest.mark.parametrize(("probe", "num_calls"), [(1, 1), (3, 3), (20, 9)])
+def test_a_probe_measures_real_rankings(run_yaml, tmp_path, capsys, probe, num_calls):
+    text = (tmp_path / run_yaml).read_text().replace("num_passes: 3", "max_retries: 0")
+    with LoopbackEndpoint(reasoning_judge) as endpoint:
+        (tmp_path / run_yaml).write_text(text.replace(UNREACHABLE, endpoint.base_url))
+        main(["estimate", "--config", run_yaml, "--num_generations", "4", "--probe", str(probe)])
+        assert len(endpoint.requests) == num_calls
+    output = capsys.readouterr().out
+    assert f"Probe: {num_calls} rankings in {num_calls} calls, " in output
+    assert "A call took 700 prompt tokens, 20 tokens of reply and 400 of reasoning." in output
+    assert "the expected run takes 8,400 completion tokens, reasoning included." in output  # 20 calls
+    assert re.search(r"Latency \d+\.\d s \(median\)", output)
+    assert "The probe cost $" in output
+    assert ("Failed (unparsable): 1." in output) == (num_calls == 9)
+
+
+def test_without_a_probe_says_that_reasoning_is_not_counted(run_yaml, capsys):
+    main(["estimate", "--config", run_yaml])
+    assert "reasoning are not counted. To measure them, add --probe 8." in capsys.readouterr().out
+
+
+def test_a_probe_of_an_unreachable_judge_is_an_error(run_yaml):
+    with pytest.raises(SystemExit) as stop:
+        main(["estimate", "--config", run_yaml, "--probe", "1"])
+    assert "Nothing answers at" in stop.value.code

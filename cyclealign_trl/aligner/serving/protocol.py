@@ -12,16 +12,29 @@ from typing import Any
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # Fields that would change the form or content of the completion, with the values that leave it unchanged.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "stream": (False,),
     "n": (1,),
     "stop": ([],),
     "logprobs": (False,),
     "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
     "functions": ([],),
+    "function_call": ("none", "auto"),
     "audio": (),
     "modalities": (["text"],),
     "response_format": ({"type": "text"},),
+    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0),
+    "logit_bias": ({},),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
 }
+# Fields that identify a request without an effect on its completion.
+_LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+_SUPPORTED = (
+    "model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens",
+    "seed",
+)  # fmt: skip
 
 
 class BadRequestError(Exception):
@@ -32,19 +45,36 @@ class BadRequestError(Exception):
         param: Name of the field at fault.
         code: Machine-readable code.
         status: HTTP status.
+        retry_after: Seconds to wait before another request.
     """
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
-        self.param, self.code, self.status = param, code, status
+        self.param, self.code, self.status, self.retry_after = param, code, status, retry_after
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """Messages to answer, each with a role and a text, and the sampling parameters to use."""
+    """Messages to answer, each with a role and a text, and the sampling parameters to use.
+
+    Args:
+        messages: The messages.
+        sampling: The sampling parameters.
+        stream: Whether to send the completion as a stream of chunks.
+        include_usage: Whether the stream ends with the usage.
+    """
 
     messages: list[dict[str, str]]
     sampling: Mapping[str, float]
+    stream: bool = False
+    include_usage: bool = False
 
 
 def read_request(text: bytes, served_model: str) -> ChatRequest:
@@ -78,7 +108,28 @@ def read_request(text: bytes, served_model: str) -> ChatRequest:
         # Compare types too, because True == 1 and False == 0.
         if name in body and not any(type(body[name]) is type(value) and body[name] == value for value in allowed):
             raise BadRequestError(f"`{name}` is not supported. Leave it out.", name, "unsupported_value")
-    return ChatRequest(_messages(body.get("messages")), _sampling(body))
+    for name in body:
+        if name not in (*_SUPPORTED, *_UNSUPPORTED, *_LABELS):
+            raise BadRequestError(
+                f"`{name[:100]}` has no effect here. Leave it out.", name[:100], "unsupported_parameter"
+            )
+    return ChatRequest(_messages(body.get("messages")), _sampling(body), *_stream(body))
+
+
+def _stream(body: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether to stream, and whether to include the usage."""
+    stream, options = body.get("stream", False), body.get("stream_options")
+    if not isinstance(stream, bool):
+        raise BadRequestError("`stream` must be true or false.", "stream")
+    if options is None:
+        return stream, False
+    if not stream:
+        raise BadRequestError("`stream_options` needs `stream`: true.", "stream_options")
+    if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
+        raise BadRequestError("`stream_options` must be an object with `include_usage`.", "stream_options")
+    if not all(isinstance(value, bool) for value in options.values()):
+        raise BadRequestError("The values of `stream_options` must be true or false.", "stream_options")
+    return True, options.get("include_usage", False)
 
 
 def _messages(messages: Any) -> list[dict[str, str]]:
@@ -123,10 +174,38 @@ def _sampling(body: Mapping[str, Any]) -> dict[str, float]:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise BadRequestError(f"`{name}` must be an integer of at least 1.", name)
             sampling[name] = value
+    if "seed" in body:
+        if not isinstance(body["seed"], int) or isinstance(body["seed"], bool):
+            raise BadRequestError("`seed` must be an integer.", "seed")
+        sampling["seed"] = body["seed"]
     return sampling
 
 
-def completion_body(model: str, content: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def completion_chunks(body: Mapping[str, Any], *, include_usage: bool) -> list[dict[str, Any]]:
+    """Return the chunks that stream the completion in the body of a response.
+
+    Args:
+        body: The body, from `completion_body`.
+        include_usage: Whether to add a chunk with the usage.
+    """
+    shared = {name: body[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    [choice] = body["choices"]
+
+    def chunk(delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        part = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {**shared, "choices": [part], **({"usage": None} if include_usage else {})}
+
+    chunks = [
+        chunk({"role": "assistant", "content": "", "refusal": None}),
+        chunk({"content": choice["message"]["content"]}),
+        chunk({}, choice["finish_reason"]),
+    ]
+    return [*chunks, {**shared, "choices": [], "usage": body["usage"]}] if include_usage else chunks
+
+
+def completion_body(
+    model: str, content: str, prompt_tokens: int, completion_tokens: int, finish_reason: str = "stop"
+) -> dict[str, Any]:
     """Return the body of a successful response."""
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -138,7 +217,7 @@ def completion_body(model: str, content: str, prompt_tokens: int, completion_tok
                 "index": 0,
                 "message": {"role": "assistant", "content": content, "refusal": None},
                 "logprobs": None,
-                "finish_reason": "stop",
+                "finish_reason": finish_reason,
             }
         ],
         "usage": {

@@ -5,19 +5,29 @@ It runs on aiohttp, which the package depends on already as the transport of the
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import json
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from typing import Any, cast
 
 from aiohttp import web
 
-from ...errors import PromptError
+from ...errors import PromptError, UpstreamError
 from ...types import Prompt
 from ..aligner import Aligner
-from ..upstreams import AlignedUpstream
+from ..upstreams import AlignedUpstream, finish_reason_of
 from .batcher import Batcher
-from .protocol import BadRequestError, ChatRequest, completion_body, error_body, read_request
+from .protocol import (
+    BadRequestError,
+    ChatRequest,
+    completion_body,
+    completion_chunks,
+    error_body,
+    read_request,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +36,10 @@ _INVALID_REQUEST = "invalid_request_error"
 
 
 class AlignedServer:
-    """Serve `POST /v1/chat/completions`, `GET /v1/models` and `GET /health`, without streaming.
+    """Serve `POST /v1/chat/completions`, `GET /v1/models`, `GET /v1/models/{model}` and `GET /health`.
 
-    The upstream and the aligner each answer concurrent requests in batches of their own size.
+    A stream starts when the answer is corrected, because a correction needs the whole answer. The upstream and the
+    aligner each answer concurrent requests in batches of their own size.
 
     Args:
         aligned: The upstream and its aligner.
@@ -59,6 +70,7 @@ class AlignedServer:
         app = web.Application(client_max_size=self._max_body_size, middlewares=[self._handle_errors])
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{model:.+}", self._retrieve_model)
         app.router.add_get("/health", self._health)
         app.cleanup_ctx.append(self._run_batchers)
         return app
@@ -82,31 +94,49 @@ class AlignedServer:
 
     # Routes
 
-    async def _complete(self, request: web.Request) -> web.Response:
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
         chat_request = read_request(await request.read(), self._model)
         if self._in_flight >= self._max_in_flight:
             raise BadRequestError("Too many requests are in flight. Try again later.", None, "overloaded", 503)
         self._in_flight += 1
         try:
-            return web.json_response(completion_body(self._model, *await self._answer(chat_request)))
+            body = completion_body(self._model, *await self._answer(chat_request))
+            if chat_request.stream:
+                return await _send_stream(request, completion_chunks(body, include_usage=chat_request.include_usage))
+            return web.json_response(body)
         finally:
             self._in_flight -= 1
 
-    async def _answer(self, request: ChatRequest) -> tuple[str, int, int]:
-        """Return the corrected answer, and the numbers of tokens in the prompt and in the answer."""
+    async def _answer(self, request: ChatRequest) -> tuple[str, int, int, str]:
+        """Return the corrected answer, the numbers of tokens in prompt and answer, and the finish reason."""
         sampling: Hashable = tuple(sorted(request.sampling.items()))
         try:
             answer = await self._answers.ask(sampling, request.messages)
         except PromptError as error:
-            raise BadRequestError(str(error), "messages", "invalid_prompt") from error
+            raise BadRequestError(str(error), "messages", error.code) from error
         except Exception as error:
+            if isinstance(error, UpstreamError) and error.retry_after is not None:
+                logger.warning("The upstream is overloaded: %s", error)
+                message = "The upstream model has received too many requests. Try again later."
+                wait = max(1.0, error.retry_after)
+                raise BadRequestError(message, None, "rate_limit_exceeded", 429, wait) from error
             logger.exception("The upstream failed.")
             raise BadRequestError("The upstream model failed.", None, "upstream_error", 502) from error
-        return await self._corrections.ask(None, (request.messages, answer))
+        return *await self._corrections.ask(None, (request.messages, answer)), finish_reason_of(answer)
 
     async def _models(self, request: web.Request) -> web.Response:
-        model = {"id": self._model, "object": "model", "created": 0, "owned_by": "cyclealign-trl"}
-        return web.json_response({"object": "list", "data": [model]})
+        return web.json_response({"object": "list", "data": [self._model_body]})
+
+    async def _retrieve_model(self, request: web.Request) -> web.Response:
+        model = request.match_info["model"]
+        if model != self._model:
+            message = f"The model {model[:100]!r} does not exist. This server only has {self._model!r}."
+            raise BadRequestError(message, "model", "model_not_found", 404)
+        return web.json_response(self._model_body)
+
+    @property
+    def _model_body(self) -> dict[str, Any]:
+        return {"id": self._model, "object": "model", "created": 0, "owned_by": "cyclealign-trl"}
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -122,8 +152,11 @@ class AlignedServer:
             return await handler(request)
         except BadRequestError as error:
             error_type = _INVALID_REQUEST if error.status < 500 else "server_error"
+            if error.status == 429:
+                error_type = "rate_limit_error"
             body = error_body(str(error), error_type, error.param, error.code)
-            return web.json_response(body, status=error.status)
+            headers = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
+            return web.json_response(body, status=error.status, headers=headers)
         except web.HTTPRequestEntityTooLarge:
             message = f"The body is larger than {self._max_body_size:,} bytes."
             return web.json_response(error_body(message, _INVALID_REQUEST), status=413)
@@ -143,6 +176,17 @@ class AlignedServer:
             return True
         header = request.headers.get("Authorization", "").encode("utf-8", "replace")
         return hmac.compare_digest(header, f"Bearer {self._api_key}".encode())  # in constant time
+
+
+async def _send_stream(request: web.Request, chunks: Sequence[dict[str, Any]]) -> web.StreamResponse:
+    """Send chunks as server-sent events."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    with contextlib.suppress(ConnectionError):  # the client has disconnected
+        await response.prepare(request)
+        for event in (*map(json.dumps, chunks), "[DONE]"):
+            await response.write(f"data: {event}\n\n".encode())
+        await response.write_eof()
+    return response
 
 
 def _correct(aligner: Aligner, pairs: Sequence[tuple[Prompt, str]]) -> list[tuple[str, int, int]]:

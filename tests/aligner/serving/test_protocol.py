@@ -61,7 +61,6 @@ def test_a_body_that_is_not_a_json_object_raises(text):
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", 400),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", 400),
         ({"messages": [{"role": "assistant", "content": "Hi"}]}, "messages", 400),
-        ({"stream": True}, "stream", 400),
         ({"stream": 0}, "stream", 400),
         ({"n": 2}, "n", 400),
         ({"n": True}, "n", 400),
@@ -76,6 +75,31 @@ def test_a_body_that_is_not_a_json_object_raises(text):
         ({"max_tokens": 0}, "max_tokens", 400),
         ({"max_tokens": 1.5}, "max_tokens", 400),
         ({"max_completion_tokens": "9"}, "max_completion_tokens", 400),
+        ({"seed": 1.5}, "seed", 400),
+        ({"seed": True}, "seed", 400),
+        ({"stream": "yes"}, "stream", 400),
+        ({"stream_options": {"include_usage": True}}, "stream_options", 400),
+        ({"stream": True, "stream_options": []}, "stream_options", 400),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", 400),
+        ({"stream": True, "stream_options": {"chunk_size": 3}}, "stream_options", 400),
+        # Parameters that change nothing
+        ({"frequency_penalty": 0.5}, "frequency_penalty", 400),
+        ({"presence_penalty": -1}, "presence_penalty", 400),
+        ({"logit_bias": {"5": 100}}, "logit_bias", 400),
+        ({"top_logprobs": 3}, "top_logprobs", 400),
+        ({"tool_choice": "required"}, "tool_choice", 400),
+        ({"function_call": {"name": "f"}}, "function_call", 400),
+        ({"reasoning_effort": "low"}, "reasoning_effort", 400),
+        ({"verbosity": "low"}, "verbosity", 400),
+        ({"prediction": {"type": "content"}}, "prediction", 400),
+        ({"web_search_options": {}}, "web_search_options", 400),
+        ({"store": True}, "store", 400),
+        ({"service_tier": "flex"}, "service_tier", 400),
+        ({"top_k": 5}, "top_k", 400),
+        ({"min_p": 0.1}, "min_p", 400),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", 400),
+        ({"guided_json": {}}, "guided_json", 400),
+        ({"temprature": 0.5}, "temprature", 400),
     ],
 )
 def test_errors_name_the_invalid_field(changes, param, status):
@@ -83,6 +107,20 @@ def test_errors_name_the_invalid_field(changes, param, status):
         read(**changes)
     assert (raised.value.param, raised.value.status) == (param, status)
     assert param.split(".")[0].split("[")[0] in str(raised.value) or param == "messages"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"stream": True}, {"stream": False}, {"stream": True, "stream_options": {"include_usage": True}},
+     {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}}, {"tool_choice": "auto", "tools": []},
+     {"parallel_tool_calls": True}, {"store": False, "service_tier": "auto"}, {"metadata": {"a": "b"}},
+     {"safety_identifier": "x", "prompt_cache_key": "y", "user": "z"}, {"top_k": None}],
+)  # fmt: skip
+def test_accepts_what_clients_send_by_default(fields):
+    request = read(**fields)
+    assert request.sampling == {}
+    assert request.stream == fields.get("stream", False)
+    assert request.include_usage == ("stream_options" in fields)
 
 
 def test_completion_body():

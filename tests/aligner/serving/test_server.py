@@ -12,7 +12,7 @@ import openai
 import pytest
 from aiohttp import web
 
-from cyclealign_trl import AlignedUpstream, EndpointUpstream
+from cyclealign_trl import AlignedUpstream, EndpointUpstream, ModelUpstream
 from cyclealign_trl.aligner.serving.server import AlignedServer
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from tests.aligner.test_upstreams import Shouter, echo
@@ -135,7 +135,6 @@ def test_invalid_requests_get_clear_errors(path, method, body, status, message):
 def test_the_openai_client_raises_matching_errors():
     with serving(echo) as url:
         for error, settings in (
-            (openai.BadRequestError, {"stream": True}),
             (openai.BadRequestError, {"n": 2}),
             (openai.BadRequestError, {"temperature": 3}),
         ):
@@ -246,3 +245,181 @@ def test_too_many_requests_in_flight_are_a_503():
         go_on.set()
         thread.join()
     assert raised.value.status_code == 503
+
+
+# Streams
+
+
+@pytest.mark.parametrize("include_usage", [None, False, True])
+@pytest.mark.parametrize("text", ["Hi", "Zwei\nZeilen \u2026", ""])
+def test_streams_the_corrected_answer(text, include_usage):
+    options = {} if include_usage is None else {"stream_options": {"include_usage": include_usage}}
+    with serving(lambda prompts: [text] * len(prompts)) as url, client(url) as asking:
+        messages = [{"role": "user", "content": "Hi"}]
+        chunks = list(asking.chat.completions.create(model="aligned", messages=messages, stream=True, **options))
+        whole = asking.chat.completions.create(model="aligned", messages=messages)
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    deltas = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert "".join(choice.delta.content or "" for choice in deltas) == whole.choices[0].message.content
+    assert [choice.finish_reason for choice in deltas] == [None] * (len(deltas) - 1) + ["stop"]
+    usages = [chunk.usage for chunk in chunks if chunk.usage is not None]
+    assert usages == ([whole.usage] if include_usage else [])
+
+
+def test_the_stream_is_made_of_server_sent_events():
+    body = json.dumps({"model": "aligned", "messages": [{"role": "user", "content": "Hi"}], "stream": True}).encode()
+    with serving(echo) as url, urllib.request.urlopen(f"{url}/v1/chat/completions", body, timeout=10) as response:
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        events = response.read().decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(json.loads(event.removeprefix("data: ")) for event in events[:-2])
+
+
+def test_the_stream_helper_of_the_openai_client_works():
+    messages = [{"role": "user", "content": "Hi"}]
+    with (
+        serving(echo) as url,
+        client(url) as asking,
+        asking.chat.completions.stream(model="aligned", messages=messages) as stream,
+    ):
+        assert stream.get_final_completion().choices[0].message.content == "Hi!"
+
+
+def test_an_error_before_a_stream_has_its_status():
+    with (
+        LoopbackEndpoint(lambda body: Reply("broken", status=500)) as endpoint,
+        serving(EndpointUpstream("gpt", endpoint.base_url, max_retries=0)) as url,
+        pytest.raises(openai.InternalServerError) as raised,
+    ):
+        ask(url, stream=True)
+    assert raised.value.status_code == 502
+
+
+# The upstream's outcome
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("reason", "passed_on"),
+    [("stop", "stop"), ("length", "length"), ("MAX_TOKENS", "length"), ("content_filter", "content_filter"),
+     ("end_turn", "stop"), ("eos", "stop"), (None, "stop")],
+)  # fmt: skip
+def test_the_finish_reason_of_the_upstream_is_passed_on(reason, passed_on, stream):
+    with (
+        LoopbackEndpoint(lambda body: Reply("It depends", finish_reason=reason)) as endpoint,
+        serving(EndpointUpstream("gpt", endpoint.base_url)) as url,
+        client(url) as asking,
+    ):
+        messages = [{"role": "user", "content": "Hi"}]
+        reply = asking.chat.completions.create(model="aligned", messages=messages, stream=stream)
+        choice = list(reply)[-1].choices[0] if stream else reply.choices[0]
+    assert choice.finish_reason == passed_on
+
+
+@pytest.mark.parametrize(("max_tokens", "reason"), [(1, "length"), (3, "length")])
+def test_a_model_in_this_process_states_its_finish_reason(max_tokens, reason):
+    with serving(ModelUpstream(make_model(), make_tokenizer(), seed=0)) as url:
+        assert ask(url, temperature=0, max_tokens=max_tokens).choices[0].finish_reason == reason
+
+
+def test_stacked_aligners_keep_the_finish_reason():
+    with LoopbackEndpoint(lambda body: Reply("It depends", finish_reason="length")) as endpoint:
+        inner = AlignedUpstream(
+            EndpointUpstream("gpt", endpoint.base_url), Shouter(make_model(), make_tokenizer(), "labels")
+        )
+        with serving(inner) as url:
+            choice = ask(url).choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("It depends!!", "length")
+
+
+def failure(status, message="no", headers=None, **fields):
+    return Reply(status=status, body=json.dumps({"error": {"message": message, **fields}}), headers=headers or {})
+
+
+UPSTREAM_FAILURES = {
+    "content filter": (failure(400, code="content_filter"), 400, "content_filter"),
+    "flagged": (failure(403, "input was flagged"), 400, "content_filter"),
+    "invalid prompt": (failure(400, code="invalid_prompt"), 400, "content_filter"),
+    "inspection": (failure(400, code="data_inspection_failed"), 400, "content_filter"),
+    "filtered reply": (Reply("", finish_reason="content_filter"), 400, "content_filter"),
+    "too long": (failure(400, "maximum context length is 9"), 400, "context_length_exceeded"),
+    "rate limit": (failure(429, "slow down"), 429, "rate_limit_exceeded"),
+    "rate limit in a success": (Reply(body='{"error": {"code": 429, "message": "x"}}'), 429, "rate_limit_exceeded"),
+    "no credit": (failure(402), 502, "upstream_error"),
+    "wrong key": (failure(401), 502, "upstream_error"),
+    "error in a success": (Reply(body='{"error": {"code": 502, "message": "x"}}'), 502, "upstream_error"),
+    "error in a reply": (Reply("half", finish_reason="error"), 502, "upstream_error"),
+}
+
+
+@pytest.mark.parametrize(("reply", "status", "code"), UPSTREAM_FAILURES.values(), ids=UPSTREAM_FAILURES)
+def test_the_status_tells_the_failure_of_the_upstream(reply, status, code):
+    with (
+        LoopbackEndpoint(lambda body: reply) as endpoint,
+        serving(EndpointUpstream("gpt", endpoint.base_url, max_retries=0)) as url,
+        pytest.raises(openai.APIStatusError) as raised,
+    ):
+        ask(url)
+    assert (raised.value.status_code, raised.value.code) == (status, code)
+    assert ("Retry-After" in raised.value.response.headers) == (status == 429)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [({"Retry-After": "7"}, "7"), ({"retry-after-ms": "1500"}, "2"), ({}, "1"), ({"Retry-After": "soon"}, "1")],
+)
+def test_passes_on_how_long_to_wait(headers, seconds):
+    with (
+        LoopbackEndpoint(lambda body: failure(429, headers=headers)) as endpoint,
+        serving(EndpointUpstream("gpt", endpoint.base_url, max_retries=0)) as url,
+        pytest.raises(openai.RateLimitError) as raised,
+    ):
+        ask(url)
+    assert raised.value.response.headers["Retry-After"] == seconds
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "text", "text": "It "}, {"type": "text", "text": "depends"}],
+        [{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "It depends"}],
+    ],
+)
+def test_content_in_parts_reaches_clients_as_text(parts):
+    body = {"choices": [{"message": {"role": "assistant", "content": parts}, "finish_reason": "stop"}]}
+    with (
+        LoopbackEndpoint(lambda _: Reply(body=json.dumps(body))) as endpoint,
+        serving(EndpointUpstream("gpt", endpoint.base_url)) as url,
+    ):
+        assert ask(url).choices[0].message.content == "It depends!"
+
+
+# Models and parameters
+
+
+def test_retrieves_its_model():
+    with serving(echo) as url, client(url) as asking:
+        assert asking.models.retrieve("aligned").id == "aligned"
+        for name in ("gpt-5-mini", "org/model", "aligned/"):
+            with pytest.raises(openai.NotFoundError, match="only has 'aligned'"):
+                asking.models.retrieve(name)
+
+
+def test_retrieves_a_model_with_a_slash_in_its_name():
+    server = AlignedServer(AlignedUpstream(echo, Shouter(make_model(), make_tokenizer(), "labels")), "org/aligned")
+    routes = [route.resource.canonical for route in server.make_app().router.routes()]
+    assert "/v1/models/{model}" in routes
+
+
+def test_a_seed_reaches_the_upstream():
+    with LoopbackEndpoint(lambda body: Reply("Hi")) as endpoint:
+        with serving(EndpointUpstream("gpt", endpoint.base_url)) as url:
+            ask(url, seed=7)
+        assert endpoint.requests[0]["seed"] == 7
+    with serving(echo) as url, pytest.raises(openai.BadRequestError, match="does not support seed"):
+        ask(url, seed=7)
+    with serving(ModelUpstream(make_model(), make_tokenizer())) as url:
+        answers = {ask(url, seed=7, max_tokens=8).choices[0].message.content for _ in range(3)}
+    assert len(answers) == 1
