@@ -63,11 +63,11 @@ def test_too_many_failures_stop_a_run_with_a_checkpoint(tmp_path):
     broken = DigestRanker(fail=lambda request: "server_error")
     settings = {"num_train_epochs": 4, "num_interactions": 3, "stub_generation": True}
     trainer = make_trainer(tmp_path, broken, **settings)
-    with pytest.raises(TooManyFailuresError, match=r"20 of the last 20 .*server_error: 20.*checkpoint-10") as error:
+    with pytest.raises(TooManyFailuresError, match=r"8 of the last 8 .*server_error: 8.*checkpoint-4") as error:
         trainer.train()
     assert "resume_from_checkpoint" in str(error.value)
     resumed = make_trainer(tmp_path, DigestRanker(), **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert resumed.state.global_step == 4 * 4 * 3
 
 
