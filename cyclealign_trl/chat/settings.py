@@ -86,7 +86,7 @@ class ChatSettings:
 
     @property
     def reasons(self) -> bool:
-        """Whether the model probably reasons before it replies."""
+        """`True` if the model probably reasons before it replies."""
         if self.reasoning_effort is not None:
             return self.reasoning_effort not in ("none", "minimal")
         return _REASONS.search(self.model.lower()) is not None

@@ -28,7 +28,7 @@ _CONTEXT = 32
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a chat template writes around an assistant's reply.
+    """Text that a chat template writes around an assistant's reply.
 
     Args:
         opening: Text before the first message, without a beginning-of-sequence token.

@@ -29,7 +29,7 @@ _LIST_TEXT = r"^\s*\[\s*(\{|'|\"|\])"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How to check one column.
+    """Check of one column.
 
     Args:
         read: Reads a value. Raises `ValueError` if it cannot be used.
@@ -42,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class RowCheck:
-    """How to check the rows of a data set.
+    """Check of the rows of a data set.
 
     Args:
         columns: Columns to check one by one.
