@@ -363,7 +363,7 @@ class ChatClient:
             The reply, the reason why there is none, or the response if the endpoint rejects every form of the request.
         """
         messages = task.messages(note)
-        start, was_accepted = self._dialect, self._dialect == self._accepted_dialect
+        start = self._dialect
         pending, tried = [start], set[Dialect]()
         while pending:
             dialect = pending.pop(0)
@@ -376,7 +376,7 @@ class ChatClient:
                 return answer
             response = answer
             if 200 <= response.status < 300:
-                if not was_accepted:  # else, only this request needs another dialect
+                if start != self._accepted_dialect:  # else, only this request needs another dialect
                     self._remember(dialect, start)
                 return self._read_reply(task, response, max_tokens)
             error, body = self._call_error(response), read_error_body(response)
@@ -387,12 +387,13 @@ class ChatClient:
                 refused = body.refused_parameter(fallbacks)
             else:  # some servers fail with HTTP 500 if the chat template has no system role
                 refused = body.refused_parameter(fallbacks.keys() & {"system"})
-            if refused is None and (error is not None or was_accepted or response.status not in (400, 422)):
+            accepted = start == self._accepted_dialect  # perhaps by another request in the meantime
+            if refused is None and (error is not None or accepted or response.status not in (400, 422)):
                 return error or response
             # If the endpoint names a parameter, it is dropped next, in addition to those dropped so far. Otherwise
             # each parameter is dropped in turn.
             first = [] if refused is None else [fallbacks.pop(refused)]
-            in_turn = not was_accepted and (bool(first) or dialect == start)
+            in_turn = not accepted and (bool(first) or dialect == start)
             pending = [*first, *pending, *(fallbacks.values() if in_turn else ())]
         return error or response
 
