@@ -19,7 +19,9 @@ from ..chat.replies import InvalidReply, last_object, without_thoughts
 from ..chat.settings import ChatSettings
 from ..chat.store import AnswerStore, digest
 from ..data.drop_reports import dropped_rows
+from ..data.formats import completion_text
 from ..rankers.prompts import DEFAULT_CRITERIA
+from ..training.row_checks import read_prompts
 from ..types import Prompt
 from .corrections import corrections_dataset
 
@@ -86,10 +88,11 @@ def collect_corrections(
 
     Raises:
         RankerError: If the endpoint rejects the key or the model. Corrections received before are stored.
-        ValueError: If prompts and answers differ in number, or every correction failed.
+        ValueError: If prompts and answers differ in number, one of them is not text, or every correction failed.
     """
     if len(prompts) != len(answers) or not prompts:
         raise ValueError(f"Each prompt needs one answer, got {len(prompts)} prompts and {len(answers)} answers.")
+    prompts, answers = read_prompts(prompts), _read_answers(answers)
     client = ChatClient(ChatSettings(model, base_url, api_key, **client_kwargs))
     store = None if cache is None else AnswerStore(cache)
     try:
@@ -142,6 +145,16 @@ def read_correction(text: str) -> str:
     if not isinstance(correction, str) or not correction.strip():
         raise InvalidReply("unparsable", '"correction" must be a string that says something')
     return correction.strip()
+
+
+def _read_answers(answers: Sequence[Any]) -> list[str]:
+    texts = []
+    for index, answer in enumerate(answers):
+        try:
+            texts.append(completion_text(answer))
+        except ValueError as error:
+            raise ValueError(f"answers[{index}]: {error}") from error
+    return texts
 
 
 def _task(prompt: Prompt, answer: str, criteria: str) -> ChatTask[str]:

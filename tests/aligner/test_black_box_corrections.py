@@ -128,6 +128,28 @@ def test_a_reply_with_two_corrections_is_invalid():
     assert raised.value.reason == "invalid_correction"
 
 
+@pytest.mark.parametrize(
+    ("prompts", "answers", "message"),
+    [
+        (["Why?", None], ["No.", "Yes."], "prompts"),
+        (["Why?", [{"role": "user", "content": None}]], ["No.", "Yes."], "prompts"),
+        (["Why?", 3], ["No.", "Yes."], "prompts"),
+        (["Why?", "How?"], ["No.", None], r"answers\[1\]"),
+        (["Why?", "How?"], [1.0, "Yes."], r"answers\[0\]"),
+        (
+            ["Why?", "How?"],
+            ["No.", [{"role": "user", "content": "Yes."}, {"role": "user", "content": "Yes."}]],
+            r"answers\[1\]",
+        ),
+    ],
+)
+def test_what_is_not_text_is_refused_before_the_first_call(prompts, answers, message):
+    with LoopbackEndpoint(lambda _: Reply('{"correction": "So."}')) as endpoint:
+        with pytest.raises(ValueError, match=message):
+            collect_corrections("judge", prompts, answers, endpoint.base_url, "sk-none")
+        assert not endpoint.requests
+
+
 def test_prompts_and_answers_of_different_numbers_raise():
     with pytest.raises(ValueError, match="one answer, got 2 prompts and 1 answers"):
         collect_corrections("gpt", ["a", "b"], ["c"], "http://127.0.0.1:9/v1")
