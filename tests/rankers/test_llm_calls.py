@@ -160,8 +160,10 @@ def test_closing_ends_open_calls(serve):
 def test_garbage_collection_ends_the_thread():
     before = set(threading.enumerate())  # an earlier test's ranker may still be referenced
     with LoopbackEndpoint(judge) as endpoint:
-        assert LLMRanker("a-model", endpoint.base_url).rank([REQUEST])[0].order == RIGHT
+        ranker = LLMRanker("a-model", endpoint.base_url)
+        assert ranker.rank([REQUEST])[0].order == RIGHT
         assert any(thread.name == "cyclealign-chat" for thread in set(threading.enumerate()) - before)
+        del ranker
         deadline = time.monotonic() + 30
         while any(thread.name == "cyclealign-chat" for thread in set(threading.enumerate()) - before):
             assert time.monotonic() < deadline
