@@ -208,7 +208,7 @@ class ChatClient:
     @property
     def identity(self) -> dict[str, Any]:
         """Settings that the answers depend on, for cache keys. `extra_body` is hashed, and there is no API key."""
-        optional = {"reasoning_effort": self.settings.reasoning_effort}
+        effort = self.settings.reasoning_effort
         return {
             "model": self.settings.model,
             "base_url": self.url,
@@ -216,7 +216,7 @@ class ChatClient:
             "max_tokens": self.settings.max_tokens,
             "seed": self.settings.seed,
             "extra_body": digest(self._extra_body).hex() if self._extra_body else None,
-            **{name: value for name, value in optional.items() if value is not None},
+            **({} if effort is None else {"reasoning_effort": effort}),  # keys without it are stored already
         }
 
     def stream(self, tasks: Iterable[ChatTask[T]]) -> Generator[tuple[int, ChatAnswer[T] | ChatFailure], None, None]:

@@ -107,7 +107,7 @@ class FailureGuard(StopCallback):
     @property
     def stop_reason(self) -> str | None:
         """Counts of the failures, if they are too many."""
-        reasons = Counter(reason for reason in self._recent if reason is not None)
+        reasons = self._reasons
         minimum = MINIMUM if self._ranked else FIRST
         if len(self._recent) < minimum or reasons.total() <= self.max_failures * len(self._recent):
             return None
@@ -115,6 +115,10 @@ class FailureGuard(StopCallback):
             f"{reasons.total()} of the last {len(self._recent)} rankings failed ({_kinds(reasons)}), a larger share "
             f"than max_ranking_failures={self.max_failures}. Check the ranker, or raise the limit.{self._example}"
         )
+
+    @property
+    def _reasons(self) -> Counter[str]:
+        return Counter(reason for reason in self._recent if reason is not None)
 
     @property
     def _example(self) -> str:
@@ -125,10 +129,9 @@ class FailureGuard(StopCallback):
     ) -> None:
         """Log an error if no ranking succeeded."""
         if self._recent and not self._ranked:
-            reasons = Counter(reason for reason in self._recent if reason is not None)
             logger.error(
                 "THE RUN HAS LEARNED NOTHING FROM ITS RANKER: all of its rankings failed (%s).%s",
-                _kinds(reasons),
+                _kinds(self._reasons),
                 self._example,
             )
 

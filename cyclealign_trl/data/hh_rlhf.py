@@ -133,10 +133,10 @@ def is_published(dataset: Any) -> bool:
 
 
 def read_published(dataset: Dataset, dataset_type: DatasetType, conversational: bool) -> Dataset:
-    """Convert published rows as `load_hh_rlhf` does, and keep their other columns.
+    """Convert published rows as `load_hh_rlhf` does, and keep their other columns. Return any other data set as it is.
 
     Args:
-        dataset: Rows for which `is_published` is true.
+        dataset: The data set, which `is_published` recognises or not.
         dataset_type: As in `load_hh_rlhf`.
         conversational: As in `load_hh_rlhf`.
 
@@ -146,6 +146,8 @@ def read_published(dataset: Dataset, dataset_type: DatasetType, conversational: 
     Raises:
         ValueError: If no row can be used.
     """
+    if not is_published(dataset):
+        return dataset
     published = dataset.with_format(None)
     pairs, dropped = _split_pairs(
         published.select_columns(["chosen", "rejected"]), True, set() if dataset_type == "prompt-only" else None

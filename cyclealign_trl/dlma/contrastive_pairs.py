@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .._files import atomic_write
 from ..data.drop_reports import dropped_rows
 from ..data.formats import completion_text, plain_prompt, preference_pair, ranked_row
-from ..data.hh_rlhf import is_published, read_published
+from ..data.hh_rlhf import read_published
 from ..models.generation_backend import group_by_prompt, seeded
 from ..models.loading import digest_weights
 from ..models.transformers_backend import generate
@@ -193,8 +193,7 @@ def add_self_rewards(
     )
     pairs: list[dict[str, Any]] = []
     conversational = self_reward.renderer.tokenizer.chat_template is not None
-    dataset = read_published(dataset, "preference", conversational) if is_published(dataset) else dataset
-    dataset = plain_rows(dataset)
+    dataset = plain_rows(read_published(dataset, "preference", conversational))
     if len(dataset):
         check = pair_check(dataset[0], collate=lambda rows: list(map(ranked_row, rows)))
         check_rows("dataset", dataset, replace(check, read=lambda row: _drop_equal(row) or check.read(row)))
@@ -212,11 +211,11 @@ def add_self_rewards(
 
 def _read_prompts(prompts: Dataset | Sequence[Prompt], self_reward: SelfReward) -> list[Prompt]:
     """Return prompts whose contents are texts, after checking all of them."""
-    if is_published(prompts):
+    if isinstance(prompts, Dataset):
         conversational = self_reward.renderer.tokenizer.chat_template is not None
         prompts = read_published(prompts, "prompt-only", conversational)
-    if isinstance(prompts, Dataset) and any(prompts.with_format(None)["tools"] if "tools" in prompts.features else ()):
-        raise ValueError("Pairs cannot be sampled with tools. Remove the column 'tools', or these rows.")
+        if any(prompts.with_format(None)["tools"] if "tools" in prompts.features else ()):
+            raise ValueError("Pairs cannot be sampled with tools. Remove the column 'tools', or these rows.")
     return read_prompts(prompts, self_reward.fits)
 
 

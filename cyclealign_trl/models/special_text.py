@@ -39,6 +39,7 @@ class TextEncoder:
         self._ids = {text: index for index, text in self._tokens.items()}
         longest_first = sorted(self._ids, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._marked_or_special = re.compile("|".join([_MARKED.pattern, *map(re.escape, longest_first)]))
 
     # Text
 
@@ -145,10 +146,7 @@ class TextEncoder:
 
     def _swap_names(self, text: str) -> str:
         """Give markup the names of the renamed tokenizer, and marked text its characters back."""
-        assert self._pattern is not None
-        pattern = f"{_MARKED.pattern}|{self._pattern.pattern}"
-        return re.sub(
-            pattern,
+        return self._marked_or_special.sub(
             lambda match: self._tokens[int(match[1])] if match[1] else f"{_OPEN}{self._ids[match[0]]}{_CLOSE}",
             text,
         )

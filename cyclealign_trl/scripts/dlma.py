@@ -117,10 +117,7 @@ def _read_prompts(
     source = hub_kwargs(dict_field(training_args.model_init_kwargs))
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **source)
     conversational = tokenizer.chat_template is not None
-    prompts = {
-        name: read_published(dataset, "prompt-only", conversational) if is_published(dataset) else dataset
-        for name, dataset in splits.items()
-    }
+    prompts = {name: read_published(dataset, "prompt-only", conversational) for name, dataset in splits.items()}
     if training_args.process_index == 0:
         for name, dataset in prompts.items():
             print(f"Prompts of HH-RLHF, {name}: {dataset.info.description}")

@@ -20,7 +20,7 @@ from ..cycle.run_estimate import (
     probe_ranker,
     sample_completions,
 )
-from ..data.hh_rlhf import is_published, read_published
+from ..data.hh_rlhf import read_published
 from ..types import RankingFailure
 from .arguments import CommandParser
 from .inputs import add_model_init_kwargs, load_splits, make_ranker
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
             train_dataset, eval_dataset = trainer.train_dataset, trainer.eval_dataset
         else:
             train_dataset, eval_dataset = (
-                read_published(dataset, "prompt-only", conversational=True) if is_published(dataset) else dataset
+                None if dataset is None else read_published(dataset, "prompt-only", conversational=True)
                 for dataset in (train_dataset, eval_dataset)
             )
             samples = assume_completions(training_args, train_dataset)

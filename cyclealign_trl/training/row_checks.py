@@ -256,6 +256,11 @@ def _is_list(array: pa.Array) -> bool:
     return bool(pa.types.is_list(array.type) or pa.types.is_large_list(array.type))
 
 
+def _are_filled_lists(array: pa.Array) -> bool:
+    """Return whether all values are lists with at least one entry."""
+    return _is_list(array) and not array.null_count and not _any(pc.equal(pc.list_value_length(array), 0))
+
+
 def _any(mask: pa.Array) -> bool:
     return bool(pc.any(mask).as_py())
 
@@ -266,7 +271,7 @@ def _plain_texts(array: pa.Array) -> bool:
 
 def _plain_messages(array: pa.Array) -> bool:
     """Return whether all values are non-empty lists of messages with a role and a text."""
-    if not _is_list(array) or array.null_count or _any(pc.equal(pc.list_value_length(array), 0)):
+    if not _are_filled_lists(array):
         return False
     messages = pc.list_flatten(array)
     if not pa.types.is_struct(messages.type) or messages.null_count:
@@ -282,7 +287,7 @@ def _plain_messages(array: pa.Array) -> bool:
 
 def _plain_parts(array: pa.Array) -> bool:
     """Return whether all values are non-empty lists of text parts."""
-    if not _is_list(array) or array.null_count or _any(pc.equal(pc.list_value_length(array), 0)):
+    if not _are_filled_lists(array):
         return False
     parts = pc.list_flatten(array)
     if not pa.types.is_struct(parts.type) or parts.null_count:
@@ -309,7 +314,7 @@ def _plain_completions(array: pa.Array) -> bool:
 
 
 def _plain_completion_lists(array: pa.Array) -> bool:
-    if not _is_list(array) or array.null_count or _any(pc.equal(pc.list_value_length(array), 0)):
+    if not _are_filled_lists(array):
         return False
     return _plain_completions(pc.list_flatten(array))
 
@@ -341,7 +346,6 @@ def _anything(value: Any) -> Any:
 
 
 PROMPT = Column(plain_prompt, _plain_prompts)
-DIALOGUE = PROMPT
 COMPLETION = Column(completion_text, _plain_completions)
 COMPLETIONS = Column(_read_completions, _plain_completion_lists)
 RANKS = Column(
@@ -446,7 +450,7 @@ def pair_check(
     """Return how to check preference pairs in the format of the first one."""
     if has_whole_conversations(first_row):
         return RowCheck(
-            {"chosen": DIALOGUE, "rejected": DIALOGUE},
+            {"chosen": PROMPT, "rejected": PROMPT},
             read=read_pair_without_prompt,
             collate=collate,
             is_plain=share_a_prompt,

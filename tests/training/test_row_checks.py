@@ -21,7 +21,7 @@ from cyclealign_trl import (
     add_self_rewards,
     generate_contrastive_pairs,
 )
-from cyclealign_trl.training.row_checks import DIALOGUE, PROMPT, RowCheck, check_rows, share_a_prompt
+from cyclealign_trl.training.row_checks import PROMPT, RowCheck, check_rows, share_a_prompt
 from tests.conftest import make_model, make_tokenizer
 
 GOOD = {"prompt": "Q", "chosen": " yes", "rejected": " no"}
@@ -377,7 +377,7 @@ def test_a_million_rows_take_seconds():
     dataset = Dataset(pa.table(columns)).shuffle(seed=0)
     collated = []
     check = RowCheck(
-        {"chosen": DIALOGUE, "rejected": DIALOGUE}, read=collated.append, collate=collated.append,
+        {"chosen": PROMPT, "rejected": PROMPT}, read=collated.append, collate=collated.append,
         is_plain=share_a_prompt, dialogue="chosen", collate_longest=True,
     )  # fmt: skip
     start = time.monotonic()

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...chat.messages import sendable
+
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # Fields that would change the form or content of the completion, with the values that leave it unchanged.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -156,8 +158,7 @@ def _content(content: Any, param: str) -> str:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise BadRequestError(f"`{param}` must be a string or an array of text parts.", param)
-    # JSON can contain lone surrogates, which cannot be encoded as UTF-8.
-    return content.encode("utf-8", "replace").decode("utf-8")
+    return sendable(content)  # JSON can spell out lone surrogates
 
 
 def _sampling(body: Mapping[str, Any]) -> dict[str, float]:
