@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -19,11 +19,12 @@ from ..chat.replies import InvalidReply, last_object, without_thoughts
 from ..chat.settings import ChatSettings
 from ..chat.store import AnswerStore, digest
 from ..data.drop_reports import dropped_rows
-from ..data.formats import completion_text
+from ..data.formats import completion_text, plain_prompt
 from ..rankers.prompts import DEFAULT_CRITERIA
-from ..training.row_checks import read_prompts
 from ..types import Prompt
 from .corrections import corrections_dataset
+
+T = TypeVar("T")
 
 PROMPT_VERSION = "1"
 """Part of the key of stored corrections. Increase it with every change of the prompt's wording."""
@@ -92,7 +93,7 @@ def collect_corrections(
     """
     if len(prompts) != len(answers) or not prompts:
         raise ValueError(f"Each prompt needs one answer, got {len(prompts)} prompts and {len(answers)} answers.")
-    prompts, answers = read_prompts(prompts), _read_answers(answers)
+    prompts, answers = _read("prompts", prompts, plain_prompt), _read("answers", answers, completion_text)
     client = ChatClient(ChatSettings(model, base_url, api_key, **client_kwargs))
     store = None if cache is None else AnswerStore(cache)
     try:
@@ -147,13 +148,14 @@ def read_correction(text: str) -> str:
     return correction.strip()
 
 
-def _read_answers(answers: Sequence[Any]) -> list[str]:
+def _read(name: str, values: Sequence[Any], read: Callable[[Any], T]) -> list[T]:
+    """Read each value of an argument. Raise `ValueError` with its index if it cannot be used."""
     texts = []
-    for index, answer in enumerate(answers):
+    for index, value in enumerate(values):
         try:
-            texts.append(completion_text(answer))
+            texts.append(read(value))
         except ValueError as error:
-            raise ValueError(f"answers[{index}]: {error}") from error
+            raise ValueError(f"{name}[{index}]: {error}") from error
     return texts
 
 

@@ -131,9 +131,9 @@ def test_a_reply_with_two_corrections_is_invalid():
 @pytest.mark.parametrize(
     ("prompts", "answers", "message"),
     [
-        (["Why?", None], ["No.", "Yes."], "prompts"),
-        (["Why?", [{"role": "user", "content": None}]], ["No.", "Yes."], "prompts"),
-        (["Why?", 3], ["No.", "Yes."], "prompts"),
+        (["Why?", None], ["No.", "Yes."], r"prompts\[1\]"),
+        (["Why?", [{"role": "user", "content": None}]], ["No.", "Yes."], r"prompts\[1\]"),
+        (["Why?", 3], ["No.", "Yes."], r"prompts\[1\]"),
         (["Why?", "How?"], ["No.", None], r"answers\[1\]"),
         (["Why?", "How?"], [1.0, "Yes."], r"answers\[0\]"),
         (
