@@ -18,8 +18,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import RankerError
 from ..models.batches import longest_first
+from ..models.choose_scoring import choose_scoring
 from ..models.loading import check_positions, load_causal_lm, max_positions, place_model, sync_special_tokens
-from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
+from ..models.logps import PLAIN, add_scoring, sequence_logps
 from ..models.renderer import Renderer
 from ..types import Prompt, RankingFailure, RankingRequest
 from .base import Outcome, check_positive, rank_by_scores
@@ -71,9 +72,13 @@ class SelfReward:
             chat_template_kwargs or {},
         )
         self._batch_size = batch_size
-        fuse_lm_head(self.model)
+        add_scoring(self.model)
         # Under ZeRO-3, the fused head expects the weights of every model to be sharded, and this model's are not.
-        self._fused = not is_deepspeed_zero3_enabled() and fused_head_is_exact(self.model)
+        self._scoring = PLAIN
+        if not is_deepspeed_zero3_enabled():
+            self._scoring = choose_scoring(
+                self.model, max_prompt_length=max_prompt_length, max_completion_length=max_completion_length
+            )
 
     def fits(self, prompt: Prompt, tools: Any = None) -> bool:
         """Return whether both contrastive prompts are short enough.
@@ -110,7 +115,7 @@ class SelfReward:
                     *zip(*(rows[index] for index in batch), strict=True),
                     pad_token_id=self.renderer.tokenizer.pad_token_id,
                     device=self.model.device,
-                    fused=self._fused,
+                    scoring=self._scoring,
                 )
             sums[batch] = batch_sums.cpu()
         return sums.view(-1, 2)

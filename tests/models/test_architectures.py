@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from cyclealign_trl.models import logps
-from cyclealign_trl.models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
+from cyclealign_trl.models import choose_scoring as module
+from cyclealign_trl.models.choose_scoring import choose_scoring
+from cyclealign_trl.models.logps import add_scoring, sequence_logps
 from cyclealign_trl.models.renderer import Renderer
 from tests.conftest import make_tokenizer
 
