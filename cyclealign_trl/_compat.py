@@ -40,8 +40,8 @@ from trl.trainer.utils import (
     create_model_from_path,
     disable_dropout_in_model,
     get_config_model_id,
-    print_prompt_completions_sample,
     maybe_gather_lm_head_ctx,
+    print_prompt_completions_sample,
     selective_log_softmax,
 )
 
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from trl.generation.vllm_generation import VLLMGeneration
 
 __all__ = [
-    "ChunkedLogProbFunction",
     "PREFIX_CHECKPOINT_DIR",
+    "ChunkedLogProbFunction",
     "EvalLoopOutput",
     "VLLMGeneration",
     "add_hooks",

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from .loading import max_positions
@@ -79,7 +81,9 @@ def _choose_head(model: nn.Module, causal_lm: PreTrainedModel) -> Scoring:
     try:
         for scale in (1.0, _LARGE):
             with _scaled_head(head, scale):
-                difference = _difference(_scores(model, head, fused, *texts), _scores(model, head, PLAIN, *texts), head)
+                difference = _difference(
+                    _scores(model, head, fused, *texts), _scores(model, head, PLAIN, *texts), head
+                )
             if difference is not None:
                 break
     except Exception as error:  # an architecture whose outputs the fused head cannot read
@@ -107,13 +111,67 @@ def _choose_layout(
             together = _scores(model, head, shared, prompts, texts)[-3:]
             expected = _scores(model, head, padded, prompts[-3:], texts[-3:])
             alone = _scores(model, head, padded, prompts[-3:-2], texts[-3:-2])
-            difference = _difference(together, expected, head, noise=(expected[0] - alone[0]).abs().item())
+        difference = _difference(together, expected, head, noise=(expected[0] - alone[0]).abs().item())
+        if difference is None and not _is_split(model, causal_lm):  # a backward pass would exchange gradients
+            short = [text[:4] for text in completions[-3:]]
+            difference = _dependence(model, causal_lm, shared, padded, prompt[:6], short)
     except Exception as error:  # an architecture that does not accept the mask or the positions
         difference = _first_line(error)
     return shared if difference is None else replace(padded, reason=f"shared prompts: {difference}")
 
 
-def _longest(model: PreTrainedModel, max_prompt_length: int | None, max_completion_length: int | None) -> tuple[int, int]:
+def _dependence(
+    model: nn.Module,
+    causal_lm: PreTrainedModel,
+    shared: Scoring,
+    padded: Scoring,
+    prompt: list[int],
+    completions: list[list[int]],
+) -> str | None:
+    """Return how a completion depends on other tokens in shared rows than in its own, `None` if it does not.
+
+    The layers of an untrained model can have less effect on its scores than rounding. The gradient by the embedding of a
+    token shows any dependence on it: it is exactly 0 where the mask removes the token.
+    """
+    own = completions[-1]
+    together = _embedding_gradients(model, causal_lm, shared, prompt, completions)  # (L, H)
+    alone = _embedding_gradients(model, causal_lm, padded, prompt, [own])  # (P + C, H)
+    before, siblings, after = together.split([len(prompt), len(together) - len(alone), len(own)])
+    if siblings.any():
+        return "completions of a prompt depend on one another"
+    precise = alone.dtype in (torch.float32, torch.float64)
+    sizes = alone.norm(dim=1)
+    errors = (torch.cat([before, after]) - alone).norm(dim=1)
+    if (errors <= (1e-2 if precise else 0.5) * sizes + 1e-3 * sizes.max()).all():
+        return None
+    return "completions depend on their prompt in another way"
+
+
+def _embedding_gradients(
+    model: nn.Module, causal_lm: PreTrainedModel, scoring: Scoring, prompt: list[int], completions: list[list[int]]
+) -> Tensor:
+    """Return the gradient of the last completion's log-probability by the embeddings of its row, `(L, H)`."""
+    embeddings: list[Tensor] = []
+
+    def record(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        embeddings.append(output.detach().requires_grad_())
+        return embeddings[-1].clone()  # some models scale it in place
+
+    handle = causal_lm.get_input_embeddings().register_forward_hook(record)
+    try:
+        with torch.enable_grad():
+            head = causal_lm.get_output_embeddings()
+            scores = _scores(model, head, scoring, [prompt] * len(completions), completions)
+            (gradients,) = torch.autograd.grad(scores[-1], embeddings)
+    finally:
+        handle.remove()
+    (row,) = gradients  # one row, for few and short completions
+    return row
+
+
+def _longest(
+    model: PreTrainedModel, max_prompt_length: int | None, max_completion_length: int | None
+) -> tuple[int, int]:
     """Return the lengths of the longest prompt and completion to compare with."""
     positions = max_positions(model) or 2 * _UNKNOWN_LENGTH
     completion_length = min(max_completion_length or _UNKNOWN_LENGTH // 4, positions // 2)
@@ -154,6 +212,12 @@ def _difference(scores: Tensor, expected: Tensor, head: nn.Linear, noise: float 
     if (differences <= tolerance).all():
         return None
     return f"a difference of {differences.max().item():.3g} nats per token"
+
+
+def _is_split(model: nn.Module, causal_lm: PreTrainedModel) -> bool:
+    """Return whether FSDP splits the model."""
+    wrapped = model is not causal_lm and not is_peft_model(model)
+    return wrapped or any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _first_line(error: Exception) -> str:

@@ -67,7 +67,9 @@ class LogitTransform:
         return 1.0 if self.cap is None else 1 - (logits / self.cap) ** 2
 
 
-def head_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform) -> Tensor:
+def head_logps(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform
+) -> Tensor:
     """Return the log-probability of one token per row.
 
     Args:
@@ -134,7 +136,9 @@ class _HeadLogps(torch.autograd.Function):
                 if units is not None:
                     units[rows] = target_weight[rows] * transform.slope(target_logits[rows]) - means / totals
         ctx.transform, ctx.weight, ctx.bias = transform, weight, bias  # ZeRO-3 gathers weights in place
-        ctx.save_for_backward(hidden, targets, log_totals, target_logits) if units is None else ctx.save_for_backward(units)
+        ctx.save_for_backward(hidden, targets, log_totals, target_logits) if units is None else ctx.save_for_backward(
+            units
+        )
         return (target_logits - log_totals).squeeze(1)
 
     @staticmethod

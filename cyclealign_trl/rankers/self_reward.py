@@ -107,17 +107,28 @@ class SelfReward:
             for prompt, completion, own in zip(prompts, completions, tools, strict=True)
             for version in self.contrastive.apply(prompt)
         ]
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for index, (prompt_ids, _) in enumerate(rows):
+            by_prompt.setdefault(tuple(prompt_ids), []).append(index)
+        # Completions of one prompt belong in one batch, which then computes the prompt once.
+        groups = [
+            indices[start : start + self._batch_size]
+            for indices in by_prompt.values()
+            for start in range(0, len(indices), self._batch_size)
+        ]
+        lengths = [max(sum(map(len, rows[index])) for index in group) for group in groups]
         sums = torch.empty(len(rows))  # (N * 2,)
-        for batch in longest_first([sum(map(len, row)) for row in rows], self._batch_size):
+        for batch in longest_first(lengths, max(1, self._batch_size // max(map(len, groups), default=1))):
+            indices = [index for number in batch for index in groups[number]]
             with torch.no_grad():
                 batch_sums, _ = sequence_logps(
                     self.model,
-                    *zip(*(rows[index] for index in batch), strict=True),
+                    *zip(*(rows[index] for index in indices), strict=True),
                     pad_token_id=self.renderer.tokenizer.pad_token_id,
                     device=self.model.device,
                     scoring=self._scoring,
                 )
-            sums[batch] = batch_sums.cpu()
+            sums[indices] = batch_sums.cpu().float()
         return sums.view(-1, 2)
 
 
