@@ -39,12 +39,12 @@ def choose_scoring(
     """Return the fastest way to score a model that gives the log-probabilities of its plain forward pass.
 
     The fused output head cannot be used if the head has an adapter, or if the architecture transforms hidden states or
-    logits in a way that it does not know. Rows that share a prompt cannot be used if a layer depends on anything but the
-    attention mask and the positions: a recurrent state, a window over the row, or a bias by distance.
+    logits in a way that it does not know. Rows that share a prompt cannot be used if a layer depends on anything but
+    the attention mask and the positions: a recurrent state, a window over the row, or a bias by distance.
 
-    Short texts are scored with both heads, and with a larger head too, because a cap on logits has no effect on the small
-    logits of a new model. Then texts as long as the longest that will be scored decide on the layout, so that they
-    include every window that matters. Longer rows than compared are never used.
+    Short texts are scored with both heads, and with a larger head too, because a cap on logits has no effect on the
+    small logits of a new model. Then texts as long as the longest that will be scored decide on the layout, so that
+    they include every window that matters. Longer rows than compared are never used.
 
     Args:
         model: A model after `add_scoring`, with its adapter, or the same model as wrapped by FSDP. If the model is
@@ -81,9 +81,8 @@ def _choose_head(model: nn.Module, causal_lm: PreTrainedModel) -> Scoring:
     try:
         for scale in (1.0, _LARGE):
             with _scaled_head(head, scale):
-                difference = _difference(
-                    _scores(model, head, fused, *texts), _scores(model, head, PLAIN, *texts), head
-                )
+                scores, expected = (_scores(model, head, scoring, *texts) for scoring in (fused, PLAIN))
+            difference = _difference(scores, expected, head)
             if difference is not None:
                 break
     except Exception as error:  # an architecture whose outputs the fused head cannot read
@@ -130,8 +129,8 @@ def _dependence(
 ) -> str | None:
     """Return how a completion depends on other tokens in shared rows than in its own, `None` if it does not.
 
-    The layers of an untrained model can have less effect on its scores than rounding. The gradient by the embedding of a
-    token shows any dependence on it: it is exactly 0 where the mask removes the token.
+    The layers of an untrained model can have less effect on its scores than rounding. The gradient by the embedding of
+    a token shows any dependence on it: it is exactly 0 where the mask removes the token.
     """
     own = completions[-1]
     together = _embedding_gradients(model, causal_lm, shared, prompt, completions)  # (L, H)
@@ -153,7 +152,7 @@ def _embedding_gradients(
     """Return the gradient of the last completion's log-probability by the embeddings of its row, `(L, H)`."""
     embeddings: list[Tensor] = []
 
-    def record(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def record(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         embeddings.append(output.detach().requires_grad_())
         return embeddings[-1].clone()  # some models scale it in place
 
@@ -165,6 +164,7 @@ def _embedding_gradients(
             (gradients,) = torch.autograd.grad(scores[-1], embeddings)
     finally:
         handle.remove()
+    row: Tensor
     (row,) = gradients  # one row, for few and short completions
     return row
 

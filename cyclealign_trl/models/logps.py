@@ -94,8 +94,8 @@ def sequence_logps(
 ) -> tuple[Tensor, Tensor]:
     """Return the summed log-probability and the length of each completion, at temperature 1.
 
-    Equal texts are computed once, and so are equal prompts if the model's scoring allows it. Absent completions are not
-    computed at all.
+    Equal texts are computed once, and so are equal prompts if the model's scoring allows it. Absent completions are
+    not computed at all.
 
     Args:
         model: The policy, as wrapped for training. Every process of a run must make the same calls.
@@ -137,18 +137,20 @@ def _lay_out(groups: Groups, scoring: Scoring, pad_token_id: int, device: torch.
 
 def _token_logps(model: nn.Module, rows: TextRows, scoring: Scoring) -> Tensor:
     """Return the log-probability of each token of the completions, `(M,)`."""
+    logps: Tensor
     if scoring.fused:
-        logps: Tensor = model(**rows.inputs, scored=(rows.rows, rows.columns, rows.targets)).log_probs
+        logps = model(**rows.inputs, scored=(rows.rows, rows.columns, rows.targets)).log_probs
         return logps
     logits = model(**rows.inputs, use_cache=False).logits  # (R, L, V)
     chosen = logits[rows.rows.to(logits.device), rows.columns.to(logits.device)]  # (M, V)
     if not len(chosen):
-        return logits.float().sum(dim=(1, 2))[:0]  # (0,), part of the graph
+        logps = logits.sum(dim=(1, 2))[:0]  # (0,), part of the graph
+        return logps
     parts = zip(chosen.split(_PLAIN_ROWS), rows.targets.to(logits.device).split(_PLAIN_ROWS), strict=True)
     return torch.cat([checkpoint(_reduce_logits, part, targets, use_reentrant=False) for part, targets in parts])
 
 
 def _reduce_logits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the log-probabilities of the targets `(R,)`. Without a checkpoint, a second tensor of logits would stay."""
+    """Return the log-probabilities of targets `(R,)` from their logits `(R, V)`."""
     logps: Tensor = selective_log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
     return logps

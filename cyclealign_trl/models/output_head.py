@@ -103,8 +103,8 @@ class _HeadLogps(torch.autograd.Function):
 
     With `p` the softmax of a row's logits, the gradient of `log p[target]` is `onehot(target) - p`. The backward pass
     computes each tile of `p` again. If the head is frozen, the loss enters a row as a single factor, so the forward
-    pass computes the gradient of the hidden state for a factor of 1: the mean of the head's rows under `p` is attention
-    with the hidden state as the query, accumulated tile by tile with a running maximum.
+    pass computes the gradient of the hidden state for a factor of 1. It needs the mean of the head's rows under `p`,
+    which is attention with the hidden state as the query, accumulated tile by tile with a running maximum.
     """
 
     @staticmethod

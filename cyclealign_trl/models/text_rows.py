@@ -131,8 +131,8 @@ class SharedRows:
     def _efficient_length(self, prompt_length: int) -> int:
         """Return the length of a row at which a completion costs least.
 
-        In a row of `p` tokens of the prompt and `c` of completions, a token costs about `24 h^2` operations per layer in
-        products with weights, and a pair of tokens `4 h` in attention. The cost per token of a completion,
+        In a row of `p` tokens of the prompt and `c` of completions, a token costs about `24 h^2` operations per layer
+        in products with weights, and a pair of tokens `4 h` in attention. The cost per token of a completion,
         `(p + c + (p + c)^2 / 6h) / c`, has its minimum at `c = sqrt(p (p + 6h))`.
         """
         length = prompt_length + math.isqrt(prompt_length * (prompt_length + 6 * self.hidden_size))

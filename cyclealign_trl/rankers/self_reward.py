@@ -8,7 +8,7 @@ one. Its score is the difference of the two log-probabilities. `SelfReward` comp
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ from ..models.renderer import Renderer
 from ..types import Prompt, RankingFailure, RankingRequest
 from .base import Outcome, check_positive, rank_by_scores
 from .contrastive_prompts import ContrastivePrompts
+
+
+_Text = tuple[tuple[int, ...], tuple[int, ...]]  # token ids of a contrastive prompt and of a completion
 
 
 class SelfReward:
@@ -102,34 +105,38 @@ class SelfReward:
             self-reward is the first minus the second.
         """
         tools = [None] * len(prompts) if tools is None else tools
-        rows = [
-            (self.renderer.prompt(version, own)[0], self.renderer.completion(version, completion, own)[0])
+        texts = [
+            (
+                tuple(self.renderer.prompt(version, own)[0]),
+                tuple(self.renderer.completion(version, completion, own)[0]),
+            )
             for prompt, completion, own in zip(prompts, completions, tools, strict=True)
             for version in self.contrastive.apply(prompt)
         ]
-        by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for index, (prompt_ids, _) in enumerate(rows):
-            by_prompt.setdefault(tuple(prompt_ids), []).append(index)
-        # Completions of one prompt belong in one batch, which then computes the prompt once.
-        groups = [
-            indices[start : start + self._batch_size]
-            for indices in by_prompt.values()
-            for start in range(0, len(indices), self._batch_size)
-        ]
-        lengths = [max(sum(map(len, rows[index])) for index in group) for group in groups]
-        sums = torch.empty(len(rows))  # (N * 2,)
-        for batch in longest_first(lengths, max(1, self._batch_size // max(map(len, groups), default=1))):
-            indices = [index for number in batch for index in groups[number]]
+        scored: dict[_Text, float] = {}
+        for batch in self._batches(texts):
             with torch.no_grad():
-                batch_sums, _ = sequence_logps(
+                sums, _ = sequence_logps(
                     self.model,
-                    *zip(*(rows[index] for index in indices), strict=True),
+                    *zip(*batch, strict=True),
                     pad_token_id=self.renderer.tokenizer.pad_token_id,
                     device=self.model.device,
                     scoring=self._scoring,
                 )
-            sums[indices] = batch_sums.cpu().float()
-        return sums.view(-1, 2)
+            scored.update(zip(batch, sums.tolist(), strict=True))
+        return torch.tensor([scored[text] for text in texts]).view(-1, 2)
+
+    def _batches(self, texts: Sequence[_Text]) -> Iterator[list[_Text]]:
+        """Yield batches of distinct texts, those of one prompt together, so that the prompt is computed once."""
+        by_prompt: dict[tuple[int, ...], list[_Text]] = {}
+        for text in dict.fromkeys(texts):
+            by_prompt.setdefault(text[0], []).append(text)
+        size = self._batch_size
+        groups = [group[start : start + size] for group in by_prompt.values() for start in range(0, len(group), size)]
+        lengths = [max(len(prompt) + len(completion) for prompt, completion in group) for group in groups]
+        groups_per_batch = max(1, size // max(map(len, groups), default=1))
+        for batch in longest_first(lengths, groups_per_batch):
+            yield [text for number in batch for text in groups[number]]
 
 
 class SelfRewardRanker:

@@ -33,7 +33,7 @@ PLAIN_HEAD = {
     "bert": True, "big_bird": False, "electra": True, "llama4_text": True, "megatron-bert": True,
     "modernbert-decoder": True, "rembert": True, "roberta": False, "roformer": False,
 }  # fmt: skip
-"""Architectures that transform hidden states before the head or return other outputs, and whether prompts are shared."""
+"""Architectures that transform hidden states before the head or return other outputs. True if prompts are shared."""
 
 CASES = [
     *((name, {}, True, True) for name in SHARED),
