@@ -7,7 +7,6 @@ import sys
 import torch
 
 from cyclealign_trl import _compat
-from tests.conftest import make_model
 
 
 def parameters(function):

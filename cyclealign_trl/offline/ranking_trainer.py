@@ -440,6 +440,7 @@ class RankingTrainer(BaseTrainer):
                 "learning rate": f"{args.learning_rate}, {SchedulerType(args.lr_scheduler_type).value}",
                 "prompts per step": str(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
                 "optimiser steps": str(self.state.global_step),
+                "log-probabilities": str(self._scoring or "not computed"),
             },
         )
 

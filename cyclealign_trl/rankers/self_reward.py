@@ -26,7 +26,6 @@ from ..types import Prompt, RankingFailure, RankingRequest
 from .base import Outcome, check_positive, rank_by_scores
 from .contrastive_prompts import ContrastivePrompts
 
-
 _Text = tuple[tuple[int, ...], tuple[int, ...]]  # token ids of a contrastive prompt and of a completion
 
 
