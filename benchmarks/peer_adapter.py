@@ -25,21 +25,27 @@ def loss_step() -> Callable[[Any, Any], torch.Tensor]:
     A group has `n` responses, `prompt` ids, `responses` as ids from best to worst, and `rewards`.
     """
     from cyclealign_trl import pro_loss
-    from cyclealign_trl.models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
+    from cyclealign_trl.models.choose_scoring import choose_scoring
+    from cyclealign_trl.models.logps import Scoring, add_scoring, sequence_logps
 
-    fused: dict[int, bool] = {}
+    scorings: dict[int, Scoring] = {}
 
     def step(model: Any, group: Any) -> torch.Tensor:
-        if id(model) not in fused:
-            fuse_lm_head(model)
-            fused[id(model)] = fused_head_is_exact(model)
+        if id(model) not in scorings:
+            add_scoring(model)
+            scorings[id(model)] = choose_scoring(
+                model,
+                num_completions=group.n,
+                max_prompt_length=len(group.prompt),
+                max_completion_length=max(map(len, group.responses)),
+            )
         sums, lengths = sequence_logps(
             model,
             [group.prompt.tolist()] * group.n,
             [response.tolist() for response in group.responses],
             pad_token_id=0,
             device=torch.device("cpu"),
-            fused=fused[id(model)],
+            scoring=scorings[id(model)],
         )
         ranks = torch.arange(group.n)[None]  # (1, K)
         loss = pro_loss((sums / lengths)[None], ranks, group.rewards[None].to(sums)).mean()

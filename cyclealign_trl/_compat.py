@@ -12,8 +12,8 @@ TRL:
 
 - `create_model_from_path`: load a policy by name with the dtype and device map rules of TRL's trainers.
 - `get_config_model_id`: name that a model was loaded by.
-- `add_fused_lm_head`: log-probabilities without `(rows, length, vocabulary)` logits, with each architecture's logit
-  scaling and soft-capping.
+- `ChunkedLogProbFunction`: log-probabilities of tokens from hidden states on a GPU, without their logits.
+- `maybe_gather_lm_head_ctx`: gather an output head that ZeRO-3 has sharded, to use its weight outside of its forward.
 - `selective_log_softmax`: log-probabilities from logits, if the head cannot be fused.
 - `print_prompt_completions_sample`: print prompts and completions as a table (needs `rich`).
 - `add_hooks`, `remove_hooks`: disable ZeRO-3's hooks on forward passes while sampling.
@@ -34,12 +34,13 @@ from huggingface_hub import HfApi
 from transformers import trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.import_utils import is_vllm_available
+from trl.kernels import ChunkedLogProbFunction
 from trl.models.utils import add_hooks, prepare_deepspeed, prepare_fsdp, remove_hooks
 from trl.trainer.utils import (
-    add_fused_lm_head,
     create_model_from_path,
     disable_dropout_in_model,
     get_config_model_id,
+    maybe_gather_lm_head_ctx,
     print_prompt_completions_sample,
     selective_log_softmax,
 )
@@ -49,14 +50,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PREFIX_CHECKPOINT_DIR",
+    "ChunkedLogProbFunction",
     "EvalLoopOutput",
     "VLLMGeneration",
-    "add_fused_lm_head",
     "add_hooks",
     "create_model_from_path",
     "disable_dropout_in_model",
     "get_config_model_id",
     "is_vllm_available",
+    "maybe_gather_lm_head_ctx",
     "prepare_deepspeed",
     "prepare_fsdp",
     "print_prompt_completions_sample",

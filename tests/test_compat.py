@@ -7,7 +7,6 @@ import sys
 import torch
 
 from cyclealign_trl import _compat
-from tests.conftest import make_model
 
 
 def parameters(function):
@@ -24,7 +23,6 @@ def test_functions_accept_our_arguments():
         _compat.print_prompt_completions_sample
     )
     assert {"logits", "index"} <= parameters(_compat.selective_log_softmax)
-    assert "model" in parameters(_compat.add_fused_lm_head)
     assert _compat.PREFIX_CHECKPOINT_DIR == "checkpoint"
     assert "metrics" in _compat.EvalLoopOutput._fields
     assert "model" in parameters(_compat.remove_hooks) & parameters(_compat.add_hooks)
@@ -64,14 +62,17 @@ def test_importing_the_trainer_does_not_import_vllm():
     assert printed.split()[-1] == "False"
 
 
-def test_the_fused_head_returns_log_probabilities_of_labels():
-    model = make_model()
-    _compat.add_fused_lm_head(model)
-    ids = torch.tensor([[5, 6, 7]])
-    labels = torch.tensor([[-100, 6, -100]])
-    output = model(input_ids=ids, labels=labels, fused_lm_head=True)
-    expected = model(input_ids=ids).logits[0, 0].log_softmax(-1)[6]
-    torch.testing.assert_close(output.log_probs, torch.tensor([[expected.item(), 0.0]]), rtol=1e-5, atol=1e-5)
+def test_the_kernel_returns_log_probabilities_of_targets():
+    hidden, weight, bias, targets = torch.randn(3, 8), torch.randn(50, 8), torch.randn(50), torch.tensor([4, 0, 49])
+    logps, *_ = _compat.ChunkedLogProbFunction.apply(hidden, weight, bias, targets, 1.0, 16, 5.0, 0.5, ("log_probs",))
+    logits = 5.0 * torch.tanh((hidden @ weight.t() + bias) * 0.5 / 5.0)
+    expected = logits.log_softmax(-1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_sharded_heads_are_gathered():
+    with _compat.maybe_gather_lm_head_ctx(torch.nn.Parameter(torch.zeros(2)), None):
+        pass
 
 
 def test_uploading_without_excludes_files_from_every_upload_of_the_trainer(monkeypatch):

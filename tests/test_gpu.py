@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cyclealign_trl.models.logps import fuse_lm_head, sequence_logps
+from cyclealign_trl.models.choose_scoring import choose_scoring
+from cyclealign_trl.models.logps import add_scoring, sequence_logps
 from tests.conftest import make_model, make_tokenizer
 from tests.cycle.stubs import make_trainer, prompts
 
@@ -42,12 +43,16 @@ def test_qlora_trains_the_adapter(tmp_path, activation_checkpointing):
 
 
 def test_scores_match_the_cpu():
-    prompt_ids, completion_ids = [[40, 41, 42], [50]], [[43, 44, 1], [51, 1]]
+    prompt_ids, completion_ids = [[40, 41, 42], [40, 41, 42], [50]], [[43, 44, 1], [45, 1], [51, 1]]
     sums = []
     for device in ("cpu", "cuda"):
         model = make_model().to(device)
-        fuse_lm_head(model)
-        scored, _ = sequence_logps(model, prompt_ids, completion_ids, pad_token_id=0, device=torch.device(device))
+        add_scoring(model)
+        scoring = choose_scoring(model, num_completions=2, max_prompt_length=8, max_completion_length=8)
+        assert (scoring.fused, scoring.shared is not None) == (True, True)
+        scored, _ = sequence_logps(
+            model, prompt_ids, completion_ids, pad_token_id=0, device=torch.device(device), scoring=scoring
+        )
         sums.append(scored.cpu())
     torch.testing.assert_close(*sums, rtol=1e-3, atol=1e-3)
 

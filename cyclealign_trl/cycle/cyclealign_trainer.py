@@ -179,6 +179,10 @@ class CycleAlignTrainer(RankingTrainer):
     def _make_collator(self) -> Callable[[Any], Batch]:
         return PromptCollator(self.renderer)
 
+    @property
+    def _num_completions(self) -> int:
+        return self.args.num_generations
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> InteractionSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args = self.args

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from .._compat import disable_dropout_in_model, prepare_deepspeed, prepare_fsdp
 from ..models.loading import digest_weights, load_policy
-from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
+from ..models.logps import Scoring, add_scoring, sequence_logps
 from ..models.renderer import Renderer
 from ..offline.ranking_collator import Batch, RankedBatch, RankingCollator
 from ..offline.ranking_config import RankingConfig
@@ -137,7 +137,7 @@ class DLMATrainer(RankingTrainer):
         if args is None:
             args = self._default_args(model)
         self.ref_model: nn.Module | None = ref_model
-        self._reference_fused: bool | None = None
+        self._reference_scoring: Scoring | None = None
         super().__init__(
             model,
             args=args,
@@ -212,9 +212,9 @@ class DLMATrainer(RankingTrainer):
     def _prepare_reference(self, reference: PreTrainedModel) -> nn.Module:
         """Freeze the reference and move it to its device, split as the policy is."""
         reference.eval().requires_grad_(False)
-        fuse_lm_head(reference)
+        add_scoring(reference)
         if not self.is_fsdp_enabled:
-            self._reference_fused = fused_head_is_exact(reference)
+            self._reference_scoring = self._choose_scoring(reference, reference)
         prepared: nn.Module
         if self.is_deepspeed_enabled:
             prepared = prepare_deepspeed(reference, self.accelerator)
@@ -246,17 +246,15 @@ class DLMATrainer(RankingTrainer):
 
     @torch.no_grad()
     def _score_pairs(self, reference: nn.Module, batch: PairBatch) -> Tensor:
-        if self._reference_fused is None:  # FSDP, or the policy without its adapter
-            self._reference_fused = self._fused_lm_head
-        if self._reference_fused is None:
-            self._reference_fused = fused_head_is_exact(reference, self._causal_lm)
+        if self._reference_scoring is None:  # FSDP, or the policy without its adapter
+            self._reference_scoring = self._scoring or self._choose_scoring(reference, self._causal_lm)
         sums, _ = sequence_logps(
             reference,
             [prompt for prompt in batch.prompt_ids for _ in range(2)],
             [ids for pair in batch.completion_ids for ids in pair],
             pad_token_id=self.renderer.tokenizer.pad_token_id,
             device=self.accelerator.device,
-            fused=self._reference_fused,
+            scoring=self._reference_scoring,
         )
         return sums.view(-1, 2)
 

@@ -1,133 +1,86 @@
-"""Compute log-probabilities of completions without storing the logits of a whole batch.
-
-Each row is `prompt + completion`, padded on the right. Lengths, not token ids, determine the positions that count. The
-output head runs tile by tile in forward and backward (TRL's fused head). If the head cannot be fused, logits are
-reduced row by row and recomputed in backward.
-"""
+"""Compute log-probabilities of completions, with each prompt computed once and logits for their tokens alone."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
-from .._compat import add_fused_lm_head, selective_log_softmax
-from .batches import pad
+from .._compat import selective_log_softmax
+from .output_head import LogitTransform, head_logps
+from .text_rows import Groups, SharedRows, TextRows, padded_rows
 
-logger = logging.getLogger(__name__)
-
-IGNORED = -100
-_FUSED = "_cyclealign_fused_lm_head"
-_PLAIN_HEAD = (
-    "The fused output head does not compute the log-probabilities of %s (%s). They are computed from full logits "
-    "instead, which takes more memory."
-)
+_ADDED = "_cyclealign_scoring"
+_PLAIN_ROWS = 64  # rows of logits that are reduced at a time
 
 
-def fuse_lm_head(model: PreTrainedModel) -> None:
-    """Prepare a causal language model for `sequence_logps`. Call this before PEFT wraps the model.
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a model is scored.
+
+    Args:
+        fused: Whether log-probabilities come from hidden states and the weight of the output head, so that the logits
+            of all tokens never exist at once. Otherwise they come from the model's logits.
+        shared: Rows in which the completions of a prompt share it. `None` means that every completion has a row of its
+            own, with a copy of the prompt.
+        reason: Why the model is not scored in a faster way.
+    """
+
+    fused: bool = False
+    shared: SharedRows | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        layout = "each completion in a row of its own" if self.shared is None else "each prompt computed once"
+        head = "fused output head" if self.fused else "plain output head"
+        return f"{layout}, {head}" + (f" ({self.reason})" if self.reason else "")
+
+
+PLAIN = Scoring()
+"""The model's own forward pass on padded rows."""
+
+
+@dataclass
+class ScoredOutput(ModelOutput):
+    """Output of a forward pass that returns log-probabilities `(M,)` instead of logits."""
+
+    log_probs: Tensor | None = None
+
+
+def add_scoring(model: PreTrainedModel) -> None:
+    """Let a causal language model return log-probabilities of chosen tokens. Call this before PEFT wraps the model.
 
     Calling it again has no effect.
     """
-    if hasattr(model, _FUSED):
+    if hasattr(model, _ADDED):
         return
-    hooked = "forward" in vars(model)  # accelerate replaces `forward` of a model with a device map
-    add_fused_lm_head(model)
-    setattr(model, _FUSED, True)
-    if hooked:
-        return
-    fused_forward = model.forward.__func__
+    setattr(model, _ADDED, True)
+    original = vars(model).get("forward")  # accelerate replaces `forward` of a model with a device map
 
-    # TRL binds its forward to the original model, so a deep copy would compute with the original's weights. Bind ours
-    # to whichever model it is called on.
+    # Bind the forward pass to whichever model it is called on, so that a deep copy computes with its own weights.
     @functools.wraps(type(model).forward)
-    def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        if fused_lm_head:
-            return fused_forward(self, *args, fused_lm_head=True, **kwargs)
-        return type(self).forward(self, *args, **kwargs)
+    def forward(self: PreTrainedModel, *args: Any, scored: Sequence[Tensor] | None = None, **kwargs: Any) -> Any:
+        if scored is None:
+            return original(*args, **kwargs) if original is not None else type(self).forward(self, *args, **kwargs)
+        rows, columns, targets = scored
+        hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state  # (R, L, H)
+        head = self.get_output_embeddings()
+        # A device map can put the head on another device.
+        hidden, rows, columns, targets = (tensor.to(head.weight.device) for tensor in (hidden, rows, columns, targets))
+        length = hidden.shape[1]  # prompt tuning adds tokens on the left
+        chosen = hidden.flatten(0, 1).index_select(0, rows * length + length + columns)  # (M, H)
+        transform = LogitTransform.of(self.config)
+        return ScoredOutput(log_probs=head_logps(chosen, head.weight, head.bias, targets, transform))
 
     model.forward = types.MethodType(forward, model)
-
-
-def fused_head_is_exact(model: nn.Module, causal_lm: PreTrainedModel | None = None) -> bool:
-    """Return whether the fused head gives the log-probabilities of the model's plain forward pass.
-
-    The fused head multiplies hidden states by the weight of the output head. It cannot be used if the head has an
-    adapter, or if the architecture transforms hidden states or logits in a way that the fused head does not know. No
-    list of architectures decides on this: two short texts are scored both ways. They are also scored with a larger
-    head, because a cap on logits has no effect on the small logits of a new model.
-
-    This is the one place that decides how a model is scored.
-
-    Args:
-        model: A model after `fuse_lm_head`, with its adapter, or the same model as wrapped by FSDP. If the model is
-            sharded, every process must call this at the same time. Under ZeRO-3, the weights are gathered for it.
-        causal_lm: The model without wrappers and adapter. Defaults to `model`.
-    """
-    causal_lm = cast("PreTrainedModel", model) if causal_lm is None else causal_lm
-    head = causal_lm.get_output_embeddings()
-    if type(head) is not nn.Linear:
-        return False
-    first, second = _sample_ids(causal_lm)
-    texts = [first[:3], second[:2]], [first[3:], second[2:]]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), gathered(causal_lm):
-            settings: Any = {"pad_token_id": first[0], "device": head.weight.device}
-            tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 5e-2
-            for scale in (1.0, 32.0):
-                with _scaled_head(head, scale):
-                    plain, _ = sequence_logps(model, *texts, **settings, fused=False)
-                    fused, _ = sequence_logps(model, *texts, **settings, fused=True)
-                if not torch.allclose(fused, plain, rtol=tolerance, atol=tolerance):
-                    difference = (fused - plain).abs().max().item()
-                    logger.warning(_PLAIN_HEAD, type(causal_lm).__name__, f"a difference of {difference:.3g} nats")
-                    return False
-    except Exception as error:  # an architecture whose outputs the fused head cannot read
-        logger.warning(_PLAIN_HEAD, type(causal_lm).__name__, f"{type(error).__name__}: {error}")
-        return False
-    finally:
-        model.train(was_training)
-    return True
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Gather the weights of a model that ZeRO-3 has sharded on every process."""
-    parameters = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
-    if not parameters:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(parameters):
-        yield
-
-
-def _sample_ids(model: PreTrainedModel) -> tuple[list[int], list[int]]:
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = [3 + 7 * index for index in range(13)]
-    return [index % vocabulary for index in ids[:7]], [index % vocabulary for index in ids[7:]]
-
-
-@contextmanager
-def _scaled_head(head: nn.Linear, scale: float) -> Iterator[None]:
-    """Multiply the weight of the output head by a power of 2, which can be undone exactly."""
-    with torch.no_grad():
-        head.weight.mul_(scale)
-        try:
-            yield
-        finally:
-            head.weight.mul_(1 / scale)
 
 
 def sequence_logps(
@@ -137,9 +90,12 @@ def sequence_logps(
     *,
     pad_token_id: int,
     device: torch.device,
-    fused: bool = True,
+    scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed log-probability and the length of each completion, at temperature 1.
+
+    Equal texts are computed once, and so are equal prompts if the model's scoring allows it. Absent completions are
+    not computed at all.
 
     Args:
         model: The policy, as wrapped for training. Every process of a run must make the same calls.
@@ -147,39 +103,54 @@ def sequence_logps(
         completion_ids: Token ids of N completions. An absent completion is an empty list, with a sum of 0.
         pad_token_id: Any valid id.
         device: Device of the model.
-        fused: Whether to use the fused head, which needs `fuse_lm_head` and `fused_head_is_exact`.
+        scoring: How to score, from `choose_scoring`.
 
     Returns:
-        Sums `(N,)` in float32, and lengths `(N,)` in tokens.
+        Sums `(N,)` in float32 or wider, and lengths `(N,)` in tokens.
     """
-    # One token of the prompt is enough for an absent completion.
-    contexts = [prompt if completion else prompt[:1]
-                for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]  # fmt: skip
-    rows = [[*context, *completion] for context, completion in zip(contexts, completion_ids, strict=True)]
-    input_ids, attention_mask = pad(rows, pad_token_id, device)  # both (N, L)
-    targets = [[*[IGNORED] * len(context), *completion]
-               for context, completion in zip(contexts, completion_ids, strict=True)]  # fmt: skip
-    label_ids, _ = pad(targets, IGNORED, device)  # (N, L)
+    keys = [(tuple(prompt), tuple(completion)) for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    distinct: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for prompt, completion in keys:
+        if completion:
+            distinct.setdefault(prompt, {})[completion] = None
+    groups = {prompt: list(completions) for prompt, completions in distinct.items()} or {keys[0][0]: []}
+    texts = [(prompt, completion) for prompt, completions in groups.items() for completion in completions]
 
-    if fused:
-        output = model(input_ids=input_ids, attention_mask=attention_mask, labels=label_ids, fused_lm_head=True)
-        token_logps = output.log_probs  # (N, L-1), 0 outside completions
-    else:
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        token_logps = _reduce_logits(logits[:, :-1], label_ids[:, 1:])
-    completion_lengths = torch.tensor([len(completion) for completion in completion_ids], device=device)
-    return token_logps.float().sum(dim=1), completion_lengths
+    token_logps = _token_logps(model, _lay_out(groups, scoring, pad_token_id, device), scoring)  # (M,)
+    parts = token_logps.split([len(completion) for _, completion in texts])
+    # The last sum is 0, and part of the graph: every process needs a backward pass, even if its texts are absent.
+    sums = torch.stack([part.sum() for part in (*parts, token_logps[:0])])
+    numbers = {text: number for number, text in enumerate(texts)}
+    indices = torch.tensor([numbers.get(key, len(texts)) for key in keys], device=sums.device)  # (N,)
+    lengths = torch.tensor([len(completion) for completion in completion_ids], device=device)
+    return sums[indices], lengths
 
 
-def _reduce_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log-probabilities of labels `(N, L)` from logits `(N, L, V)`, and 0 for ignored labels.
+def _lay_out(groups: Groups, scoring: Scoring, pad_token_id: int, device: torch.device) -> TextRows:
+    if scoring.shared is not None and any(len(completions) > 1 for completions in groups.values()):
+        longest = max(len(prompt) + max(map(len, completions)) for prompt, completions in groups.items())
+        # Rows beyond the length that `choose_scoring` has compared could be computed differently.
+        if scoring.shared.max_length is None or longest <= scoring.shared.max_length:
+            return scoring.shared.lay_out(groups, pad_token_id, device)
+    return padded_rows(groups, pad_token_id, device)
 
-    Working row by row avoids a second tensor of the logits' size.
-    """
 
-    def row_logps(row_logits: Tensor, row_labels: Tensor) -> Tensor:
-        picked: Tensor = selective_log_softmax(row_logits.float(), row_labels.clamp(min=0))
-        return picked.masked_fill(row_labels == IGNORED, 0.0)
+def _token_logps(model: nn.Module, rows: TextRows, scoring: Scoring) -> Tensor:
+    """Return the log-probability of each token of the completions, `(M,)`."""
+    logps: Tensor
+    if scoring.fused:
+        logps = model(**rows.inputs, scored=(rows.rows, rows.columns, rows.targets)).log_probs
+        return logps
+    logits = model(**rows.inputs, use_cache=False).logits  # (R, L, V)
+    chosen = logits[rows.rows.to(logits.device), rows.columns.to(logits.device)]  # (M, V)
+    if not len(chosen):
+        logps = logits.sum(dim=(1, 2))[:0]  # (0,), part of the graph
+        return logps
+    parts = zip(chosen.split(_PLAIN_ROWS), rows.targets.to(logits.device).split(_PLAIN_ROWS), strict=True)
+    return torch.cat([checkpoint(_reduce_logits, part, targets, use_reentrant=False) for part, targets in parts])
 
-    rows = zip(logits.split(1), labels.split(1), strict=True)
-    return torch.cat([checkpoint(row_logps, row, targets, use_reentrant=False) for row, targets in rows])
+
+def _reduce_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the log-probabilities of targets `(R,)` from their logits `(R, V)`."""
+    logps: Tensor = selective_log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+    return logps

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .._compat import EvalLoopOutput, get_config_model_id
 from ..data.formats import ranked_row
 from ..data.hh_rlhf import DatasetType, is_published, read_published
+from ..models.choose_scoring import choose_scoring
 from ..models.loading import (
     check_positions,
     check_tokenizer,
@@ -27,7 +28,7 @@ from ..models.loading import (
     short_model_name,
     sync_special_tokens,
 )
-from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
+from ..models.logps import Scoring, add_scoring, sequence_logps
 from ..models.renderer import Renderer
 from ..training.base_trainer import BaseTrainer, Optimizers
 from ..training.config_checks import check_config_class
@@ -159,7 +160,7 @@ class RankingTrainer(BaseTrainer):
         )
 
         self._receive_policy(given, model, args, peft_config)
-        fuse_lm_head(model.get_base_model() if is_peft_model(model) else model)
+        add_scoring(model.get_base_model() if is_peft_model(model) else model)
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -188,7 +189,7 @@ class RankingTrainer(BaseTrainer):
         )
         self._metrics = MetricStore(self.accelerator, self._mode)
         # FSDP runs a model only as wrapped for training, so its check waits for the first forward pass.
-        self._fused_lm_head = None if self.is_fsdp_enabled else fused_head_is_exact(self.model, self._causal_lm)
+        self._scoring = None if self.is_fsdp_enabled else self._choose_scoring(self.model, self._causal_lm)
         set_seed(args.seed, device_specific=True)  # every process samples different completions
 
     # Hooks of subclasses
@@ -327,16 +328,33 @@ class RankingTrainer(BaseTrainer):
     def _sequence_logps(
         self, model: nn.Module, prompt_ids: list[TokenIds], completion_ids: list[TokenIds]
     ) -> tuple[Tensor, Tensor]:
-        if self._fused_lm_head is None:
-            self._fused_lm_head = fused_head_is_exact(model, self._causal_lm)
+        if self._scoring is None:
+            self._scoring = self._choose_scoring(model, self._causal_lm)
         return sequence_logps(
             model,
             prompt_ids,
             completion_ids,
             pad_token_id=self.renderer.tokenizer.pad_token_id,
             device=self.accelerator.device,
-            fused=self._fused_lm_head,
+            scoring=self._scoring,
         )
+
+    def _choose_scoring(self, model: nn.Module, causal_lm: PreTrainedModel) -> Scoring:
+        return choose_scoring(
+            model,
+            causal_lm,
+            num_completions=self._num_completions,
+            max_prompt_length=self.args.max_prompt_length,
+            max_completion_length=self.args.max_completion_length,
+        )
+
+    @property
+    def _num_completions(self) -> int:
+        """Completions of the first prompt, K."""
+        dataset = self.train_dataset
+        if dataset is None or "completions" not in column_names(dataset):
+            return 2
+        return len(dataset[0]["completions"])
 
     @property
     def _causal_lm(self) -> PreTrainedModel:
@@ -422,6 +440,7 @@ class RankingTrainer(BaseTrainer):
                 "learning rate": f"{args.learning_rate}, {SchedulerType(args.lr_scheduler_type).value}",
                 "prompts per step": str(args.train_batch_size * args.gradient_accumulation_steps * args.world_size),
                 "optimiser steps": str(self.state.global_step),
+                "log-probabilities": str(self._scoring or "not computed"),
             },
         )
 

@@ -8,7 +8,7 @@ one. Its score is the difference of the two log-probabilities. `SelfReward` comp
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import RankerError
 from ..models.batches import longest_first
+from ..models.choose_scoring import choose_scoring
 from ..models.loading import check_positions, load_causal_lm, max_positions, place_model, sync_special_tokens
-from ..models.logps import fuse_lm_head, fused_head_is_exact, sequence_logps
+from ..models.logps import PLAIN, add_scoring, sequence_logps
 from ..models.renderer import Renderer
 from ..types import Prompt, RankingFailure, RankingRequest
 from .base import Outcome, check_positive, rank_by_scores
 from .contrastive_prompts import ContrastivePrompts
+
+_Text = tuple[tuple[int, ...], tuple[int, ...]]  # token ids of a contrastive prompt and of a completion
 
 
 class SelfReward:
@@ -71,9 +74,13 @@ class SelfReward:
             chat_template_kwargs or {},
         )
         self._batch_size = batch_size
-        fuse_lm_head(self.model)
+        add_scoring(self.model)
         # Under ZeRO-3, the fused head expects the weights of every model to be sharded, and this model's are not.
-        self._fused = not is_deepspeed_zero3_enabled() and fused_head_is_exact(self.model)
+        self._scoring = PLAIN
+        if not is_deepspeed_zero3_enabled():
+            self._scoring = choose_scoring(
+                self.model, max_prompt_length=max_prompt_length, max_completion_length=max_completion_length
+            )
 
     def fits(self, prompt: Prompt, tools: Any = None) -> bool:
         """Return whether both contrastive prompts are short enough.
@@ -97,23 +104,38 @@ class SelfReward:
             self-reward is the first minus the second.
         """
         tools = [None] * len(prompts) if tools is None else tools
-        rows = [
-            (self.renderer.prompt(version, own)[0], self.renderer.completion(version, completion, own)[0])
+        texts = [
+            (
+                tuple(self.renderer.prompt(version, own)[0]),
+                tuple(self.renderer.completion(version, completion, own)[0]),
+            )
             for prompt, completion, own in zip(prompts, completions, tools, strict=True)
             for version in self.contrastive.apply(prompt)
         ]
-        sums = torch.empty(len(rows))  # (N * 2,)
-        for batch in longest_first([sum(map(len, row)) for row in rows], self._batch_size):
+        scored: dict[_Text, float] = {}
+        for batch in self._batches(texts):
             with torch.no_grad():
-                batch_sums, _ = sequence_logps(
+                sums, _ = sequence_logps(
                     self.model,
-                    *zip(*(rows[index] for index in batch), strict=True),
+                    *zip(*batch, strict=True),
                     pad_token_id=self.renderer.tokenizer.pad_token_id,
                     device=self.model.device,
-                    fused=self._fused,
+                    scoring=self._scoring,
                 )
-            sums[batch] = batch_sums.cpu()
-        return sums.view(-1, 2)
+            scored.update(zip(batch, sums.tolist(), strict=True))
+        return torch.tensor([scored[text] for text in texts]).view(-1, 2)
+
+    def _batches(self, texts: Sequence[_Text]) -> Iterator[list[_Text]]:
+        """Yield batches of distinct texts, those of one prompt together, so that the prompt is computed once."""
+        by_prompt: dict[tuple[int, ...], list[_Text]] = {}
+        for text in dict.fromkeys(texts):
+            by_prompt.setdefault(text[0], []).append(text)
+        size = self._batch_size
+        groups = [group[start : start + size] for group in by_prompt.values() for start in range(0, len(group), size)]
+        lengths = [max(len(prompt) + len(completion) for prompt, completion in group) for group in groups]
+        groups_per_batch = max(1, size // max(map(len, groups), default=1))
+        for batch in longest_first(lengths, groups_per_batch):
+            yield [text for number in batch for text in groups[number]]
 
 
 class SelfRewardRanker:

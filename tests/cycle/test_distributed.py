@@ -95,23 +95,28 @@ def check_hanging(folder, results):
 FSDP2 = """
 import torch
 from torch.distributed.fsdp import fully_shard
-from cyclealign_trl.models.logps import fuse_lm_head, sequence_logps
+from cyclealign_trl.models.logps import PLAIN, Scoring, add_scoring, sequence_logps
+from cyclealign_trl.models.text_rows import SharedRows
 from tests.conftest import make_model
 
 torch.distributed.init_process_group("gloo")
 whole, sharded = make_model(), make_model()
-fuse_lm_head(whole), fuse_lm_head(sharded)
+add_scoring(whole), add_scoring(sharded)
 mesh = torch.distributed.init_device_mesh("cpu", (2,))
 for layer in sharded.model.layers:
     fully_shard(layer, mesh=mesh)
 fully_shard(sharded, mesh=mesh)
 
-for fused in (True, False):
+shared = SharedRows.of(whole.config)
+for scoring in (PLAIN, Scoring(fused=True), Scoring(fused=True, shared=shared)):
     for model in (whole, sharded):
         model.zero_grad()
         both = [  # completions and SFT target: two forward passes before one backward pass
-            sequence_logps(model, prompts, texts, pad_token_id=0, device=torch.device("cpu"), fused=fused)[0]
-            for prompts, texts in (([[5, 6, 7], [8, 9]], [[10, 11, 1], [12, 1]]), ([[5, 6, 7]], [[20, 1]]))
+            sequence_logps(model, prompts, texts, pad_token_id=0, device=torch.device("cpu"), scoring=scoring)[0]
+            for prompts, texts in (
+                ([[5, 6, 7], [5, 6, 7], [8, 9]], [[10, 11, 1], [13], [12, 1]]),
+                ([[5, 6, 7]], [[20, 1]]),
+            )
         ]
         torch.cat(both).sum().backward()
     for one, other in zip(sharded.parameters(), whole.parameters()):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cyclealign_trl import pro_loss, rrhf_loss
-from cyclealign_trl.models.logps import IGNORED, _reduce_logits, sequence_logps
+from cyclealign_trl.models.logps import PLAIN, _reduce_logits, sequence_logps
 from cyclealign_trl.types import ranks_from_scores
 
 FLOAT64 = {"rtol": 0, "atol": 1e-9}
@@ -62,7 +62,7 @@ def test_pro_of_golden_tokens(golden):
                 [tokens[start:] for tokens in real],
                 pad_token_id=inputs["pad_id"],
                 device=torch.device("cpu"),
-                fused=False,
+                scoring=PLAIN,
             )
             torch.testing.assert_close(sums.tolist(), expected["sum_logprob"][row], rtol=2e-4, atol=2e-4)
             assert lengths.tolist() == expected["num_tokens"][row]
@@ -89,8 +89,10 @@ def test_rrhf_of_golden_tokens(golden):
     for case in golden["rrhf"]["token_level"]:
         inputs, expected = case["inputs"], case["expected"]
         labels = torch.tensor(inputs["labels_shifted"])
-        logps = _reduce_logits(float64(inputs["logits"]), labels)
-        sums, lengths = logps.sum(dim=1), (labels != IGNORED).sum(dim=1)
+        counted = labels >= 0
+        logps = torch.zeros(labels.shape, dtype=torch.float64)
+        logps[counted] = _reduce_logits(float64(inputs["logits"])[counted], labels[counted])
+        sums, lengths = logps.sum(dim=1), counted.sum(dim=1)
         torch.testing.assert_close(sums.tolist(), expected["sum_logprob"], rtol=2e-4, atol=2e-4)
         assert lengths.tolist() == expected["num_tokens"]
         ranks = torch.tensor([ranks_from_scores(inputs["rewards"])])
