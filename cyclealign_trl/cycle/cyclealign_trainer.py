@@ -241,7 +241,8 @@ class CycleAlignTrainer(RankingTrainer):
 
     def _targets(self, batch: Rollout, sums: Tensor, lengths: Tensor) -> RankingTargets:
         with self._metrics.timer("forward"):  # on a device, reading the scores waits for the forward pass
-            scores = (sums / lengths if self.args.policy_score == "mean_logprob" else sums).detach().tolist()
+            by_mean = self.args.policy_score == "mean_logprob"
+            scores = (sums / lengths.clamp(min=1) if by_mean else sums).detach().tolist()
         results = self._resolve(batch, scores)
         sft_targets = [
             self._target_builder.sft_target(result, ids)

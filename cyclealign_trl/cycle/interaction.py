@@ -46,7 +46,8 @@ class InteractionResult:
     Args:
         prompt: The prompt.
         completions: The K sampled texts.
-        white_box_order: The policy's order of the distinct texts, best first, each named by its first index.
+        white_box_order: The policy's order of the distinct texts, best first, each named by its first index. Empty if
+            the prompt was not to be ranked, since its completions are not scored then.
         black_box_order: The ranker's order of the same texts, ties by index. `None` without a ranking.
         agreement: Completions that both orders agree on, best first, at most one of each rank. `None` if the ranker
             prefers none.
@@ -153,11 +154,11 @@ def resolve(
         ValueError: If the answer ranks another number of completions than the request has.
     """
     prompt, completions, distinct = interaction.prompt, interaction.completions, interaction.distinct
+    if outcome is None:
+        return InteractionResult(prompt, completions, (), failure=interaction.skipped)
     white_box = tuple(sorted(distinct, key=lambda index: (-scores[index], index)))
-    if outcome is None or isinstance(outcome, RankingFailure):
-        failure = interaction.skipped if outcome is None else outcome.reason
-        usage = None if outcome is None else outcome.usage
-        return InteractionResult(prompt, completions, white_box, failure=failure, usage=usage)
+    if isinstance(outcome, RankingFailure):
+        return InteractionResult(prompt, completions, white_box, failure=outcome.reason, usage=outcome.usage)
 
     if len(outcome.order) != len(distinct):
         raise ValueError(f"The ranker was shown {len(distinct)} completions and ranked {len(outcome.order)}.")

@@ -76,6 +76,14 @@ class Rollout(Batch):
     interactions: list[Interaction]
     rankings: PendingRankings
 
+    @property
+    def scored_ids(self) -> list[list[TokenIds]]:
+        """Token ids of the completions to score: those of a prompt that is not ranked count as absent."""
+        return [
+            group if interaction.request is not None else [[]] * len(group)
+            for group, interaction in zip(self.completion_ids, self.interactions, strict=True)
+        ]
+
     def wait(self, deadline: float) -> list[Outcome | None]:
         """Return the outcome of each interaction, `None` for skipped ones; see `PendingRankings.wait`."""
         answers = iter(self.rankings.wait(deadline))

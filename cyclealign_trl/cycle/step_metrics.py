@@ -106,11 +106,12 @@ def print_completions(records: Sequence[InteractionRecord], step: int) -> None:
     rows: dict[str, list[Any]] = {"prompt": [], "completion": [], "ranker": [], "policy": [], "agreed": []}
     for record in records[:MAX_PRINTED]:
         result = record.result
-        for place, index in enumerate(result.white_box_order, start=1):
+        scored = bool(result.white_box_order)
+        for place, index in enumerate(result.white_box_order or range(len(result.completions)), start=1):
             rows["prompt"].append(_printable_prompt(result.prompt))
             rows["completion"].append(printable(result.completions[index]))
             rows["ranker"].append(result.failure if result.ranks is None else str(result.ranks[index] + 1))
-            rows["policy"].append(str(place))
+            rows["policy"].append(str(place) if scored else "")
             rows["agreed"].append("yes" if index in (result.agreement or ()) else "")
     print_prompt_completions_sample(rows.pop("prompt"), rows.pop("completion"), {}, None, step, extra=rows)
 

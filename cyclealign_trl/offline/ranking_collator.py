@@ -45,6 +45,11 @@ class RankedBatch(Batch):
     prompt_truncated: list[bool]
     completion_truncated: list[bool]
 
+    @property
+    def scored_ids(self) -> list[list[TokenIds]]:
+        """Token ids of the completions to score."""
+        return self.completion_ids
+
 
 @dataclass(frozen=True)
 class RankingCollator:

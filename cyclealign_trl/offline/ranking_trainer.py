@@ -273,17 +273,18 @@ class RankingTrainer(BaseTrainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Any,  # a batch with `prompt_ids` and `completion_ids`
+        inputs: Any,  # a batch with `prompt_ids` and `scored_ids`
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
         """Return the mean over the batch's prompts of the ranking loss plus weighted SFT."""
-        shape = (len(inputs.prompt_ids), len(inputs.completion_ids[0]))  # (B, K)
+        completion_ids = inputs.scored_ids
+        shape = (len(completion_ids), len(completion_ids[0]))  # (B, K)
         with self._metrics.timer("forward"):
             sums, lengths = self._sequence_logps(
                 model,
                 [prompt for prompt in inputs.prompt_ids for _ in range(shape[1])],
-                [ids for completions in inputs.completion_ids for ids in completions],
+                [ids for completions in completion_ids for ids in completions],
             )
         sums, lengths = sums.view(shape), lengths.view(shape)
         targets = self._targets(inputs, sums, lengths)

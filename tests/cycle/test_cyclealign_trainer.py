@@ -287,10 +287,20 @@ def test_stop_on_agreement_skips_the_remaining_interactions_of_a_prompt(tmp_path
         tmp_path, ranker, dataset=prompts(2), num_interactions=8, num_train_epochs=2, stub_generation=True,
         stop_on_agreement=True,
     )  # fmt: skip
+    scored = []
+    score = trainer._sequence_logps
+
+    def record(model, prompt_ids, completion_ids):
+        scored.append(sum(map(bool, completion_ids)))
+        return score(model, prompt_ids, completion_ids)
+
+    trainer._sequence_logps = record
     trainer.train()
     rows = read_log(tmp_path)
     skipped = [row for row in rows if row["failure"] == "already_agreed"]
     assert skipped
+    assert all((row["white_box_order"] is None) == (row in skipped) for row in rows)
+    assert sum(scored) == (K + 1) * (len(rows) - len(skipped))  # with the improved completion
     assert len(ranker.requests) == len(rows) - len(skipped)
     agreed = set()
     for row in rows:

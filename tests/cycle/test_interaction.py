@@ -104,6 +104,7 @@ def test_equal_or_agreed_completions_are_not_ranked(completions, agreed, skipped
     assert interaction.request is None
     result = resolve(interaction, None, [-1.0, -2.0])
     assert (result.failure, result.ranks, result.agreement, result.demonstration) == (skipped, None, None, None)
+    assert result.white_box_order == ()
 
 
 def test_a_failure_has_a_reason_and_no_ranking():
