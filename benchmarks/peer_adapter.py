@@ -46,8 +46,10 @@ def loss_step(loss_type: str = "pro") -> Callable[[Any, Any], torch.Tensor]:
         scores = (sums / lengths)[None]  # (1, K)
         if loss_type == "rrhf":
             objective: torch.Tensor = rrhf_loss(scores, ranks).sum() - sums[0]
-            return objective
-        return pro_loss(scores, ranks, group.rewards[None].to(sums)).sum() - SFT_WEIGHT * (group.n - 1) ** 2 * sums[0]
+        else:
+            ranking = pro_loss(scores, ranks, group.rewards[None].to(sums)).sum()
+            objective = ranking - SFT_WEIGHT * (group.n - 1) ** 2 * sums[0]
+        return objective
 
     return step
 

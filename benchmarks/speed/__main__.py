@@ -11,16 +11,17 @@ The tables are explained in `docs/benchmarks.md`.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
-for _name, _value in (("HF_HUB_OFFLINE", "1"), ("TRL_EXPERIMENTAL_SILENCE", "1"), ("TOKENIZERS_PARALLELISM", "false"),
-                      ("TRANSFORMERS_VERBOSITY", "error")):  # fmt: skip
-    os.environ.setdefault(_name, _value)  # read when the libraries are imported
+import torch
 
 from .figures import draw_memory
 from .limits import attained_flops
@@ -32,6 +33,15 @@ from .report import header, tables, versions
 from .step import measure_step
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
+LIBRARIES = (
+    ("cyclealign_trl", "CycleAlignTrainer"),
+    ("trl", "GRPOTrainer"),
+    ("trl", "RLOOTrainer"),
+    ("trl.experimental.online_dpo", "OnlineDPOTrainer"),
+    ("peft", "LoraConfig"),
+    ("deepspeed", "initialize"),
+    ("transformers", "Qwen3ForCausalLM"),
+)
 CLOCKS = {
     "cpu": "Seconds are processor seconds, memory is resident memory.",
     "cuda": "Seconds are wall time of a synchronised GPU, memory is what PyTorch has allocated on it.",
@@ -52,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="Write the report to this JSON file too.")
     parser.add_argument("--figures", action="store_true", help="Draw the part 'memory' as docs/images/memory.svg.")
     args = parser.parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn about forks otherwise
     if args.quick and args.device != "cpu":
         parser.error("--quick is a plan for a CPU. Use --only or --work to measure less on a GPU.")
     report = measure(
@@ -103,24 +114,17 @@ def measure(plan_name: str, device: str, parts: Sequence[Part], work_contains: s
 
 def _machine(device: str) -> tuple[str, float]:
     """Return the name of the machine and the operations per second of its matrix products."""
-    import torch
-
     name = f"one thread of {platform.machine()}" if device == "cpu" else torch.cuda.get_device_name()
     return name, attained_flops(device)
 
 
 def _import_libraries() -> None:
-    """Import what forked processes need, once."""
-    import importlib
-
-    import transformers  # noqa: F401
-
-    import cyclealign_trl
-
-    trl = importlib.import_module("trl")
-    for name in ("GRPOTrainer", "RLOOTrainer"):
-        getattr(trl, name, None)
-    getattr(cyclealign_trl, "CycleAlignTrainer", None)
+    """Import what forked processes need, once, so that it counts for none of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL warns that some trainers are experimental
+        for module, name in LIBRARIES:
+            with suppress(ImportError):
+                getattr(importlib.import_module(module), name)
 
 
 if __name__ == "__main__":

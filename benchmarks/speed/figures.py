@@ -12,7 +12,7 @@ CURVES = (("ours_mib", "shared_tokens", "ours", "P + K C", OURS),
 
 
 def draw_memory(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write an SVG: measured peaks as points, and what the number of tokens predicts from the first of them as lines."""
+    """Write an SVG: measured peaks as points, and lines that the number of tokens predicts from the first."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

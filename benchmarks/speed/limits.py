@@ -42,7 +42,7 @@ def _attention_flops(shape: ModelShape, prompt: int, completions: Sequence[int])
 
 
 def attained_flops(device: str, size: int | None = None) -> float:
-    """Return the operations per second of a large matrix product, the best of several: float32 on CPU, else bfloat16."""
+    """Return the operations per second of a large matrix product, the best of several: float32 on CPU, else bf16."""
     size = size or (1024 if device == "cpu" else 8192)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

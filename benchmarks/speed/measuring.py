@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from transformers.utils.logging import set_verbosity_error
 
 T = TypeVar("T")
 MIB = 2**20
 
 
-class NotMeasured(Exception):
+class NotMeasured(Exception):  # noqa: N818 - it is not a fault
     """Something was not measured. The text says why and is printed in place of figures."""
 
 
@@ -81,6 +82,7 @@ def isolated(function: Callable[..., T], *arguments: Any, device: str, budget: B
 def _send_result(sender: Connection, device: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.setsid()
     warnings.simplefilter("ignore")
+    set_verbosity_error()
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # trainers print their logs
     if device == "cpu":
         torch.set_num_threads(1)
@@ -96,7 +98,7 @@ def _send_result(sender: Connection, device: str, function: Callable[..., Any], 
 
 
 def clock(device: str) -> Callable[[], float]:
-    """Return a clock: processor seconds on the CPU, which other processes hardly change, synchronised ones on a GPU."""
+    """Return a clock: processor seconds on the CPU, which other processes hardly change; else synchronised seconds."""
     if device == "cpu":
         return time.process_time
 

@@ -15,8 +15,8 @@ ROWS = "TRL, padded rows"
 def measure_memory(works: tuple[LossWork, ...], device: str, budget: Budget) -> list[dict[str, Any]]:
     """Return a row for each work: peak MiB of both layouts and their growth, beside the growth of their tokens.
 
-    A prompt of P tokens with K completions of up to C takes `P + K C` tokens if it is computed once, and `K (P + C)` in
-    padded rows. Growth is relative to the first work.
+    A prompt of P tokens with K completions of up to C takes `P + K C` tokens if it is computed once, and `K (P + C)`
+    in padded rows. Growth is relative to the first work.
 
     Args:
         works: Works that differ in the number of responses.

@@ -40,7 +40,7 @@ def rrhf_2023(model: Any, group: Group) -> Tensor:
 
 
 def trl_padded(model: Any, group: Group) -> Tensor:
-    """Return PRO + SFT from a padded batch with `logits_to_keep` and `selective_log_softmax`, as trainers of TRL do."""
+    """Return PRO + SFT from a padded batch, `logits_to_keep` and `selective_log_softmax`, as trainers of TRL do."""
     ids, attention_mask, is_response = group.padded()
     longest = ids.shape[1] - len(group.prompt)
     logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=longest + 1).logits

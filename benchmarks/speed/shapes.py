@@ -128,7 +128,7 @@ class Group:
         return torch.tensor([len(response) for response in self.responses], device=self.prompt.device)
 
     def padded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return token ids, attention mask, and which tokens belong to a response, all `(K, L)`, padded on the right."""
+        """Return token ids, attention mask, and which tokens are of a response, all `(K, L)`, padded on the right."""
         rows = [torch.cat([self.prompt, response]) for response in self.responses]
         ids = pad_sequence(rows, batch_first=True, padding_value=PAD)
         positions = torch.arange(ids.shape[1], device=ids.device)

@@ -12,10 +12,10 @@ from statistics import median
 from typing import Any
 
 from .limits import generation_flops, training_flops
-from .measuring import MIB, Budget, NotMeasured, clock, isolated, peak_mib
+from .measuring import Budget, NotMeasured, clock, isolated, peak_mib
 from .plans import StepWork
 from .shapes import MODELS, build_model, build_prompts, build_tokenizer
-from .trainers import OURS, TRAINERS, Setting, require
+from .trainers import OURS, TRAINERS, Setting, missing
 
 PHASES = ("generate", "train")
 Row = dict[str, Any]
@@ -40,8 +40,10 @@ def measure_step(work: StepWork, device: str, rounds: int, steps: int, budget: B
     runs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in TRAINERS}
     for _ in range(rounds):
         for name, peer in TRAINERS.items():
+            rows[name]["note"] = missing(peer, work, device)
+            if rows[name]["note"]:
+                continue
             try:
-                require(peer, work, device)
                 measured, peak = isolated(_run, work, name, steps, device, device=device, budget=budget)
                 runs[name].append(measured)
                 rows[name]["peak_mib"] = max(peak, rows[name].get("peak_mib", 0.0))
@@ -125,8 +127,6 @@ class Stopwatch:
 
 def _run(work: StepWork, name: str, steps: int, device: str) -> tuple[list[dict[str, float]], float]:
     """Return the seconds of the steps that count, and the peak memory with weights and optimiser."""
-    from datasets import Dataset
-
     if TRAINERS[name].module == "unsloth":
         __import__("unsloth")  # must be imported before transformers and TRL
     from transformers import TrainerCallback
@@ -139,7 +139,7 @@ def _run(work: StepWork, name: str, steps: int, device: str) -> tuple[list[dict[
         os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     watch = Stopwatch(clock(device))
 
-    class Marks(TrainerCallback):  # type: ignore[misc]
+    class Marks(TrainerCallback):
         def on_train_begin(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
             watch.time_calls(optimizer, "step", "train")
             watch.mark()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 
 from benchmarks import peer_adapter
 
-from .measuring import NotMeasured
 from .plans import StepWork
 from .shapes import LORA_MODULES, lora_config
 
@@ -221,22 +221,14 @@ TRAINERS = {
 """Trainers by the name in the tables."""
 
 
-def require(peer: Peer, work: StepWork, device: str) -> None:
-    """Check that a trainer can run.
-
-    Raises:
-        NotMeasured: If something that it needs is not installed.
-    """
-    modules = [peer.module]
-    modules += ["vllm"] * work.vllm + ["deepspeed"] * work.zero2 + ["peft"] * work.lora
+def missing(peer: Peer, work: StepWork, device: str) -> str:
+    """Return what keeps a trainer from running, or nothing if it can run."""
+    modules = [peer.module, *["vllm"] * work.vllm, *["deepspeed"] * work.zero2, *["peft"] * work.lora]
     for module in modules:
         try:
             found = importlib.util.find_spec(module)
         except ImportError:
             found = None
-        if found is None and module.startswith("trl."):
-            raise NotMeasured(f"absent from TRL {version('trl')}")
         if found is None:
-            raise NotMeasured(f"not installed: {module}")
-    if device == "cpu" and (work.vllm or peer.module == "unsloth"):
-        raise NotMeasured("needs a GPU")
+            return f"absent from TRL {version('trl')}" if module.startswith("trl.") else f"not installed: {module}"
+    return "needs a GPU" if device == "cpu" and (work.vllm or peer.module == "unsloth") else ""
