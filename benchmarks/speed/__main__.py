@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import os
 import platform
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--figures", action="store_true", help="Draw the part 'memory' as docs/images/memory.svg.")
     args = parser.parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn about forks otherwise
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if args.quick and args.device != "cpu":
         parser.error("--quick is a plan for a CPU. Use --only or --work to measure less on a GPU.")
     report = measure(
@@ -120,7 +122,7 @@ def _machine(device: str) -> tuple[str, float]:
 
 def _import_libraries() -> None:
     """Import what forked processes need, once, so that it counts for none of them."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # DeepSpeed logs what it finds
         warnings.simplefilter("ignore")  # TRL warns that some trainers are experimental
         for module, name in LIBRARIES:
             with suppress(ImportError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from statistics import median
 from typing import Any
+
+import torch
 
 from benchmarks.peer_adapter import loss_step
 
@@ -19,6 +21,7 @@ from .shapes import MODELS, Group, add_lora, build_group, build_model, response_
 OURS = "ours"
 LOSSES = (OURS, *PEER_LOSSES)
 Row = dict[str, Any]
+Peaks = tuple[dict[str, float], dict[str, str]]  # peaks in MiB, and why others were not measured
 
 
 def measure_loss(
@@ -56,36 +59,60 @@ def _seconds_and_peaks(
     work: LossWork, device: str, rounds: int, budget: Budget, rows: dict[str, Row]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Measure the losses, and write why one was not measured into its row."""
-    peaks: dict[str, float] = {}
+    names = tuple(rows)
     try:
-        names = tuple(rows)
-        if device != "cpu":  # on a GPU, loading a large model takes longer than all losses
-            # A loss that runs out of memory must not take part in the rounds, so peaks are measured first.
-            seconds, peaks, notes = isolated(_time_on_gpu, work, names, rounds, budget.left(), device=device,
-                                             budget=budget)  # fmt: skip
-            for name, note in notes.items():
-                rows[name]["note"] = note
-            return seconds, peaks
-        seconds = isolated(_time, work, names, rounds, budget.left() / 2, device=device, budget=budget)
+        if device == "cpu":
+            seconds_of = isolated(_seconds, work, names, rounds, budget.left() / 2, device=device, budget=budget)
+            peaks, notes = measure_peaks((work,), names, device, budget)[0]
+            notes = {name: f"memory: {note}" for name, note in notes.items()}
+        else:  # on a GPU, loading a large model takes longer than all losses
+            seconds_of, peaks, notes = isolated(
+                measure_in_one_process, work, names, rounds, budget.left() / 2, device, device=device, budget=budget
+            )
     except NotMeasured as error:
-        for row in rows.values():
-            row["note"] = str(error)
-        return {}, {}
-    for name, row in rows.items():
-        try:
-            peaks[name] = isolated(_peak, work, name, device=device, budget=budget)
-        except NotMeasured as error:
-            row["note"] = f"memory: {error}"
-    return seconds, peaks
+        seconds_of, peaks, notes = {}, {}, dict.fromkeys(names, str(error))
+    for name, note in notes.items():
+        rows[name]["note"] = note
+    return seconds_of, peaks
 
 
-def measure_peak(work: LossWork, name: str, device: str, budget: Budget) -> float:
-    """Return the peak MiB of forward and backward of one loss, above weights and gradients.
+def measure_peaks(works: Sequence[LossWork], names: Sequence[str], device: str, budget: Budget) -> list[Peaks]:
+    """Return for each work the peak MiB of forward and backward of losses, above weights and gradients.
 
-    Raises:
-        NotMeasured: If it could not be measured.
+    Args:
+        works: Works that differ in the group, not in the model.
+        names: The losses to measure.
+        device: `"cpu"` or `"cuda"`. On the CPU, each loss of each work runs in a process of its own.
+        budget: Budget of the part.
     """
-    return isolated(_peak, work, name, device, device=device, budget=budget)
+    if device != "cpu":
+        try:
+            return isolated(_peaks_of_works, works, names, device, device=device, budget=budget)
+        except NotMeasured as error:
+            return [({}, dict.fromkeys(names, str(error)))] * len(works)
+    measured: list[Peaks] = []
+    for work in works:
+        peaks: dict[str, float] = {}
+        notes: dict[str, str] = {}
+        for name in names:
+            try:
+                ((its_peaks, its_notes),) = isolated(
+                    _peaks_of_works, (work,), (name,), device, device=device, budget=budget
+                )
+                peaks, notes = peaks | its_peaks, notes | its_notes
+            except NotMeasured as error:
+                notes[name] = str(error)
+        measured.append((peaks, notes))
+    return measured
+
+
+def measure_in_one_process(
+    work: LossWork, names: Sequence[str], rounds: int, seconds: float, device: str
+) -> tuple[dict[str, list[float]], dict[str, float], dict[str, str]]:
+    """Return seconds, peaks, and notes on losses that ran out of memory, which take no part in the rounds."""
+    calls = _calls(_build_model(work, device), _build_group(work, device), names)
+    peaks, notes = _peaks(calls, device)
+    return interleaved({name: calls[name] for name in peaks}, rounds, device, seconds), peaks, notes
 
 
 def _lengths(work: LossWork) -> tuple[int, list[int]]:
@@ -93,15 +120,18 @@ def _lengths(work: LossWork) -> tuple[int, list[int]]:
     return prompt, response_lengths(work.length - prompt, work.n)
 
 
-def _build(work: LossWork, device: str) -> tuple[Any, Group]:
+def _build_model(work: LossWork, device: str) -> Any:
     model = build_model(work.model, device)
     if work.lora:
         add_lora(model)
-    model.train()
-    return model, build_group(MODELS[work.model].vocabulary, work.length, work.prompt_share, work.n, device)
+    return model.train()
 
 
-def _calls(model: Any, group: Group, names: tuple[str, ...]) -> dict[str, Callable[[], None]]:
+def _build_group(work: LossWork, device: str) -> Group:
+    return build_group(MODELS[work.model].vocabulary, work.length, work.prompt_share, work.n, device)
+
+
+def _calls(model: Any, group: Group, names: Sequence[str]) -> dict[str, Callable[[], None]]:
     """Return a call for each loss that computes it and adds its gradients to those of the model."""
 
     def step(loss: Loss) -> None:
@@ -111,33 +141,27 @@ def _calls(model: Any, group: Group, names: tuple[str, ...]) -> dict[str, Callab
     return {name: partial(step, losses[name]) for name in names}
 
 
-def _time(work: LossWork, names: tuple[str, ...], rounds: int, seconds: float) -> dict[str, list[float]]:
-    return interleaved(_calls(*_build(work, "cpu"), names), rounds, "cpu", seconds)
+def _seconds(work: LossWork, names: Sequence[str], rounds: int, seconds: float) -> dict[str, list[float]]:
+    calls = _calls(_build_model(work, "cpu"), _build_group(work, "cpu"), names)
+    return interleaved(calls, rounds, "cpu", seconds)
 
 
-def _peak(work: LossWork, name: str, device: str = "cpu") -> float:
-    call = _calls(*_build(work, device), (name,))[name]
-    call()  # allocates the gradients and what libraries keep
+def _peaks_of_works(works: Sequence[LossWork], names: Sequence[str], device: str) -> list[Peaks]:
     if device == "cpu":
         return_freed_memory()
-    return peak_mib(call, device)
+    model = _build_model(works[0], device)
+    return [_peaks(_calls(model, _build_group(work, device), names), device) for work in works]
 
 
-def _time_on_gpu(
-    work: LossWork, names: tuple[str, ...], rounds: int, seconds: float
-) -> tuple[dict[str, list[float]], dict[str, float], dict[str, str]]:
-    """Return seconds, peaks, and notes on the losses that ran out of memory."""
-    import torch
-
-    calls = _calls(*_build(work, "cuda"), names)
+def _peaks(calls: Mapping[str, Callable[[], None]], device: str) -> Peaks:
     peaks: dict[str, float] = {}
     notes: dict[str, str] = {}
     for name, call in calls.items():
         try:
-            call()
-            peaks[name] = peak_mib(call, "cuda")
+            call()  # allocates the gradients and what libraries keep
+            peaks[name] = peak_mib(call, device)
         except torch.OutOfMemoryError:
             notes[name] = "out of memory"
-        torch.cuda.empty_cache()
-    fitting = {name: call for name, call in calls.items() if name in peaks}
-    return interleaved(fitting, rounds, "cuda", seconds / 2), peaks, notes
+        if device != "cpu":
+            torch.cuda.empty_cache()
+    return peaks, notes

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers.utils.logging import set_verbosity_error
 
 T = TypeVar("T")
 MIB = 2**20
@@ -82,7 +81,6 @@ def isolated(function: Callable[..., T], *arguments: Any, device: str, budget: B
 def _send_result(sender: Connection, device: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.setsid()
     warnings.simplefilter("ignore")
-    set_verbosity_error()
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # trainers print their logs
     if device == "cpu":
         torch.set_num_threads(1)
@@ -140,6 +138,7 @@ def peak_mib(call: Callable[[], object], device: str) -> float:
     """
     gc.collect()
     if device != "cpu":
+        torch.cuda.init()  # there are no statistics to reset before
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
@@ -154,13 +153,15 @@ def peak_mib(call: Callable[[], object], device: str) -> float:
 
 
 def return_freed_memory() -> None:
-    """Let the C library return freed tensors to the system at once, so that resident memory is memory in use."""
+    """Let the C library return tensors to the system as soon as they are freed: resident memory is memory in use.
+
+    Call this before the first tensor is allocated. Allocations take longer afterwards.
+    """
     if sys.platform.startswith("linux"):
         trim_threshold, mmap_threshold, size = -1, -3, 65536  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
         library = ctypes.CDLL(None)
         library.mallopt(mmap_threshold, size)
         library.mallopt(trim_threshold, size)
-        library.malloc_trim(0)
 
 
 def _status_kib(field: str) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from .loss import OURS, measure_peak
-from .measuring import Budget, NotMeasured
+from .loss import OURS, measure_peaks
+from .measuring import Budget
 from .plans import LossWork
 
 ROWS = "TRL, padded rows"
@@ -24,7 +24,8 @@ def measure_memory(works: tuple[LossWork, ...], device: str, budget: Budget) -> 
         budget: Budget of the part.
     """
     rows: list[dict[str, Any]] = []
-    for work in works:
+    measured = measure_peaks(works, (OURS, ROWS), device, budget)
+    for work, (peaks, notes) in zip(works, measured, strict=True):
         prompt = round(work.length * work.prompt_share)
         row: dict[str, Any] = {
             "work": str(work),
@@ -33,10 +34,9 @@ def measure_memory(works: tuple[LossWork, ...], device: str, budget: Budget) -> 
             "padded_tokens": work.n * work.length,
         }
         for name, key in ((OURS, "ours_mib"), (ROWS, "padded_mib")):
-            try:
-                row[key] = measure_peak(work, name, device, budget)
-            except NotMeasured as error:
-                row["note"] = f"{name}: {error}"
+            if name in peaks:
+                row[key] = peaks[name]
+        row["note"] = "; ".join(f"{name}: {note}" for name, note in notes.items())
         rows.append(row)
     for key in ("shared_tokens", "padded_tokens", "ours_mib", "padded_mib"):
         for row in rows:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from benchmarks.peer_adapter import SFT_WEIGHT
-from cyclealign_trl._compat import selective_log_softmax
 
 from .shapes import Group
 
@@ -41,6 +40,8 @@ def rrhf_2023(model: Any, group: Group) -> Tensor:
 
 def trl_padded(model: Any, group: Group) -> Tensor:
     """Return PRO + SFT from a padded batch, `logits_to_keep` and `selective_log_softmax`, as trainers of TRL do."""
+    from cyclealign_trl._compat import selective_log_softmax  # not above: Unsloth must be imported before TRL
+
     ids, attention_mask, is_response = group.padded()
     longest = ids.shape[1] - len(group.prompt)
     logits = model(input_ids=ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=longest + 1).logits

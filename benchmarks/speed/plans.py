@@ -6,6 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Part = Literal["loss", "step", "memory"]
+OURS, GRPO, RLOO, ONLINE_DPO, UNSLOTH = TRAINER_NAMES = (
+    "CycleAlignTrainer",
+    "TRL GRPOTrainer",
+    "TRL RLOOTrainer",
+    "TRL OnlineDPOTrainer",
+    "Unsloth GRPOTrainer",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class StepWork:
         vllm: Whether vLLM samples instead of `model.generate`.
         activation_checkpointing: Whether activations are recomputed in the backward pass.
         zero2: Whether DeepSpeed runs ZeRO-2, in one process.
+        trainers: The trainers to run.
     """
 
     model: str
@@ -56,6 +64,7 @@ class StepWork:
     vllm: bool = False
     activation_checkpointing: bool = False
     zero2: bool = False
+    trainers: tuple[str, ...] = TRAINER_NAMES
 
     def __str__(self) -> str:
         settings = ["LoRA" if self.lora else "full", "vLLM" if self.vllm else "generate"]
@@ -98,7 +107,8 @@ def _over_n(base: LossWork) -> tuple[LossWork, ...]:
 
 
 _CPU, _CPU_STEP = LossWork("32k", 256), StepWork("8k", 8, 128, 4, 64)
-_GPU, _GPU_STEP = LossWork("Qwen3-0.6B", 2048), StepWork("Qwen3-0.6B", 8, 512, 8, 256)
+_GPU, _GPU_STEP = LossWork("Qwen3-0.6B", 2048), StepWork("Qwen3-0.6B", 8, 512, 8, 128)
+_OURS_AND_GRPO = replace(_GPU_STEP, trainers=(OURS, GRPO))
 _TINY, _TINY_STEP = LossWork("tiny", 32), StepWork("tiny", 2, 12, 3, 4)
 
 PLANS = {
@@ -117,10 +127,10 @@ PLANS = {
     ),
     "quick": Plan(
         loss=(_CPU, replace(_CPU, lora=True)),
-        step=(replace(_CPU_STEP, prompts=4),),
-        memory=_over_n(LossWork("8k", 256)),
-        seconds={"loss": 45, "step": 45, "memory": 20},
-        rounds=2,
+        step=(StepWork("8k", 4, 64, 4, 32),),
+        memory=_over_n(LossWork("8k", 128)),
+        seconds={"loss": 50, "step": 40, "memory": 20},
+        rounds=1,
         step_rounds=1,
         steps=2,
     ),
@@ -151,17 +161,19 @@ PLANS = {
         ),
         step=(
             _GPU_STEP,
-            replace(_GPU_STEP, vllm=True),
+            replace(_OURS_AND_GRPO, vllm=True),
+            replace(_OURS_AND_GRPO, model="Qwen3-8B", lora=True, activation_checkpointing=True),
+            replace(_OURS_AND_GRPO, model="Qwen3-1.7B"),
             replace(_GPU_STEP, lora=True),
-            replace(_GPU_STEP, activation_checkpointing=True),
-            replace(_GPU_STEP, model="Qwen3-1.7B", vllm=True),
-            replace(_GPU_STEP, model="Qwen3-8B", lora=True, vllm=True, activation_checkpointing=True),
-            replace(_GPU_STEP, zero2=True),
-            replace(_GPU_STEP, lora=True, activation_checkpointing=True, zero2=True),
+            replace(_OURS_AND_GRPO, model="Qwen3-8B", lora=True, activation_checkpointing=True, vllm=True),
+            replace(_OURS_AND_GRPO, activation_checkpointing=True),
+            replace(_OURS_AND_GRPO, zero2=True),
+            replace(_OURS_AND_GRPO, lora=True, activation_checkpointing=True, zero2=True),
         ),
         memory=_over_n(_GPU),
         seconds={"loss": 210, "step": 300, "memory": 60},
         step_rounds=1,
+        steps=2,
     ),
 }
-"""Plans by name. "gpu" has the most works: what does not fit into its seconds is measured with `--only`."""
+"""Plans by name. "gpu" has more works than fit into its seconds: `--only` and `--work` choose among them."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from .limits import generation_flops, training_flops
 from .measuring import Budget, NotMeasured, clock, isolated, peak_mib
-from .plans import StepWork
+from .plans import OURS, StepWork
 from .shapes import MODELS, build_model, build_prompts, build_tokenizer
-from .trainers import OURS, TRAINERS, Setting, missing
+from .trainers import TRAINERS, Setting, missing
 
 PHASES = ("generate", "train")
 Row = dict[str, Any]
@@ -36,11 +36,12 @@ def measure_step(work: StepWork, device: str, rounds: int, steps: int, budget: B
         budget: Budget of the part.
         rate: Operations per second that the device attains.
     """
-    rows: dict[str, Row] = {name: {"work": str(work), "trainer": name, **asdict(work)} for name in TRAINERS}
-    runs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in TRAINERS}
+    facts = {key: value for key, value in asdict(work).items() if key != "trainers"}
+    rows: dict[str, Row] = {name: {"work": str(work), "trainer": name, **facts} for name in work.trainers}
+    runs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in work.trainers}
     for _ in range(rounds):
-        for name, peer in TRAINERS.items():
-            rows[name]["note"] = missing(peer, work, device)
+        for name in work.trainers:
+            rows[name]["note"] = missing(TRAINERS[name], work, device)
             if rows[name]["note"]:
                 continue
             try:

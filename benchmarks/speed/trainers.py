@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import peer_adapter
 
-from .plans import StepWork
+from .plans import GRPO, ONLINE_DPO, OURS, RLOO, UNSLOTH, StepWork
 from .shapes import LORA_MODULES, lora_config
 
 ZERO2 = {
@@ -210,13 +210,12 @@ class Peer:
     loads_model: bool = False
 
 
-OURS = "CycleAlignTrainer"
 TRAINERS = {
     OURS: Peer(_cyclealign, peer_adapter.TRAINER_PHASES, "cyclealign_trl"),
-    "TRL GRPOTrainer": Peer(_grpo, TRL_PHASES),
-    "TRL RLOOTrainer": Peer(_rloo, TRL_PHASES),
-    "TRL OnlineDPOTrainer": Peer(_online_dpo, TRL_PHASES, "trl.experimental.online_dpo", n=2),
-    "Unsloth GRPOTrainer": Peer(_unsloth, TRL_PHASES, "unsloth", loads_model=True),
+    GRPO: Peer(_grpo, TRL_PHASES),
+    RLOO: Peer(_rloo, TRL_PHASES),
+    ONLINE_DPO: Peer(_online_dpo, TRL_PHASES, "trl.experimental.online_dpo", n=2),
+    UNSLOTH: Peer(_unsloth, TRL_PHASES, "unsloth", loads_model=True),
 }
 """Trainers by the name in the tables."""
 

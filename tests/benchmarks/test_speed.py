@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.peer_adapter import loss_step
 from benchmarks.speed.figures import draw_memory
 from benchmarks.speed.limits import generation_flops, training_flops
-from benchmarks.speed.loss import LOSSES
+from benchmarks.speed.loss import LOSSES, measure_in_one_process
 from benchmarks.speed.measuring import Budget, NotMeasured, interleaved, isolated, peak_mib
 from benchmarks.speed.peer_losses import PEER_LOSSES
-from benchmarks.speed.plans import PLANS, LossWork, StepWork
+from benchmarks.speed.plans import ONLINE_DPO, OURS, PLANS, UNSLOTH, StepWork
 from benchmarks.speed.report import tables
 from benchmarks.speed.shapes import MODELS, add_lora, build_group, build_model
-from benchmarks.speed.trainers import OURS, TRAINERS, missing
+from benchmarks.speed.trainers import TRAINERS, missing
 
 OUR_LOSS = {"PRO 2023": "pro", "RRHF 2023": "rrhf", "TRL, padded rows": "pro"}
 TINY = MODELS["tiny"]
@@ -109,6 +109,7 @@ def _fail():
 
 def test_a_process_of_its_own_returns_its_result_or_the_reason():
     budget = Budget(60)
+    assert isolated(max, 1, 2, device="cuda", budget=budget) == 2  # a new interpreter, because CUDA cannot be forked
     assert isolated(_allocate, device="cpu", budget=budget) == pytest.approx(64, abs=8)
     with pytest.raises(NotMeasured, match=r"^failed: ValueError: no such thing$"):
         isolated(_fail, device="cpu", budget=budget)
@@ -123,8 +124,21 @@ def test_a_trainer_that_is_absent_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "unsloth", None)
     work = StepWork("tiny", 1, 4, 2, 4)
     assert missing(TRAINERS[OURS], work, "cpu") == ""
-    assert missing(TRAINERS["TRL OnlineDPOTrainer"], work, "cpu") == f"absent from TRL {version('trl')}"
-    assert missing(TRAINERS["Unsloth GRPOTrainer"], work, "cpu") == "not installed: unsloth"
+    assert missing(TRAINERS[ONLINE_DPO], work, "cpu") == f"absent from TRL {version('trl')}"
+    assert missing(TRAINERS[UNSLOTH], work, "cpu") == "not installed: unsloth"
+
+
+def test_losses_of_a_large_model_share_a_process(monkeypatch):
+    """As on a GPU, where a loss can run out of memory."""
+
+    def too_large(model, group):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setitem(PEER_LOSSES, "RRHF 2023", too_large)
+    seconds, peaks, notes = measure_in_one_process(PLANS["tiny"].loss[0], LOSSES, 2, 60, "cpu")
+    assert notes == {"RRHF 2023": "out of memory"}
+    assert seconds.keys() == peaks.keys() == set(LOSSES) - {"RRHF 2023"}
+    assert {len(times) for times in seconds.values()} == {2}
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +208,8 @@ def test_plans_vary_every_setting():
     assert {work.n for work in loss} == {2, 4, 8, 16}
     assert min(work.prompt_share for work in loss) == 0.25
     assert max(work.prompt_share for work in loss) == 0.9
+    assert set(PLANS["gpu"].step[0].trainers) == set(TRAINERS)
     assert {work.vllm for work in PLANS["gpu"].step} == {True, False}
     assert sum(PLANS["gpu"].seconds.values()) < 600
     assert sum(PLANS["cpu"].seconds.values()) < 480
     assert sum(PLANS["quick"].seconds.values()) < 120
-    assert isinstance(PLANS["tiny"].memory[0], LossWork)
