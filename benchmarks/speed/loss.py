@@ -16,7 +16,7 @@ from .limits import training_flops
 from .measuring import Budget, NotMeasured, interleaved, isolated, peak_mib, return_freed_memory
 from .peer_losses import PEER_LOSSES, Loss
 from .plans import LossWork
-from .shapes import MODELS, Group, add_lora, build_group, build_model, response_lengths
+from .shapes import MODELS, Group, add_lora, build_group, build_model
 
 OURS = "ours"
 LOSSES = (OURS, *PEER_LOSSES)
@@ -41,7 +41,7 @@ def measure_loss(
     """
     rows: dict[str, Row] = {name: {"work": str(work), "loss": name, **asdict(work)} for name in names}
     seconds, peaks = _seconds_and_peaks(work, device, rounds, budget, rows)
-    limit = training_flops(MODELS[work.model], *_lengths(work), work.lora) / rate
+    limit = training_flops(MODELS[work.model], *work.lengths, work.lora) / rate
     for name, row in rows.items():
         row["peak_mib"] = peaks.get(name)
         if name in seconds:
@@ -115,11 +115,6 @@ def measure_in_one_process(
     return interleaved({name: calls[name] for name in peaks}, rounds, device, seconds), peaks, notes
 
 
-def _lengths(work: LossWork) -> tuple[int, list[int]]:
-    prompt = round(work.length * work.prompt_share)
-    return prompt, response_lengths(work.length - prompt, work.n)
-
-
 def _build_model(work: LossWork, device: str) -> Any:
     model = build_model(work.model, device)
     if work.lora:
@@ -128,7 +123,7 @@ def _build_model(work: LossWork, device: str) -> Any:
 
 
 def _build_group(work: LossWork, device: str) -> Group:
-    return build_group(MODELS[work.model].vocabulary, work.length, work.prompt_share, work.n, device)
+    return build_group(MODELS[work.model].vocabulary, *work.lengths, device)
 
 
 def _calls(model: Any, group: Group, names: Sequence[str]) -> dict[str, Callable[[], None]]:

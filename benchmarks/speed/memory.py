@@ -15,8 +15,8 @@ ROWS = "TRL, padded rows"
 def measure_memory(works: tuple[LossWork, ...], device: str, budget: Budget) -> list[dict[str, Any]]:
     """Return a row for each work: peak MiB of both layouts and their growth, beside the growth of their tokens.
 
-    A prompt of P tokens with K completions of up to C takes `P + K C` tokens if it is computed once, and `K (P + C)`
-    in padded rows. Growth is relative to the first work.
+    A prompt of P tokens with K completions takes `P + K C` tokens if it is computed once, where C is their mean
+    length, and `K (P + C)` in padded rows, where C is the longest. Growth is relative to the first work.
 
     Args:
         works: Works that differ in the number of responses.
@@ -26,12 +26,12 @@ def measure_memory(works: tuple[LossWork, ...], device: str, budget: Budget) -> 
     rows: list[dict[str, Any]] = []
     measured = measure_peaks(works, (OURS, ROWS), device, budget)
     for work, (peaks, notes) in zip(works, measured, strict=True):
-        prompt = round(work.length * work.prompt_share)
+        prompt, completions = work.lengths
         row: dict[str, Any] = {
             "work": str(work),
             **asdict(work),
-            "shared_tokens": prompt + work.n * (work.length - prompt),
-            "padded_tokens": work.n * work.length,
+            "shared_tokens": prompt + sum(completions),
+            "padded_tokens": work.n * (prompt + max(completions)),
         }
         for name, key in ((OURS, "ours_mib"), (ROWS, "padded_mib")):
             if name in peaks:

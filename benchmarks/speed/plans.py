@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +33,16 @@ class LossWork:
     prompt_share: float = 0.75
     n: int = 4
     lora: bool = False
+
+    @property
+    def lengths(self) -> tuple[int, list[int]]:
+        """Tokens of the prompt and of each response.
+
+        Responses are evenly spread from the longest to a third of it, as replies of one model differ in length.
+        """
+        prompt = round(self.length * self.prompt_share)
+        longest, last = self.length - prompt, max(1, self.n - 1)
+        return prompt, [max(1, math.ceil(longest * (1 - 2 / 3 * index / last))) for index in range(self.n)]
 
     def __str__(self) -> str:
         weights = "LoRA" if self.lora else "full"
@@ -138,16 +149,18 @@ PLANS = {
         loss=(
             _CPU,
             replace(_CPU, lora=True),
+            replace(_CPU, model="151k", length=128),
+            *_around(_CPU, (0.25, 0.9), (2,)),
             replace(_CPU, length=512),
-            *_around(_CPU, (0.25, 0.5, 0.9), (2, 8)),
+            *_around(_CPU, (0.5,), (16, 8)),
             replace(_CPU, model="151k", length=512),
             replace(_CPU, model="151k", length=512, lora=True),
-            *_around(_CPU, ns=(16,)),
         ),
-        step=(_CPU_STEP, replace(_CPU_STEP, prompt_length=384), replace(_CPU_STEP, lora=True)),
+        step=(_CPU_STEP, replace(_CPU_STEP, lora=True), replace(_CPU_STEP, prompt_length=384)),
         memory=_over_n(_CPU),
-        seconds={"loss": 240, "step": 160, "memory": 60},
-        rounds=3,
+        seconds={"loss": 250, "step": 150, "memory": 50},
+        rounds=2,
+        steps=1,
     ),
     "gpu": Plan(
         loss=(

@@ -5,7 +5,6 @@ Nothing is downloaded. Random weights take the same time and memory as trained o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,18 +135,12 @@ class Group:
         return ids, present.long(), present & (positions >= len(self.prompt))
 
 
-def response_lengths(longest: int, n: int) -> list[int]:
-    """Return lengths that fall evenly from `longest` to a third of it, as replies of one model differ in length."""
-    return [max(1, math.ceil(longest * (1 - 2 / 3 * index / max(1, n - 1)))) for index in range(n)]
-
-
-def build_group(vocabulary: int, length: int, prompt_share: float, n: int, device: str) -> Group:
-    """Return a group of random token ids. Prompt and longest response together have `length` tokens."""
-    prompt = round(length * prompt_share)
+def build_group(vocabulary: int, prompt: int, responses: Sequence[int], device: str) -> Group:
+    """Return a group of random token ids with the given numbers of tokens."""
     generator = torch.Generator().manual_seed(0)
     parts = [
-        torch.randint(FIRST_WORD, vocabulary, (size,), generator=generator).to(device)
-        for size in (prompt, *response_lengths(length - prompt, n))
+        torch.randint(FIRST_WORD, vocabulary, (length,), generator=generator).to(device)
+        for length in (prompt, *responses)
     ]
     return Group(parts[0], parts[1:])
 

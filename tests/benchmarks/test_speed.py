@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.peer_adapter import loss_step
 from benchmarks.speed.figures import draw_memory
@@ -18,7 +19,7 @@ from benchmarks.speed.measuring import Budget, NotMeasured, interleaved, isolate
 from benchmarks.speed.peer_losses import PEER_LOSSES
 from benchmarks.speed.plans import ONLINE_DPO, OURS, PLANS, UNSLOTH, StepWork
 from benchmarks.speed.report import tables
-from benchmarks.speed.shapes import MODELS, add_lora, build_group, build_model
+from benchmarks.speed.shapes import LORA_MODULES, MODELS, add_lora, build_group, build_model
 from benchmarks.speed.trainers import TRAINERS, missing
 
 OUR_LOSS = {"PRO 2023": "pro", "RRHF 2023": "rrhf", "TRL, padded rows": "pro"}
@@ -33,20 +34,20 @@ def loss_and_gradient(step, model, group):
     return loss.detach(), gradient
 
 
-@pytest.mark.parametrize("lora", [False, True])
+def float64_model(frozen_head=False):
+    """Build a GPT-2. Qwen3 would round to float32 in each of its norms."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=TINY.vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+    model.lm_head.weight.requires_grad_(not frozen_head)
+    return model.double().eval()  # without dropout
+
+
+@pytest.mark.parametrize("frozen_head", [False, True])
 @pytest.mark.parametrize("n", [2, 5])
 @pytest.mark.parametrize("peer", PEER_LOSSES)
-def test_our_loss_and_gradient_equal_those_of_peers(peer, n, lora):
-    model = build_model("tiny", "cpu").double()
-    if lora:
-        pytest.importorskip("peft")
-        add_lora(model)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if "lora_B" in name:  # starts at 0, which leaves the other factor without a gradient
-                    weight.normal_(std=0.1)
-        model.double()
-    group = build_group(TINY.vocabulary, 24, 0.5, n, "cpu")
+def test_our_loss_and_gradient_equal_those_of_peers(peer, n, frozen_head):
+    model = float64_model(frozen_head)
+    group = build_group(TINY.vocabulary, 12, range(12, 12 - 2 * n, -2), "cpu")
     expected, expected_gradient = loss_and_gradient(PEER_LOSSES[peer], model, group)
     loss, gradient = loss_and_gradient(loss_step(OUR_LOSS[peer]), model, group)
     # Sums that were rounded to float32 cannot be closer.
@@ -57,11 +58,20 @@ def test_our_loss_and_gradient_equal_those_of_peers(peer, n, lora):
 
 
 def test_losses_of_peers_depend_on_the_order():
-    model = build_model("tiny", "cpu").double()
-    group = build_group(TINY.vocabulary, 24, 0.5, 4, "cpu")
+    model = float64_model()
+    group = build_group(TINY.vocabulary, 12, [12, 10, 6, 3], "cpu")
     reverse = type(group)(group.prompt, group.responses[::-1])
     for loss in PEER_LOSSES.values():
         assert loss(model, group).item() != pytest.approx(loss(model, reverse).item(), rel=1e-3)
+
+
+def test_lora_freezes_all_other_weights():
+    pytest.importorskip("peft")
+    model = build_model("tiny", "cpu")
+    add_lora(model)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(trained) == 2 * len(LORA_MODULES) * TINY.layers
+    assert all("lora_" in name for name in trained)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -186,7 +196,7 @@ def test_report_has_each_trainer_of_each_work(report):
 def test_report_has_the_memory_by_completions_and_its_prediction(report, tmp_path):
     rows = report[0]["memory"]
     assert [row["n"] for row in rows] == [2, 4, 8, 16]
-    assert [row["shared_tokens"] for row in rows] == [24 + 8 * n for n in (2, 4, 8, 16)]
+    assert [row["shared_tokens"] for row in rows][:2] == [24 + 8 + 3, 24 + 8 + 7 + 5 + 3]
     assert [row["padded_tokens_growth"] for row in rows] == [1, 2, 4, 8]
     assert all({"ours_mib", "padded_mib"} <= row.keys() for row in rows)
     draw_memory(rows, tmp_path / "images" / "memory.svg")
