@@ -45,7 +45,8 @@ def measure_step(work: StepWork, device: str, rounds: int, steps: int, budget: B
             if rows[name]["note"]:
                 continue
             try:
-                measured, peak = isolated(_run, work, name, steps, device, device=device, budget=budget)
+                with tempfile.TemporaryDirectory() as folder:  # deleted even if the process is killed
+                    measured, peak = isolated(_run, work, name, steps, device, folder, device=device, budget=budget)
                 runs[name].append(measured)
                 rows[name]["peak_mib"] = max(peak, rows[name].get("peak_mib", 0.0))
             except NotMeasured as error:
@@ -126,7 +127,7 @@ class Stopwatch:
         return [{key: end[key] - start.get(key, 0.0) for key in end} for start, end in pairs]
 
 
-def _run(work: StepWork, name: str, steps: int, device: str) -> tuple[list[dict[str, float]], float]:
+def _run(work: StepWork, name: str, steps: int, device: str, folder: str) -> tuple[list[dict[str, float]], float]:
     """Return the seconds of the steps that count, and the peak memory with weights and optimiser."""
     if TRAINERS[name].module == "unsloth":
         __import__("unsloth")  # must be imported before transformers and TRL
@@ -156,8 +157,7 @@ def _run(work: StepWork, name: str, steps: int, device: str) -> tuple[list[dict[
         trainer.add_callback(Marks())
         trainer.train()
 
-    with tempfile.TemporaryDirectory() as folder:
-        peak = peak_mib(run, device)
+    peak = peak_mib(run, device)
     return watch.steps()[1:], peak
 
 

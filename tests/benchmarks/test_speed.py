@@ -19,7 +19,7 @@ from benchmarks.speed.measuring import Budget, NotMeasured, interleaved, isolate
 from benchmarks.speed.peer_losses import PEER_LOSSES
 from benchmarks.speed.plans import ONLINE_DPO, OURS, PLANS, UNSLOTH, StepWork
 from benchmarks.speed.report import tables
-from benchmarks.speed.shapes import LORA_MODULES, MODELS, add_lora, build_group, build_model
+from benchmarks.speed.shapes import EOS, LORA_MODULES, MODELS, add_lora, build_group, build_model
 from benchmarks.speed.trainers import TRAINERS, missing
 
 OUR_LOSS = {"PRO 2023": "pro", "RRHF 2023": "rrhf", "TRL, padded rows": "pro"}
@@ -37,7 +37,8 @@ def loss_and_gradient(step, model, group):
 def float64_model(frozen_head=False):
     """Build a GPT-2. Qwen3 would round to float32 in each of its norms."""
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=TINY.vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=64))
+    sizes = {"vocab_size": TINY.vocabulary, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=EOS))
     model.lm_head.weight.requires_grad_(not frozen_head)
     return model.double().eval()  # without dropout
 
