@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetInfo, Features, List, Value
 
 from .._files import atomic_write
 from ..data.formats import text_feature
-from ..types import as_completion
+from ..types import ExportType, as_completion
 from .interaction import InteractionResult
 from .log_files import merge_full_block, read_files
 
@@ -138,8 +138,6 @@ def to_row(step: int, interaction: int, result: InteractionResult) -> dict[str, 
 
 
 # Export
-
-ExportType = Literal["preference", "ranked", "prompt-completion"]
 
 
 def export_interactions(run: str | os.PathLike[str], to: ExportType = "preference") -> Dataset:

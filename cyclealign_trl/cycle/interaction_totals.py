@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import groupby
@@ -106,7 +105,7 @@ class InteractionTotals:
     rankings: int = 0
     agreed: int = 0
     tied: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, int] = field(default_factory=dict)
     billed: Expense = field(default_factory=Expense)
     cached: Expense = field(default_factory=Expense)
     bins: list[AgreementBin] = field(default_factory=list)
@@ -129,7 +128,7 @@ class InteractionTotals:
         for row in rows:
             self.interactions += 1
             if row["failure"] is not None:
-                self.reasons[row["failure"]] += 1
+                self.reasons[row["failure"]] = self.reasons.get(row["failure"], 0) + 1
             if row["ranks"] is not None:
                 self.rankings += 1
                 self.tied += len(set(row["ranks"])) < 2
@@ -158,7 +157,6 @@ class InteractionTotals:
         return cls(
             **{
                 **{name: state[name] for name in (field.name for field in fields(cls))},
-                "reasons": Counter(state["reasons"]),
                 "billed": Expense(**state["billed"]),
                 "cached": Expense(**state["cached"]),
                 "bins": [AgreementBin(**part) for part in state["bins"]],

@@ -96,7 +96,10 @@ def test_the_totals_of_a_long_run_stay_small_and_exact():
 
 @pytest.mark.parametrize("cut", [0, 1, 399, 400, 401, 1000])
 def test_totals_continue_from_their_state(cut):
-    rows = [row(step, [0, 1, 2][: 1 + step % 3], cost=0.1, cached=step % 5 == 0) for step in range(1100)]
+    rows = [
+        row(step, [0, 1, 2][: 1 + step % 3], "timeout" if step % 7 == 0 else None, cost=0.1, cached=step % 5 == 0)
+        for step in range(1100)
+    ]
     whole, first = InteractionTotals(2), InteractionTotals(2)
     for one in rows:
         whole.add(one["step"], [one])
