@@ -46,6 +46,7 @@ from .guards import BudgetGuard, FailureGuard, RankerErrorGuard
 from .interaction import InteractionResult, add_correction, open_interaction
 from .interaction_log import InteractionLog
 from .interaction_sampler import InteractionSampler
+from .interaction_totals import RunningTotals
 from .pending_rankings import PendingRankings
 from .publishing import describe_run, push_log, run_settings, save_demonstrations
 from .rollout import PromptBatch, PromptCollator, Rollout, make_backend
@@ -139,6 +140,7 @@ class CycleAlignTrainer(RankingTrainer):
         if isinstance(self.generation, TrainerCallback):  # it follows the optimiser steps
             self.add_callback(self.generation)
         self.interaction_log = InteractionLog(args.output_dir, args.process_index)
+        self._totals = RunningTotals(self.interaction_log, args.min_agreement)  # of all processes, on the main one
         self._target_builder = TargetBuilder(args, self.renderer)
 
         # The current step: prompts without completions yet, rollouts that were not trained on yet, and their records.
@@ -330,6 +332,8 @@ class CycleAlignTrainer(RankingTrainer):
         position = self.state.global_step % self.args.num_interactions
         own_results = [record.result for record in chain.from_iterable(self._records)]
         self.interaction_log.write(self.state.global_step, position, own_results)
+        if self.is_world_process_zero():
+            self._totals.observe(self.state.global_step, [record.result for record in records])
 
         failures = [record.result.failure for record in records]
         self._budget_guard.observe(failures, str(self._budget or "by its own account"))
@@ -403,15 +407,21 @@ class CycleAlignTrainer(RankingTrainer):
         return {**super()._resume_settings(), "num_interactions": self.args.num_interactions}
 
     def _state(self) -> dict[str, Any]:
-        return {"demonstrations": self.demonstrations.state_dict(), "agreed": sorted(self._agreed)}
+        return {
+            "demonstrations": self.demonstrations.state_dict(),
+            "agreed": sorted(self._agreed),
+            "totals": self._totals.state_dict(),
+        }
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.demonstrations.load_state_dict(state["demonstrations"])
         self._agreed = set(state["agreed"])
+        self._totals.load_state_dict(state.get("totals"))
         self._continue_ledger()
 
     def _start_new_run(self) -> None:
         self._agreed.clear()
+        self._totals.start()
         if self.is_world_process_zero():
             for folder in (self.interaction_log.folder, self._ledger_folder):
                 set_folder_aside(folder)
@@ -470,4 +480,4 @@ class CycleAlignTrainer(RankingTrainer):
 
     def _describe(self, model: TrainedModel) -> TrainedModel:
         model = super()._describe(model)
-        return describe_run(model, self.args, self.demonstrations, self.ranker, self.interaction_log)
+        return describe_run(model, self.args, self.demonstrations, self.ranker, self._totals.current())
