@@ -52,7 +52,7 @@ def test_our_loss_and_gradient_equal_those_of_peers(peer, n, frozen_head):
     expected, expected_gradient = loss_and_gradient(PEER_LOSSES[peer], model, group)
     loss, gradient = loss_and_gradient(loss_step(OUR_LOSS[peer]), model, group)
     # Sums that were rounded to float32 cannot be closer.
-    tolerance = 1e-8 if loss.dtype == torch.float64 else 1e-5
+    tolerance = 1e-8
     assert expected.dtype == torch.float64
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     assert (gradient - expected_gradient).norm() <= tolerance * expected_gradient.norm()
