@@ -67,6 +67,7 @@ def test_a_run_killed_in_any_phase_resumes(tmp_path, uninterrupted, phase):
     assert final_state(tmp_path / "run") == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_two_processes_resumes(tmp_path):
     assert run_on_two(tmp_path / "uninterrupted") == 0
     assert run_on_two(tmp_path / "run", "backward", 7) != 0

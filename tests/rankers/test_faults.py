@@ -102,7 +102,7 @@ def check_outcomes(num, ratio, **options):
 def test_every_outcome_is_correct_with_faults_for_half_of_the_prompts(monkeypatch):
     monkeypatch.setattr(client, "_BACKOFF_BASE", 0.01)
     assert set(REASONS) == set(FAULTS)
-    failures, _, _ = check_outcomes(200, 0.5, timeout=3.0, max_concurrency=64)
+    failures, _, _ = check_outcomes(400, 0.5, timeout=3.0, max_concurrency=64)
     assert set(failures) == set(REASONS.values())
 
 
