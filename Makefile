@@ -14,7 +14,7 @@ demo: $(VENV)/.demo ## Install, then align a tiny policy with a rule-based judge
 	$(BIN)/cyclealign demo --output_dir outputs/demo
 
 test: $(VENV)/.all ## Install all CPU dependencies, then run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.all ## Install all CPU dependencies, then run the slow tests (random kills, several processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

@@ -19,12 +19,13 @@ TRAINER_PHASES = {
 """Attribute paths on the trainer of the calls that make up each phase of a step."""
 
 
-def loss_step() -> Callable[[Any, Any], torch.Tensor]:
-    """Return a function from a model and a group of ranked token ids to the PRO loss plus SFT.
+def loss_step(loss_type: str = "pro") -> Callable[[Any, Any], torch.Tensor]:
+    """Return a function from a model and a group of ranked token ids to a ranking loss plus SFT.
 
-    A group has `n` responses, `prompt` ids, `responses` as ids from best to worst, and `rewards`.
+    A group has `n` responses, `prompt` ids, `responses` as ids from best to worst, and `rewards`. The loss is
+    PRO's with the temperatures of the rewards, or RRHF's with `loss_type="rrhf"`.
     """
-    from cyclealign_trl import pro_loss
+    from cyclealign_trl import pro_loss, rrhf_loss
     from cyclealign_trl.models.choose_scoring import choose_scoring
     from cyclealign_trl.models.logps import Scoring, add_scoring, sequence_logps
 
@@ -44,12 +45,16 @@ def loss_step() -> Callable[[Any, Any], torch.Tensor]:
             [group.prompt.tolist()] * group.n,
             [response.tolist() for response in group.responses],
             pad_token_id=0,
-            device=torch.device("cpu"),
+            device=group.prompt.device,
             scoring=scorings[id(model)],
         )
-        ranks = torch.arange(group.n)[None]  # (1, K)
-        loss = pro_loss((sums / lengths)[None], ranks, group.rewards[None].to(sums)).mean()
-        objective: torch.Tensor = loss - SFT_WEIGHT * (group.n - 1) ** 2 * sums[0]
+        ranks = torch.arange(group.n, device=group.prompt.device)[None]  # (1, K)
+        scores = (sums / lengths)[None]  # (1, K)
+        if loss_type == "rrhf":
+            objective: torch.Tensor = rrhf_loss(scores, ranks).sum() - sums[0]
+        else:
+            ranking = pro_loss(scores, ranks, group.rewards[None].to(sums)).sum()
+            objective = ranking - SFT_WEIGHT * (group.n - 1) ** 2 * sums[0]
         return objective
 
     return step
@@ -64,31 +69,43 @@ def trainer(
     prompts_per_step: int,
     n: int,
     max_new_tokens: int,
-    base_url: str,
+    base_url: str = "",
+    *,
+    ranker: Any = None,
+    peft_config: Any = None,
+    **settings: Any,
 ) -> Any:
-    """Return a `CycleAlignTrainer` that only needs `train()`, with a ranker at `base_url`."""
+    """Return a `CycleAlignTrainer` that only needs `train()`, with a ranker or with one at `base_url`.
+
+    `settings` are fields of `CycleAlignConfig` that replace those of a plain run on the CPU.
+    """
     from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, LLMRanker
 
-    args = CycleAlignConfig(
-        output_dir,
-        max_steps=steps,
-        num_interactions=1,
-        per_device_train_batch_size=prompts_per_step,
-        num_generations=n,
-        max_completion_length=max_new_tokens,
-        max_prompt_length=None,
-        sft_target="top_ranked",
-        bf16=False,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1,
-        learning_rate=1e-6,
-        disable_tqdm=True,
-        top_p=1.0,
+    plain: dict[str, Any] = {
+        "max_steps": steps,
+        "num_interactions": 1,
+        "per_device_train_batch_size": prompts_per_step,
+        "num_generations": n,
+        "max_completion_length": max_new_tokens,
+        "max_prompt_length": None,
+        "sft_target": "top_ranked",
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "learning_rate": 1e-6,
+        "disable_tqdm": True,
+        "top_p": 1.0,
+    }
+    return CycleAlignTrainer(
+        model,
+        ranker or LLMRanker("loopback", base_url, "none", improve=False),
+        CycleAlignConfig(output_dir, **plain | settings),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=peft_config,
     )
-    ranker = LLMRanker("loopback", base_url, "none", improve=False)
-    return CycleAlignTrainer(model, ranker, args, train_dataset=dataset, processing_class=tokenizer)
 
 
 def rank_many() -> Callable[[str, Sequence[str], Sequence[Sequence[str]]], list[Any]]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .scripts.help_pages import stored_help
 
 # Each command is a module of `cyclealign_trl.scripts` with `make_parser()` and `main(argv)`. It is imported on use.
 COMMANDS = {
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     # Each command parses its own arguments, including --help.
     command = parser.parse_args(arguments[:1]).command
+    if arguments[1:] in (["--help"], ["-h"]) and (text := stored_help(command)) is not None:
+        print(text, end="")
+        sys.exit()
     importlib.import_module(f".scripts.{command.replace('-', '_')}", __package__).main(arguments[1:])
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Prompt = str | list[dict[str, str]]
 """A TRL prompt: plain text (standard format) or a list of `{"role", "content"}` messages (conversational format)."""
+
+ExportType = Literal["preference", "ranked", "prompt-completion"]
+"""Format that the interactions of a run are exported in."""
 
 ABSENT = -1
 """Rank of a completion that is absent: padding of a row, or a completion of a failed ranking."""

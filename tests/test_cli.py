@@ -15,7 +15,7 @@ def run(*arguments, cwd=None):
     )
 
 
-@pytest.mark.parametrize("control", [False, True])
+@pytest.mark.parametrize("control", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_demo_raises_the_score_and_its_control_does_not(tmp_path, control):
     arguments = ["demo", "--output_dir", str(tmp_path), "--num_train_epochs", "1", *(["--control"] if control else [])]
     finished = run(*arguments)

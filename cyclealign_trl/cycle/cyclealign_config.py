@@ -62,6 +62,14 @@ class CycleAlignConfig(RankingConfig):
         generation_kwargs (`dict` or `None`, *optional*, defaults to `None`):
             Further generation parameters, which override the fields above: those of `GenerationConfig`, or of vLLM's
             `SamplingParams`.
+        generation_batch_size (`int` or `None`, *optional*, defaults to `None`):
+            Number of completions that a process samples at once, in whole micro-batches and at least one. The ranker
+            starts on them while the next ones are sampled. `None` means 32 on a CPU, 128 on another device, and all of
+            an optimiser step with vLLM.
+        ranking_lookahead (`int`, *optional*, defaults to `0`):
+            Number of optimiser steps that sampling is ahead of training, 0 or 1. With 1, the ranker has a whole step
+            to answer, but the completions come from the policy before its last step, and the ranker is shown the
+            demonstrations from before it.
         generation_backend (`str`, *optional*, defaults to `"transformers"`):
             Engine that samples: `"transformers"` (`model.generate`) or `"vllm"`.
         vllm_mode (`str`, *optional*, defaults to `"colocate"`):
@@ -182,6 +190,22 @@ class CycleAlignConfig(RankingConfig):
             "vLLM's SamplingParams."
         },
     )
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of completions that a process samples at once, in whole micro-batches and at least one. "
+            "The ranker starts on them while the next ones are sampled. None means 32 on a CPU, 128 on another "
+            "device, and all of an optimiser step with vLLM."
+        },
+    )
+    ranking_lookahead: int = field(
+        default=0,
+        metadata={
+            "help": "Number of optimiser steps that sampling is ahead of training, 0 or 1. With 1, the ranker has a "
+            "whole step to answer, but the completions come from the policy before its last step, and the ranker is "
+            "shown the demonstrations from before it."
+        },
+    )
     generation_backend: str = field(
         default="transformers", metadata={"help": 'Engine that samples: "transformers" (model.generate) or "vllm".'}
     )
@@ -266,6 +290,9 @@ class CycleAlignConfig(RankingConfig):
         ):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
+        check_choice("ranking_lookahead", self.ranking_lookahead, (0, 1))
+        if self.generation_batch_size is not None and self.generation_batch_size < 1:
+            raise ValueError(f"generation_batch_size must be at least 1 or None, got {self.generation_batch_size}.")
         if self.rank_improved_completion and self.sft_target == "top_ranked":
             raise ValueError(
                 "rank_improved_completion=True has no effect with sft_target='top_ranked', which ignores improved "

@@ -39,16 +39,26 @@ from ..training.config_checks import check_config_class
 from ..training.dataset_checks import check_map_style, column_names, first_rows
 from ..training.model_card import TrainedModel
 from ..training.row_checks import PROMPT, RowCheck
-from ..types import Corrector, RankingFailure, prompt_key
+from ..types import Corrector, Prompt, RankingFailure, prompt_key
 from .cyclealign_config import CycleAlignConfig, check_corrector, make_pool
 from .demonstrations import DemonstrationPool
 from .guards import BudgetGuard, FailureGuard, RankerErrorGuard
 from .interaction import InteractionResult, add_correction, open_interaction
 from .interaction_log import InteractionLog
 from .interaction_sampler import InteractionSampler
+from .interaction_totals import RunningTotals
 from .pending_rankings import PendingRankings
 from .publishing import describe_run, push_log, run_settings, save_demonstrations
-from .rollout import PromptBatch, PromptCollator, Rollout, make_backend
+from .rollout import (
+    Context,
+    PromptBatch,
+    PromptCollator,
+    Rollout,
+    in_chunks,
+    make_backend,
+    saved_completions,
+    saved_contexts,
+)
 from .step_exchange import exchange
 from .step_metrics import InteractionRecord, counts, means, print_completions
 from .targets import TargetBuilder
@@ -139,12 +149,17 @@ class CycleAlignTrainer(RankingTrainer):
         if isinstance(self.generation, TrainerCallback):  # it follows the optimiser steps
             self.add_callback(self.generation)
         self.interaction_log = InteractionLog(args.output_dir, args.process_index)
+        self._totals = RunningTotals(self.interaction_log, args.min_agreement)  # of all processes, on the main one
         self._target_builder = TargetBuilder(args, self.renderer)
 
         # The current step: prompts without completions yet, rollouts that were not trained on yet, and their records.
         self._waiting: list[PromptBatch] = []
         self._rollouts: deque[Rollout] = deque()
         self._records: list[list[InteractionRecord]] = []
+        # The next step, if sampling is ahead: its prompts, its rollouts, and those of a checkpoint.
+        self._next: list[PromptBatch] = []
+        self._ahead: list[Rollout] = []
+        self._saved_ahead: list[list[dict[str, Any]]] = []
         self._deadline = 0.0  # for its rankings, on the clock of `time.monotonic`
         self._ranking_error: Exception | None = None  # raised when the processes meet
         # The current window: prompts that need no further interaction (`stop_on_agreement`).
@@ -197,9 +212,15 @@ class CycleAlignTrainer(RankingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Fetch the micro-batches of the next optimiser step."""
+        """Fetch the micro-batches of the next optimiser step, and with look-ahead those of the one after it."""
         # Sampling starts later: when a run is resumed, the random state is loaded after this call.
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        fetch = super().get_batch_samples
+        batches, num_items = self._next, None
+        if not batches:
+            batches, num_items = fetch(epoch_iterator, num_batches, device)
+        self._next = []
+        if self.args.ranking_lookahead and self.state.global_step + 1 < self.state.max_steps:
+            self._next, _ = fetch(epoch_iterator, num_batches, device)  # none in the last step of an epoch
         self._waiting = list(batches)
         self._rollouts.clear()
         self._records.clear()
@@ -209,29 +230,68 @@ class CycleAlignTrainer(RankingTrainer):
     # 1. Sample completions, and send them to the ranker
 
     def _prepare_inputs(self, inputs: PromptBatch) -> Rollout:
+        if not self.model.training:
+            (rollout,) = self._roll_out([inputs])
+            self._deadline = time.monotonic() + self.args.ranking_timeout
+            return rollout
         # The first micro-batch of a step starts the rollouts of all of them, so that gradient accumulation does not
         # change what is sampled, and the ranker works while the policy trains.
-        waiting = self._waiting if self.model.training else [inputs]
-        if waiting:
-            self._rollouts.extend(self._roll_out(batch) for batch in waiting)
+        if self._waiting:
+            self._rollouts.extend(self._ahead or self._reopen(self._waiting) or self._roll_out(self._waiting))
+            starts_window = (self.state.global_step + 1) % self.args.num_interactions == 0
+            self._ahead = self._roll_out(self._next, starts_window)
             self._deadline = time.monotonic() + self.args.ranking_timeout
             self._waiting = []
         return self._rollouts.popleft()
 
-    def _roll_out(self, batch: PromptBatch) -> Rollout:
-        """Sample completions of a batch of prompts, and send them to the ranker without waiting for it."""
-        with self._metrics.timer("generate"):
-            completion_ids = self.generation.generate(self.model_wrapped, batch.prompt_ids)
+    def _roll_out(self, batches: list[PromptBatch], starts_window: bool = False) -> list[Rollout]:
+        """Sample completions for micro-batches, and send them to the ranker without waiting for it.
+
+        Args:
+            batches: The micro-batches of an optimiser step.
+            starts_window: Whether their window has not started yet, so that nothing is known about their prompts.
+        """
+        rollouts = []
+        for chunk in in_chunks(batches, self.args):
+            with self._metrics.timer("generate"):
+                prompt_ids = [ids for batch in chunk for ids in batch.prompt_ids]
+                completion_ids = iter(self.generation.generate(self.model_wrapped, prompt_ids))
+            for batch in chunk:
+                own_ids = [next(completion_ids) for _ in batch.prompts]
+                contexts = [self._context(prompt, starts_window) for prompt in batch.prompts]
+                rollouts.append(self._open(batch, own_ids, contexts))
+        return rollouts
+
+    def _context(self, prompt: Prompt, starts_window: bool) -> Context:
+        if starts_window and self.demonstrations.scope == "prompt":
+            return Context(self.demonstrations.static, already_agreed=False)
+        agreed = not starts_window and prompt_key(prompt) in self._agreed
+        return Context(self.demonstrations.select(prompt), agreed)
+
+    def _reopen(self, batches: list[PromptBatch]) -> list[Rollout]:
+        """Send the completions to the ranker that a run sampled ahead before it was resumed, none if it did not."""
+        states, self._saved_ahead = self._saved_ahead, []
+        if not self.args.ranking_lookahead:
+            return []
+        return [
+            self._open(batch, saved_completions(state), saved_contexts(state))
+            for batch, state in zip(batches, states, strict=bool(states))
+        ]
+
+    def _open(self, batch: PromptBatch, completion_ids: list[list[TokenIds]], contexts: list[Context]) -> Rollout:
+        """Send the completions of a micro-batch to the ranker."""
         interactions = [
             open_interaction(
                 prompt,
                 self.renderer.decode(prompt, ids),
-                self.demonstrations.select(prompt),
+                context.demonstrations,
                 metadata,
-                already_agreed=prompt_key(prompt) in self._agreed,
+                already_agreed=context.already_agreed,
                 num_static=len(self.demonstrations.static),
             )
-            for prompt, metadata, ids in zip(batch.prompts, batch.metadata, completion_ids, strict=True)
+            for prompt, metadata, ids, context in zip(
+                batch.prompts, batch.metadata, completion_ids, contexts, strict=True
+            )
         ]
         requests = [interaction.request for interaction in interactions if interaction.request is not None]
         rankings = PendingRankings(self.ranker, requests)
@@ -330,6 +390,8 @@ class CycleAlignTrainer(RankingTrainer):
         position = self.state.global_step % self.args.num_interactions
         own_results = [record.result for record in chain.from_iterable(self._records)]
         self.interaction_log.write(self.state.global_step, position, own_results)
+        if self.is_world_process_zero():
+            self._totals.observe(self.state.global_step, [record.result for record in records])
 
         failures = [record.result.failure for record in records]
         self._budget_guard.observe(failures, str(self._budget or "by its own account"))
@@ -403,15 +465,26 @@ class CycleAlignTrainer(RankingTrainer):
         return {**super()._resume_settings(), "num_interactions": self.args.num_interactions}
 
     def _state(self) -> dict[str, Any]:
-        return {"demonstrations": self.demonstrations.state_dict(), "agreed": sorted(self._agreed)}
+        state: dict[str, Any] = {
+            "demonstrations": self.demonstrations.state_dict(),
+            "agreed": sorted(self._agreed),
+            "totals": self._totals.state_dict(),
+        }
+        if self._ahead:
+            state["ahead"] = [rollout.state() for rollout in self._ahead]
+        return state
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.demonstrations.load_state_dict(state["demonstrations"])
         self._agreed = set(state["agreed"])
+        self._totals.load_state_dict(state.get("totals"))
+        self._next, self._ahead, self._saved_ahead = [], [], state.get("ahead", [])
         self._continue_ledger()
 
     def _start_new_run(self) -> None:
         self._agreed.clear()
+        self._next, self._ahead, self._saved_ahead = [], [], []
+        self._totals.start()
         if self.is_world_process_zero():
             for folder in (self.interaction_log.folder, self._ledger_folder):
                 set_folder_aside(folder)
@@ -470,4 +543,4 @@ class CycleAlignTrainer(RankingTrainer):
 
     def _describe(self, model: TrainedModel) -> TrainedModel:
         model = super()._describe(model)
-        return describe_run(model, self.args, self.demonstrations, self.ranker, self.interaction_log)
+        return describe_run(model, self.args, self.demonstrations, self.ranker, self._totals.current())

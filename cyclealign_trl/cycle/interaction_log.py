@@ -1,19 +1,16 @@
-"""The log of a run's interactions: writing and reading it, what it adds up to, and its export as training data.
+"""The log of a run's interactions: writing and reading it, and its export as training data.
 
 The log is a folder of Parquet files, which `datasets.load_dataset("parquet", ...)` reads too.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +18,9 @@ from datasets import Dataset, DatasetInfo, Features, List, Value
 
 from .._files import atomic_write
 from ..data.formats import text_feature
-from ..types import as_completion
-from .agreement import agreement_rate, without_ties
-from .interaction import SKIPPED, InteractionResult
+from ..types import ExportType, as_completion
+from .interaction import InteractionResult
+from .log_files import merge_full_block, read_files
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _ORDER = pa.list_(pa.int64())
@@ -58,9 +55,6 @@ _COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "consistency": (pa.float64(), "agreement between several passes of the ranker, Kendall's tau-b from -1 to 1"),
 }
 COLUMN_DESCRIPTIONS: Mapping[str, str] = {name: description for name, (_, description) in _COLUMNS.items()}
-SUMMARY_COLUMNS = ["step", "agreement", "ranks", "failure", "usage"]
-"""Columns that `summarize` reads."""
-
 
 # Writing and reading
 
@@ -72,9 +66,11 @@ def schema(conversational: bool) -> pa.Schema:
 
 
 class InteractionLog:
-    """Log of interactions in `<output_dir>/interactions`, one file `step-NNNNNN-R.parquet` per step and process R.
+    """Log of interactions in `<output_dir>/interactions`.
 
-    A file appears when it is complete, and is overwritten if a resumed run repeats its step.
+    Process R writes a file `step-NNNNNN-R.parquet` per step, and merges its files of 32, 1,024, ... steps into one,
+    `step-NNNNNN-MMMMMM-R.parquet`. A file appears when it is complete. If a resumed run repeats a step, its new rows
+    replace the old ones.
 
     Args:
         output_dir: Output directory of the run.
@@ -93,15 +89,16 @@ class InteractionLog:
             interaction: Position in the cycle, from 0.
             results: The results.
         """
-        rows = [_row(step, interaction, result) for result in results]
+        rows = [to_row(step, interaction, result) for result in results]
         conversational = isinstance(results[0].prompt, list)
         path = self.folder / f"step-{step:06d}-{self._process_index}.parquet"
         with atomic_write(path) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema(conversational)), temporary)
+        merge_full_block(self.folder, step, self._process_index)
 
     @property
     def paths(self) -> list[Path]:
-        """Files of all processes, by step."""
+        """Files of all processes, by their first step."""
         return sorted(self.folder.glob("*.parquet"))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -113,14 +110,20 @@ class InteractionLog:
         Raises:
             FileNotFoundError: If there is no log.
         """
-        if not self.paths:
-            raise FileNotFoundError(
-                f"No interaction log in {self.folder}. Train first, or pass the output directory of a CycleAlign run."
-            )
-        return pa.concat_tables(pq.read_table(path, columns=columns) for path in self.paths)
+        paths: list[Path] | None = None
+        while paths != (current := self.paths) and current:
+            paths = current
+            try:
+                return read_files(paths, columns)
+            except FileNotFoundError:  # another process has merged some of the files since they were listed
+                continue
+        raise FileNotFoundError(
+            f"No interaction log in {self.folder}. Train first, or pass the output directory of a CycleAlign run."
+        )
 
 
-def _row(step: int, interaction: int, result: InteractionResult) -> dict[str, Any]:
+def to_row(step: int, interaction: int, result: InteractionResult) -> dict[str, Any]:
+    """Return a result as a row of the log."""
     return {
         "step": step,
         "interaction": interaction,
@@ -137,130 +140,7 @@ def _row(step: int, interaction: int, result: InteractionResult) -> dict[str, An
     }
 
 
-# Summary
-
-CurvePoint = tuple[int, float]
-"""A step, and the mean agreement of the rankings since the point before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expense:
-    """Tokens and cost of some of the ranker's answers.
-
-    Args:
-        answers: Number of answers.
-        prompt_tokens: Tokens sent.
-        completion_tokens: Tokens received.
-        cost: US dollars, over the answers with a known price.
-        priced: Number of answers with a known price.
-    """
-
-    answers: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
-    priced: int = 0
-
-    @property
-    def tokens_text(self) -> str:
-        """Tokens as text."""
-        return f"{self.prompt_tokens:,} prompt, {self.completion_tokens:,} completion"
-
-    @property
-    def cost_text(self) -> str:
-        """Cost as text: `unpriced`, not 0, if no price is known."""
-        if self.priced == 0:
-            return "unpriced"
-        dollars = f"${self.cost:,.2f}" if self.cost >= 0.1 else f"${self.cost:.2g}"
-        if self.priced == self.answers:
-            return dollars
-        return f"{dollars} for {self.priced:,} of {self.answers:,} answers, the others unpriced"
-
-
-@dataclass(frozen=True, slots=True)
-class InteractionSummary:
-    """Totals of a log.
-
-    Args:
-        interactions: Number of rows.
-        rankings: Number of rows with a ranking.
-        agreed: Number of rankings whose agreement made a demonstration.
-        failures: Number of failed rankings by reason.
-        tied: Number of rankings that prefer no completion.
-        skipped: Number of prompts that were not ranked by reason.
-        billed: Expense of the answers that were paid for.
-        cached: Expense of the cached answers, when they were first asked for.
-        agreement: By step, the agreement rate of each ranking.
-    """
-
-    interactions: int
-    rankings: int
-    agreed: int
-    tied: int
-    failures: Mapping[str, int]
-    skipped: Mapping[str, int]
-    billed: Expense
-    cached: Expense
-    agreement: Mapping[int, Sequence[float]]
-
-    def curve(self, max_points: int) -> list[CurvePoint]:
-        """Return the mean agreement over the run in up to `max_points` points, all rankings weighted alike."""
-        steps = sorted(self.agreement)
-        size = max(1, math.ceil(len(steps) / max_points))
-        parts = [steps[start : start + size] for start in range(0, len(steps), size)]
-        return [(part[-1], fmean(rate for step in part for rate in self.agreement[step])) for part in parts]
-
-
-def summarize(rows: Iterable[Mapping[str, Any]], min_agreement: int) -> InteractionSummary:
-    """Add up the rows of a log.
-
-    Args:
-        rows: Rows with at least the columns `SUMMARY_COLUMNS`.
-        min_agreement: Number of completions that make a demonstration.
-    """
-    number = rankings = agreed = tied = 0
-    reasons: Counter[str] = Counter()
-    agreement: defaultdict[int, list[float]] = defaultdict(list)
-    usages: dict[bool, list[Mapping[str, Any]]] = {False: [], True: []}
-    for row in rows:
-        number += 1
-        if row["failure"] is not None:
-            reasons[row["failure"]] += 1
-        if row["ranks"] is not None:
-            rankings += 1
-            tied += len(set(row["ranks"])) < 2
-        if row["agreement"] is not None and len(set(row["ranks"])) > 1:
-            agreed += len(without_ties(row["agreement"], row["ranks"])) >= min_agreement
-            agreement[row["step"]].append(agreement_rate(row["agreement"], row["ranks"]))
-        if row["usage"] is not None:
-            usages[row["usage"]["cached"]].append(row["usage"])
-    return InteractionSummary(
-        interactions=number,
-        rankings=rankings,
-        agreed=agreed,
-        tied=tied,
-        failures={reason: count for reason, count in reasons.items() if reason not in SKIPPED},
-        skipped={reason: count for reason, count in reasons.items() if reason in SKIPPED},
-        billed=_expense(usages[False]),
-        cached=_expense(usages[True]),
-        agreement=dict(agreement),
-    )
-
-
-def _expense(usages: Sequence[Mapping[str, Any]]) -> Expense:
-    costs = [usage["cost"] for usage in usages if usage["cost"] is not None]
-    return Expense(
-        answers=len(usages),
-        prompt_tokens=sum(usage["prompt_tokens"] for usage in usages),
-        completion_tokens=sum(usage["completion_tokens"] for usage in usages),
-        cost=math.fsum(costs),
-        priced=len(costs),
-    )
-
-
 # Export
-
-ExportType = Literal["preference", "ranked", "prompt-completion"]
 
 
 def export_interactions(run: str | os.PathLike[str], to: ExportType = "preference") -> Dataset:

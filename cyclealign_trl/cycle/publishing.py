@@ -20,14 +20,8 @@ from ..rankers.base import Ranker, ranker_name
 from ..training.model_card import LIBRARY, Paper, TrainedModel, public_name, table
 from .cyclealign_config import CycleAlignConfig
 from .demonstrations import DemonstrationPool
-from .interaction_log import (
-    COLUMN_DESCRIPTIONS,
-    SUMMARY_COLUMNS,
-    CurvePoint,
-    InteractionLog,
-    InteractionSummary,
-    summarize,
-)
+from .interaction_log import COLUMN_DESCRIPTIONS, InteractionLog
+from .interaction_totals import CurvePoint, InteractionTotals
 
 PAPER = Paper(
     "CycleAlign",
@@ -53,21 +47,17 @@ _SFT_TARGETS = {
 
 
 def describe_run(
-    model: TrainedModel, args: CycleAlignConfig, pool: DemonstrationPool, ranker: Ranker, log: InteractionLog
+    model: TrainedModel, args: CycleAlignConfig, pool: DemonstrationPool, ranker: Ranker, totals: InteractionTotals
 ) -> TrainedModel:
     """Add the cycle to the description of a model that was trained with a ranking loss."""
     (loss,) = model.papers
-    sections: list[str] = []
-    if log.paths:
-        summary = summarize(log.read(SUMMARY_COLUMNS).to_pylist(), args.min_agreement)
-        sections = interaction_sections(summary, Path(args.output_dir))
     return replace(
         model,
         papers=(PAPER, loss),
         method=f"{PAPER.link}: it sampled completions, a ranker ordered them, completions that both ordered alike "
         f"became demonstrations for the ranker, and it learned the ranker's order by {loss.link}.",
         settings={**model.settings, **run_settings(args, pool, ranker)},
-        sections=sections,
+        sections=interaction_sections(totals, Path(args.output_dir)) if totals.interactions else [],
     )
 
 
@@ -85,33 +75,32 @@ def run_settings(args: CycleAlignConfig, pool: DemonstrationPool, ranker: Ranker
     }
 
 
-def interaction_sections(summary: InteractionSummary, folder: Path) -> list[str]:
-    """Return Markdown sections on the log, and plot the agreement into the folder if `matplotlib` is installed."""
+def interaction_sections(totals: InteractionTotals, folder: Path) -> list[str]:
+    """Return Markdown sections on a run, and plot the agreement into the folder if `matplotlib` is installed."""
     rows = {
-        "interactions": f"{summary.interactions:,}",
-        "rankings": f"{summary.rankings:,}",
-        "rankings that failed": _by_reason(summary.failures),
-        "prompts that were not ranked": _by_reason(summary.skipped),
-        "agreements that made a demonstration": f"{summary.agreed:,}",
+        "interactions": f"{totals.interactions:,}",
+        "rankings": f"{totals.rankings:,}",
+        "rankings that failed": _by_reason(totals.failures),
+        "prompts that were not ranked": _by_reason(totals.skipped),
+        "agreements that made a demonstration": f"{totals.agreed:,}",
     }
-    if summary.tied:
-        rows["rankings that tie all completions"] = f"{summary.tied:,}"
-    if summary.billed.answers:
-        rows["tokens billed"] = summary.billed.tokens_text
-        rows["cost"] = summary.billed.cost_text
-    if summary.cached.answers:
+    if totals.tied:
+        rows["rankings that tie all completions"] = f"{totals.tied:,}"
+    if totals.billed.answers:
+        rows["tokens billed"] = totals.billed.tokens_text
+        rows["cost"] = totals.billed.cost_text
+    if totals.cached.answers:
         rows["answers from the cache"] = (
-            f"{summary.cached.answers:,} (when first asked for: {summary.cached.tokens_text}; "
-            f"{summary.cached.cost_text})"
+            f"{totals.cached.answers:,} (when first asked for: {totals.cached.tokens_text}; {totals.cached.cost_text})"
         )
     sections = ["## Interactions", "Training only, without the rankings of evaluations.", table(rows)]
-    if summary.agreement:
+    if totals.bins:
         sections += ["## Agreement", "Mean share of a prompt's completions that policy and ranker order alike:"]
         if importlib.util.find_spec("matplotlib") is not None:
-            plot_agreement(summary.curve(_PLOTTED_POINTS), folder / PLOT)
+            plot_agreement(totals.curve(_PLOTTED_POINTS), folder / PLOT)
             sections.append(f"![Agreement over the optimiser steps]({PLOT})")
         else:
-            points = {str(step): f"{rate:.3f}" for step, rate in summary.curve(_LISTED_POINTS)}
+            points = {str(step): f"{rate:.3f}" for step, rate in totals.curve(_LISTED_POINTS)}
             sections.append(table(points, ("up to step", "agreement")))
     return sections
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ..data.formats import plain_prompt
@@ -11,8 +11,8 @@ from ..models.generation_backend import GenerationBackend
 from ..models.transformers_backend import TransformersBackend
 from ..offline.ranking_collator import Batch, TokenIds
 from ..rankers.base import Outcome
-from ..types import Prompt, RankingFailure
-from .interaction import Interaction, InteractionResult, resolve
+from ..types import Demonstration, Prompt, RankingFailure
+from .interaction import ALREADY_AGREED, Interaction, InteractionResult, resolve
 from .pending_rankings import PendingRankings
 
 if TYPE_CHECKING:
@@ -58,6 +58,19 @@ class PromptCollator:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an interaction starts from.
+
+    Args:
+        demonstrations: Demonstrations to show to the ranker.
+        already_agreed: Whether policy and ranker have ordered the prompt's completions alike, so it is not ranked.
+    """
+
+    demonstrations: tuple[Demonstration, ...]
+    already_agreed: bool
+
+
 @dataclass(frozen=True)
 class Rollout(Batch):
     """B prompts with K sampled completions each, whose rankings are pending.
@@ -84,6 +97,19 @@ class Rollout(Batch):
             for group, interaction in zip(self.completion_ids, self.interactions, strict=True)
         ]
 
+    def state(self) -> list[dict[str, Any]]:
+        """Return completions and contexts as JSON, from which `saved_completions` and `saved_contexts` read them."""
+        return [
+            {
+                "completion_ids": ids,
+                "demonstrations": [asdict(each) for each in interaction.request.demonstrations]
+                if interaction.request
+                else [],
+                "already_agreed": interaction.skipped == ALREADY_AGREED,
+            }
+            for ids, interaction in zip(self.completion_ids, self.interactions, strict=True)
+        ]
+
     def wait(self, deadline: float) -> list[Outcome | None]:
         """Return the outcome of each interaction, `None` for skipped ones; see `PendingRankings.wait`."""
         answers = iter(self.rankings.wait(deadline))
@@ -102,6 +128,39 @@ class Rollout(Batch):
             resolve(interaction, outcome, row, min_agreement)
             for interaction, outcome, row in zip(self.interactions, outcomes, scores, strict=True)
         ]
+
+
+def saved_completions(state: Sequence[Mapping[str, Any]]) -> list[list[TokenIds]]:
+    """Return the token ids of the completions in a `Rollout.state`."""
+    return [entry["completion_ids"] for entry in state]
+
+
+def saved_contexts(state: Sequence[Mapping[str, Any]]) -> list[Context]:
+    """Return the contexts in a `Rollout.state`."""
+    return [
+        Context(tuple(Demonstration(**each) for each in entry["demonstrations"]), entry["already_agreed"])
+        for entry in state
+    ]
+
+
+def in_chunks(batches: Sequence[PromptBatch], args: CycleAlignConfig) -> Iterator[list[PromptBatch]]:
+    """Divide the micro-batches of a step into chunks that are sampled at once.
+
+    A chunk takes whole micro-batches. With too few completions at once, a device waits for its memory and the host.
+    With too many, the ranker waits for them, and the cache of keys and values may not fit.
+    """
+    size = args.generation_batch_size
+    if size is None and args.generation_backend == "transformers":
+        size = 32 if args.device.type == "cpu" else 128
+    chunk: list[PromptBatch] = []
+    for batch in batches:
+        num_prompts = sum(len(each.prompts) for each in (*chunk, batch))
+        if chunk and size is not None and num_prompts * args.num_generations > size:
+            yield chunk
+            chunk = []
+        chunk.append(batch)
+    if chunk:
+        yield chunk
 
 
 def make_backend(

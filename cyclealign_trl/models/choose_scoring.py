@@ -65,6 +65,7 @@ def choose_scoring(
             prompt, ids = ids[:prompt_length], ids[prompt_length:]
             completions = [ids[start : start + completion_length] for start in range(0, len(ids), completion_length)]
             scoring = _choose_layout(model, causal_lm, scoring, prompt, completions)
+            scoring = replace(scoring, several_passes=not _is_split(model, causal_lm))
     finally:
         model.train(was_training)
     logger.info("%s is scored with %s.", type(causal_lm).__name__, scoring)
@@ -103,15 +104,15 @@ def _choose_layout(
     texts = [*completions, completions[0][:1], completions[-1][:2]]
     try:
         rows = SharedRows.of(causal_lm.config)
-        layout = rows.lay_out({tuple(prompt): completions}, 0, head.weight.device)
-        shared = replace(padded, shared=replace(rows, max_length=layout.inputs["input_ids"].shape[1]))
+        longest = max(row.length for row in rows.rows({tuple(prompt): completions}))
+        shared = replace(padded, shared=replace(rows, max_length=longest))
         with _scaled_head(head, _LARGE if padded.fused else 1.0):
             # The last completion is the furthest from the prompt, so its own row is enough for the comparison.
             together = _scores(model, head, shared, prompts, texts)[-3:]
             expected = _scores(model, head, padded, prompts[-3:], texts[-3:])
             alone = _scores(model, head, padded, prompts[-3:-2], texts[-3:-2])
         difference = _difference(together, expected, head, noise=(expected[0] - alone[0]).abs().item())
-        if difference is None and not _is_split(model, causal_lm):  # a backward pass would exchange gradients
+        if difference is None and not _is_split(model, causal_lm):  # a backward pass would gather, too
             short = [text[:4] for text in completions[-3:]]
             difference = _dependence(model, causal_lm, shared, padded, prompt[:6], short)
     except Exception as error:  # an architecture that does not accept the mask or the positions
@@ -215,9 +216,9 @@ def _difference(scores: Tensor, expected: Tensor, head: nn.Linear, noise: float 
 
 
 def _is_split(model: nn.Module, causal_lm: PreTrainedModel) -> bool:
-    """Return whether FSDP splits the model."""
+    """Return whether FSDP or ZeRO-3 splits the model, so that every forward pass gathers weights."""
     wrapped = model is not causal_lm and not is_peft_model(model)
-    return wrapped or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return wrapped or any(isinstance(each, DTensor) or hasattr(each, "ds_id") for each in model.parameters())
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from transformers.utils import ModelOutput
 
 from .._compat import selective_log_softmax
 from .output_head import LogitTransform, head_logps
-from .text_rows import Groups, SharedRows, TextRows, padded_rows
+from .text_rows import Groups, Places, Row, SharedRows, by_length, padded_inputs, padded_rows
 
 _ADDED = "_cyclealign_scoring"
 _PLAIN_ROWS = 64  # rows of logits that are reduced at a time
+_MIN_TOKENS = {True: 1024, False: 32768}
+"""Tokens of a forward pass on a CPU and elsewhere, from which more of them at once are not faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,14 @@ class Scoring:
             of all tokens never exist at once. Otherwise they come from the model's logits.
         shared: Rows in which the completions of a prompt share it. `None` means that every completion has a row of its
             own, with a copy of the prompt.
+        several_passes: Whether a batch can take several forward passes, of texts of similar length. Processes that
+            share the weights of a model have to run the same number of them.
         reason: Why the model is not scored in a faster way.
     """
 
     fused: bool = False
     shared: SharedRows | None = None
+    several_passes: bool = False
     reason: str = ""
 
     def __str__(self) -> str:
@@ -116,37 +121,44 @@ def sequence_logps(
     groups = {prompt: list(completions) for prompt, completions in distinct.items()} or {keys[0][0]: []}
     texts = [(prompt, completion) for prompt, completions in groups.items() for completion in completions]
 
-    token_logps = _token_logps(model, _lay_out(groups, scoring, pad_token_id, device), scoring)  # (M,)
-    parts = token_logps.split([len(completion) for _, completion in texts])
+    rows, scoring = _lay_out(groups, scoring)
+    passes = by_length(rows, _MIN_TOKENS[device.type == "cpu"]) if scoring.several_passes else [rows]
+    sums: dict[int, Tensor] = {}
+    for own in passes:
+        inputs = (scoring.shared.inputs if scoring.shared else padded_inputs)(own, pad_token_id, device)
+        token_logps = _token_logps(model, inputs, Places.of(own, device), scoring)  # (M,)
+        lengths = [len(completion) for row in own for completion in row.completions]
+        numbers = [text for row in own for text in row.texts]
+        sums |= {text: part.sum() for text, part in zip(numbers, token_logps.split(lengths), strict=True)}
     # The last sum is 0, and part of the graph: every process needs a backward pass, even if its texts are absent.
-    sums = torch.stack([part.sum() for part in (*parts, token_logps[:0])])
-    numbers = {text: number for number, text in enumerate(texts)}
-    indices = torch.tensor([numbers.get(key, len(texts)) for key in keys], device=sums.device)  # (N,)
-    lengths = torch.tensor([len(completion) for completion in completion_ids], device=device)
-    return sums[indices], lengths
+    values = torch.stack([*(sums[text] for text in range(len(texts))), token_logps[:0].sum()])  # (U + 1,)
+    places = {text: number for number, text in enumerate(texts)}
+    indices = torch.tensor([places.get(key, len(texts)) for key in keys], device=values.device)  # (N,)
+    return values[indices], torch.tensor([len(completion) for completion in completion_ids], device=device)
 
 
-def _lay_out(groups: Groups, scoring: Scoring, pad_token_id: int, device: torch.device) -> TextRows:
+def _lay_out(groups: Groups, scoring: Scoring) -> tuple[list[Row], Scoring]:
+    """Return the rows of a batch, and the scoring that applies to them."""
     if scoring.shared is not None and any(len(completions) > 1 for completions in groups.values()):
         longest = max(len(prompt) + max(map(len, completions)) for prompt, completions in groups.items())
         # Rows beyond the length that `choose_scoring` has compared could be computed differently.
         if scoring.shared.max_length is None or longest <= scoring.shared.max_length:
-            return scoring.shared.lay_out(groups, pad_token_id, device)
-    return padded_rows(groups, pad_token_id, device)
+            return scoring.shared.rows(groups), scoring
+    return padded_rows(groups), replace(scoring, shared=None)
 
 
-def _token_logps(model: nn.Module, rows: TextRows, scoring: Scoring) -> Tensor:
+def _token_logps(model: nn.Module, inputs: dict[str, Any], places: Places, scoring: Scoring) -> Tensor:
     """Return the log-probability of each token of the completions, `(M,)`."""
     logps: Tensor
     if scoring.fused:
-        logps = model(**rows.inputs, scored=(rows.rows, rows.columns, rows.targets)).log_probs
+        logps = model(**inputs, scored=(places.rows, places.columns, places.targets)).log_probs
         return logps
-    logits = model(**rows.inputs, use_cache=False).logits  # (R, L, V)
-    chosen = logits[rows.rows.to(logits.device), rows.columns.to(logits.device)]  # (M, V)
+    logits = model(**inputs, use_cache=False).logits  # (R, L, V)
+    chosen = logits[places.rows.to(logits.device), places.columns.to(logits.device)]  # (M, V)
     if not len(chosen):
         logps = logits.sum(dim=(1, 2))[:0]  # (0,), part of the graph
         return logps
-    parts = zip(chosen.split(_PLAIN_ROWS), rows.targets.to(logits.device).split(_PLAIN_ROWS), strict=True)
+    parts = zip(chosen.split(_PLAIN_ROWS), places.targets.to(logits.device).split(_PLAIN_ROWS), strict=True)
     return torch.cat([checkpoint(_reduce_logits, part, targets, use_reentrant=False) for part, targets in parts])
 
 

@@ -1,4 +1,4 @@
-"""Lay out prompts and their completions in rows for one forward pass.
+"""Lay out prompts and their completions in rows of forward passes.
 
 `padded_rows` gives each text a row of its own, prompt included. `SharedRows` holds each prompt once, and after it its
 completions, which the attention mask keeps apart. The positions of a completion continue those of the prompt in both
@@ -20,39 +20,35 @@ from .batches import pad
 
 TokenIds = Sequence[int]
 Groups = Mapping[tuple[int, ...], Sequence[TokenIds]]
-"""Completions of each prompt."""
+"""Completions of each prompt. Texts are numbered in this order."""
 
 _PROMPT, _PADDING = -1, -2
 _WINDOWED = "sliding_attention"
 
 
-@dataclass(frozen=True, slots=True)
-class TextRows:
-    """R rows of L tokens with M tokens of completions in them.
+@dataclass(slots=True)
+class Row:
+    """A prompt and some of its completions.
 
     Args:
-        inputs: Keyword arguments of the model's forward pass.
-        rows: Row of the hidden state that predicts each token of a completion, `(M,)`.
-        columns: Its column, counted from the right end, so from -L to -1, `(M,)`.
-        targets: The tokens of the completions, completion by completion, `(M,)`.
+        prompt: Token ids of the prompt.
+        completions: Token ids of the completions.
+        texts: Numbers of the texts that they belong to.
     """
-
-    inputs: dict[str, Any]
-    rows: Tensor
-    columns: Tensor
-    targets: Tensor
-
-
-@dataclass(slots=True)
-class _Row:
-    """A row under construction: a prompt and some of its completions."""
 
     prompt: TokenIds
     completions: list[TokenIds]
+    texts: list[int]
 
     @property
     def length(self) -> int:
+        """Number of tokens."""
         return len(self.prompt) + sum(map(len, self.completions))
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token ids of the row."""
+        return [*self.prompt, *(token for completion in self.completions for token in completion)]
 
     @property
     def positions(self) -> list[int]:
@@ -67,18 +63,55 @@ class _Row:
         return [*[_PROMPT] * len(self.prompt), *own]
 
 
-def padded_rows(groups: Groups, pad_token_id: int, device: torch.device) -> TextRows:
-    """Give each text a row `prompt + completion`, padded on the right."""
-    rows = [_Row(prompt, [completion]) for prompt, completions in groups.items() for completion in completions]
-    # The policy of a process without completions still takes part in the forward pass.
-    rows = rows or [_Row(next(iter(groups))[:1], [])]
-    input_ids, attention_mask = pad(_tokens(rows), pad_token_id, device)  # both (R, L)
-    return _text_rows({"input_ids": input_ids, "attention_mask": attention_mask}, rows)
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where M tokens of completions are predicted in R rows of L tokens.
+
+    Args:
+        rows: Row of the hidden state that predicts each token, `(M,)`.
+        columns: Its column, counted from the right end, so from -L to -1, `(M,)`.
+        targets: The tokens, completion by completion, `(M,)`.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], device: torch.device) -> Places:
+        """Find the places in rows that are padded on the right."""
+        width = max(row.length for row in rows)
+        numbers: list[int] = []
+        columns: list[int] = []
+        targets: list[int] = []
+        for number, row in enumerate(rows):
+            start = len(row.prompt)
+            for completion in row.completions:
+                # The last token of the prompt predicts the first one of every completion.
+                columns += [len(row.prompt) - 1 - width, *range(start - width, start + len(completion) - 1 - width)]
+                numbers += [number] * len(completion)
+                targets += completion
+                start += len(completion)
+        return cls(*torch.tensor([numbers, columns, targets], dtype=torch.long, device=device))
+
+
+def padded_rows(groups: Groups) -> list[Row]:
+    """Give each text a row `prompt + completion`."""
+    texts = [(prompt, completion) for prompt, completions in groups.items() for completion in completions]
+    rows = [Row(prompt, [completion], [number]) for number, (prompt, completion) in enumerate(texts)]
+    # A process without completions still takes part in the forward pass.
+    return rows or [Row(next(iter(groups))[:1], [], [])]
+
+
+def padded_inputs(rows: Sequence[Row], pad_token_id: int, device: torch.device) -> dict[str, Any]:
+    """Return the model's inputs for rows with one completion each."""
+    input_ids, attention_mask = pad([row.tokens for row in rows], pad_token_id, device)  # both (R, L)
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 @dataclass(frozen=True, slots=True)
 class SharedRows:
-    """Rows `prompt + completion + completion + ...`, padded on the right, under a mask that keeps completions apart.
+    """Rows `prompt + completion + completion + ...`, under a mask that keeps the completions apart.
 
     A row ends where the attention between its completions, which the mask removes but the device computes, would cost
     more than another copy of the prompt.
@@ -111,22 +144,21 @@ class SharedRows:
             layer_types=frozenset(getattr(config, "layer_types", None) or ()),
         )
 
-    def lay_out(self, groups: Groups, pad_token_id: int, device: torch.device) -> TextRows:
+    def rows(self, groups: Groups) -> list[Row]:
         """Fill rows with the completions of each prompt, in their order."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
+        text = 0
         for prompt, completions in groups.items():
             limit = self._efficient_length(len(prompt))
-            row: _Row | None = None
+            row: Row | None = None
             for completion in completions:
                 if row is None or row.length + len(completion) > limit:
-                    row = _Row(prompt, [])
+                    row = Row(prompt, [], [])
                     rows.append(row)
                 row.completions.append(completion)
-        input_ids, _ = pad(_tokens(rows), pad_token_id, device)  # (R, L)
-        position_ids, _ = pad([row.positions for row in rows], 0, device)  # (R, L)
-        owners, _ = pad([row.owners for row in rows], _PADDING, device)  # (R, L)
-        masks = self._masks(owners, position_ids)
-        return _text_rows({"input_ids": input_ids, "position_ids": position_ids, "attention_mask": masks}, rows)
+                row.texts.append(text)
+                text += 1
+        return rows
 
     def _efficient_length(self, prompt_length: int) -> int:
         """Return the length of a row at which a completion costs least.
@@ -137,6 +169,14 @@ class SharedRows:
         """
         length = prompt_length + math.isqrt(prompt_length * (prompt_length + 6 * self.hidden_size))
         return length if self.max_length is None else min(length, self.max_length)
+
+    def inputs(self, rows: Sequence[Row], pad_token_id: int, device: torch.device) -> dict[str, Any]:
+        """Return the model's inputs for rows."""
+        input_ids, _ = pad([row.tokens for row in rows], pad_token_id, device)  # (R, L)
+        position_ids, _ = pad([row.positions for row in rows], 0, device)  # (R, L)
+        owners, _ = pad([row.owners for row in rows], _PADDING, device)  # (R, L)
+        masks = self._masks(owners, position_ids)
+        return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": masks}
 
     def _masks(self, owners: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the mask `(R, 1, L, L)`, or one per type of layer. A token sees the prompt and its own completion."""
@@ -157,23 +197,16 @@ class SharedRows:
         return added.masked_fill(~seen, torch.finfo(self.mask_dtype).min)
 
 
-def _tokens(rows: Sequence[_Row]) -> list[list[int]]:
-    return [[*row.prompt, *(token for completion in row.completions for token in completion)] for row in rows]
+def by_length(rows: Sequence[Row], min_tokens: int) -> list[list[Row]]:
+    """Divide rows into forward passes of similar length, which need less padding.
 
-
-def _text_rows(inputs: dict[str, Any], rows: Sequence[_Row]) -> TextRows:
-    """Add the places of the completions' tokens to the inputs."""
-    device, width = inputs["input_ids"].device, inputs["input_ids"].shape[1]
-    row_numbers: list[int] = []
-    columns: list[int] = []
-    targets: list[int] = []
-    for number, row in enumerate(rows):
-        start = len(row.prompt)
-        for completion in row.completions:
-            # The last token of the prompt predicts the first one of every completion.
-            columns += [len(row.prompt) - 1 - width, *range(start - width, start + len(completion) - 1 - width)]
-            row_numbers += [number] * len(completion)
-            targets += completion
-            start += len(completion)
-    places = torch.tensor([row_numbers, columns, targets], dtype=torch.long, device=device)  # (3, M)
-    return TextRows(inputs, *places)
+    Args:
+        rows: The rows.
+        min_tokens: Number of tokens, padding included, from which a forward pass takes no further row.
+    """
+    passes: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: row.length, reverse=True):
+        if not passes or len(passes[-1]) * passes[-1][0].length >= min_tokens:
+            passes.append([])
+        passes[-1].append(row)
+    return passes

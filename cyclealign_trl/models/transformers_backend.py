@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from .._compat import add_hooks, remove_hooks
 from .batches import pad
+from .decoding import can_decode, decode
 from .generation_backend import group_by_prompt
 from .loading import without_adapter
 
@@ -23,16 +32,21 @@ def generate(
     prompt_ids: Sequence[Sequence[int]],
     config: GenerationConfig,
     device: torch.device,
-    **kwargs: Any,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    synced_gpus: bool | None = None,
+    logits_processor: LogitsProcessorList | None = None,
 ) -> list[list[int]]:
-    """Sample completions with `model.generate`.
+    """Sample completions with `model.generate`, and `decode` as its loop if the model allows it.
 
     Args:
         model: The model, not wrapped.
         prompt_ids: Token ids of B prompts.
         config: Sampling settings, with a pad token.
         device: Device of the model.
-        **kwargs: Further arguments of `model.generate`.
+        tokenizer: The model's tokenizer, which the field `stop_strings` needs.
+        synced_gpus: Whether every process has to run the same number of forward passes. `None` leaves the decision
+            to `model.generate`.
+        logits_processor: Further processors of the scores.
 
     Returns:
         Token ids of B x `num_return_sequences` completions, padded on the right.
@@ -43,8 +57,19 @@ def generate(
     model.eval()  # disables dropout, and activation checkpointing, which would turn the KV cache off
     try:
         with torch.no_grad(), _without_generation_config(model):
+            arguments: dict[str, Any] = {"tokenizer": tokenizer, "synced_gpus": synced_gpus}
+            if can_decode(without_adapter(model), config):
+                arguments = {"custom_generate": partial(decode, synced_gpus=bool(synced_gpus))}
+                if config.stop_strings is not None:  # `generate` does not pass the tokenizer on to a custom loop
+                    criterion = StopStringCriteria(tokenizer, config.stop_strings)
+                    arguments["stopping_criteria"] = StoppingCriteriaList([criterion])
+                    config = GenerationConfig(**{**config.to_dict(), "stop_strings": None})
             sequences = model.generate(
-                input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **kwargs
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=config,
+                logits_processor=logits_processor,
+                **arguments,
             )  # (B * K, W + T)
     finally:
         model.train(was_training)

@@ -14,6 +14,8 @@ from accelerate.commands.launch import launch_command_parser
 from transformers import TrainingArguments
 from trl import TrlParser
 
+from .help_pages import HelpPage, Section
+
 
 @dataclass
 class RankerArguments:
@@ -69,9 +71,7 @@ class CommandParser(TrlParser):
 
     def __init__(self, dataclass_types: Iterable[type[Any]], prog: str, description: str) -> None:
         self._sections = tuple(dataclass_types)
-        super().__init__(
-            self._sections, prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
-        )
+        super().__init__(self._sections, prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Print the error without the usage, which has about two hundred arguments, and exit with status 2."""
@@ -116,6 +116,10 @@ class CommandParser(TrlParser):
         return tuple(_replace_ranker(part, given) if isinstance(part, RankerArguments) else part for part in parsed)
 
     def format_help(self) -> str:
+        """Return the help as text."""
+        return self.help_page().format()
+
+    def help_page(self) -> HelpPage:
         """Return the help, with a section for each dataclass.
 
         Arguments that `TrainingArguments` defines and no subclass changes are listed by name only. Deprecated
@@ -125,30 +129,34 @@ class CommandParser(TrlParser):
         trains = any(issubclass(dataclass_type, TrainingArguments) for dataclass_type in self._sections)
         launch_usage = " [arguments of accelerate launch]" if trains else ""
         launch_note = " and those of `accelerate launch`" if trains else ""
-        formatter = self._get_formatter()
-        formatter.add_text(f"usage: {self.prog} [--config FILE] [--argument VALUE ...]{launch_usage}")
-        formatter.add_text(self.description)
-        formatter.add_text(
-            f"--config takes a YAML file with the arguments below{launch_note}. The command line takes precedence."
-        )
+        introduction = [
+            f"usage: {self.prog} [--config FILE] [--argument VALUE ...]{launch_usage}",
+            str(self.description),
+            f"--config takes a YAML file with the arguments below{launch_note}. The command line takes precedence.",
+        ]
         # Reversed, so that a switch is not replaced by its `--no_` twin.
         actions = {action.dest: action for action in reversed(self._actions)}
         listed = {"help"}
+        sections: list[Section] = []
         for dataclass_type in self._sections:
             names = [field.name for field in dataclasses.fields(dataclass_type) if field.init]
             if issubclass(dataclass_type, TrainingArguments):
                 changed = _fields_declared_below(dataclass_type, TrainingArguments)
                 names = [name for name in names if name in changed or name not in inherited or name == "output_dir"]
             listed.update(names)
-            formatter.start_section(f"{dataclass_type.__name__} ({dataclass_type.__module__.partition('.')[0]})")
-            formatter.add_arguments([actions[name] for name in names if not _is_hidden(actions[name])])
-            formatter.end_section()
+            title = f"{dataclass_type.__name__} ({dataclass_type.__module__.partition('.')[0]})"
+            shown = [actions[name] for name in names if not _is_hidden(actions[name])]
+            sections.append(Section(title, [(_invocation(action), self._help_of(action)) for action in shown]))
         if trains:
             others = [name for name, action in actions.items() if name not in listed and not _is_hidden(action)]
-            formatter.start_section("Other arguments of transformers.TrainingArguments")
-            formatter.add_text(", ".join(sorted(others)))
-            formatter.end_section()
-        return str(formatter.format_help())
+            title = "Other arguments of transformers.TrainingArguments"
+            sections.append(Section(title, text=", ".join(sorted(others))))
+        return HelpPage(self.prog, introduction, sections)
+
+    def _help_of(self, action: argparse.Action) -> str:
+        """Return the help of an argument with its default, unless that is `None`."""
+        formatter = argparse.HelpFormatter if action.default is None else argparse.ArgumentDefaultsHelpFormatter
+        return str(formatter(self.prog)._expand_help(action)) if action.help else ""
 
 
 def _replace_ranker(args: RankerArguments, given: set[str]) -> RankerArguments:
@@ -164,19 +172,11 @@ def _replace_ranker(args: RankerArguments, given: set[str]) -> RankerArguments:
     return args
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Format each argument as `--num_generations INT`, without its other spellings."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=36)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        kind = getattr(action.type, "__name__", "")
-        value = {"int": "INT", "float": "FLOAT", "string_to_bool": "BOOL"}.get(kind, "VALUE")
-        return f"{action.option_strings[0]} {value}"
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+def _invocation(action: argparse.Action) -> str:
+    """Return an argument as `--num_generations INT`, without its other spellings."""
+    kind = getattr(action.type, "__name__", "")
+    value = {"int": "INT", "float": "FLOAT", "string_to_bool": "BOOL"}.get(kind, "VALUE")
+    return f"{action.option_strings[0]} {value}"
 
 
 def _is_hidden(action: argparse.Action) -> bool:

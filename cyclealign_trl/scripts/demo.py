@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES = 16  # completions per held-out question
 BATCH_SIZE = 16
+LOSS_TYPES = ("pro", "rrhf")  # the keys of `offline.losses.LOSSES`, which imports torch
 
 REAL_RUN = 'CycleAlignTrainer("Qwen/Qwen3-0.6B", LLMRanker("gpt-5-mini"), args, train_dataset=your_prompts).train()'
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Create the parser of the command."""
-    from ..offline.losses import LOSSES
-
     parser = argparse.ArgumentParser(
         prog="cyclealign demo",
         description="Align a tiny policy with a rule-based judge, offline, in under three minutes on two CPU cores.",
@@ -49,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_train_epochs", type=int, default=2, metavar="INT", help="Number of epochs over the training questions."
     )
-    parser.add_argument("--loss_type", choices=tuple(LOSSES), default="pro", help="Ranking loss.")
+    parser.add_argument("--loss_type", choices=LOSS_TYPES, default="pro", help="Ranking loss.")
     parser.add_argument(
         "--sft_target",
         choices=("improved", "top_ranked"),

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from ..chat.messages import BYTES_PER_TOKEN
 from ..cycle.cyclealign_config import CycleAlignConfig
 from ..cycle.cyclealign_trainer import CycleAlignTrainer
-from ..cycle.interaction_log import Expense
+from ..cycle.interaction_totals import Expense
 from ..cycle.run_estimate import (
     Probe,
     RunEstimate,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from ..cycle.interaction_log import ExportType, export_interactions
+from ..types import ExportType
 from .one_line_errors import one_line_errors
 
 
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     folder = args.output_dir or args.run / args.to
     with one_line_errors(parser.prog, (ValueError, OSError)):
+        from ..cycle.interaction_log import export_interactions
+
         dataset = export_interactions(args.run, args.to)
         if not len(dataset):
             raise ValueError(f"Nothing to export: {dataset.info.description}.")

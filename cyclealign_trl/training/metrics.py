@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from statistics import fmean
 from typing import Literal
 
 import torch
@@ -29,16 +28,16 @@ class MetricStore:
     def __init__(self, accelerator: Accelerator, mode: Callable[[], Mode]) -> None:
         self._accelerator = accelerator
         self._mode = mode
-        self._means: dict[Mode, defaultdict[str, list[tuple[float, float]]]] = {
-            "train": defaultdict(list),
-            "eval": defaultdict(list),
-        }
+        # Weighted sums, not lists of values: a run that never logs would fill the memory.
+        self._totals: dict[Mode, defaultdict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        self._weights: dict[Mode, defaultdict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._counts: dict[Mode, defaultdict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def add_mean(self, name: str, value: float, weight: float = 1.0) -> None:
         """Add a value to a weighted mean. The value must be the same on all processes."""
-        self._means[self._mode()][name].append((value, weight))
+        self._totals[self._mode()][name] += value * weight
+        self._weights[self._mode()][name] += weight
 
     def add_count(self, name: str, count: float) -> None:
         """Add to a sum. The count must be the same on all processes."""
@@ -81,8 +80,8 @@ class MetricStore:
 
     def drain(self, mode: Mode) -> dict[str, float]:
         """Return the means and counts of a mode, and start over."""
-        drained = {name: fmean(*zip(*values, strict=True)) for name, values in self._means[mode].items()}
+        drained = {name: total / self._weights[mode][name] for name, total in self._totals[mode].items()}
         drained.update(self._counts[mode])
-        self._means[mode].clear()
-        self._counts[mode].clear()
+        for values in (self._totals, self._weights, self._counts):
+            values[mode].clear()
         return drained

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from cyclealign_trl.cycle import log_files
 from cyclealign_trl.training import checkpoints
 from tests.conftest import make_model
 from tests.cycle.stubs import DigestRanker, make_trainer, prompts
@@ -35,7 +36,10 @@ SETTINGS = {
 }
 """12 optimiser steps on one process: 8 prompts, windows of 4, 3 interactions, 2 epochs."""
 
-PHASES = ("generate", "rank", "backward", "log", "state", "weights", "optimizer", "rng", "mark", "trainer_state")
+PHASES = (
+    *("generate", "rank", "backward", "log", "merge", "unlink"),
+    *("state", "weights", "optimizer", "rng", "mark", "trainer_state"),
+)
 
 
 class Kill:
@@ -100,6 +104,16 @@ def run(folder: str, phase: str | None = None, count: int = 0) -> None:
     trainer.generation.generate = before(kill, "generate", trainer.generation.generate)
     trainer.accelerator.backward = before(kill, "backward", trainer.accelerator.backward)
     trainer.interaction_log.write = before(kill, "log", trainer.interaction_log.write)
+    log_files.FAN_IN = 3  # merges in a short run
+    log_files.pq.ParquetWriter.write_table = before(kill, "merge", log_files.pq.ParquetWriter.write_table)
+    unlink = Path.unlink
+
+    def unlink_part(path, missing_ok=False):
+        if path.suffix == ".parquet":
+            kill("unlink")
+        unlink(path, missing_ok)
+
+    Path.unlink = unlink_part
     trainer._save_optimizer_and_scheduler = before(kill, "optimizer", trainer._save_optimizer_and_scheduler)
     trainer.save_model = after_half(
         kill, "weights", trainer.save_model, lambda output_dir=None, **_: Path(output_dir) / "model.safetensors"
@@ -127,6 +141,9 @@ def run(folder: str, phase: str | None = None, count: int = 0) -> None:
         "random": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
         "steps": trainer.state.global_step,
     }
+    if trainer.is_world_process_zero():  # the expenses differ, because resumed runs read the cache
+        totals = trainer._totals.state_dict()
+        end["totals"] = {name: value for name, value in totals.items() if name not in ("billed", "cached")}
     Path(folder, f"end-{trainer.args.process_index}.json").write_text(json.dumps(end))
     trainer.end()
 

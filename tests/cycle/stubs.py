@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 
 from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, RankingFailure, RankingResult, Usage
+from cyclealign_trl.cycle.interaction_log import InteractionLog
 from tests.conftest import make_model, make_tokenizer
 
 K = 3
@@ -115,8 +114,7 @@ def make_trainer(output_dir, ranker=None, dataset=None, model=None, stub_generat
 
 def read_log(output_dir):
     """Return all rows of a run's interaction log, by step and process."""
-    paths = sorted(Path(output_dir, "interactions").glob("*"))
-    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+    return InteractionLog(output_dir).read().to_pylist()
 
 
 def weights(trainer):

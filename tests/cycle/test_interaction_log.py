@@ -1,4 +1,4 @@
-"""The interaction log: writing and reading, its summary, and its export as training data."""
+"""The interaction log: writing and reading, and its export as training data."""
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +14,7 @@ from cyclealign_trl import (
     export_interactions,
 )
 from cyclealign_trl.cycle.interaction import InteractionResult, open_interaction, resolve
-from cyclealign_trl.cycle.interaction_log import COLUMN_DESCRIPTIONS, Expense, InteractionLog, schema, summarize
+from cyclealign_trl.cycle.interaction_log import COLUMN_DESCRIPTIONS, InteractionLog, schema
 from cyclealign_trl.scripts import export
 from tests.conftest import make_model, make_tokenizer
 from tests.cycle.stubs import DigestRanker, make_trainer, prompts, read_log
@@ -107,71 +107,6 @@ def test_reading_without_a_log_raises(tmp_path):
 
 def test_every_column_is_described():
     assert list(COLUMN_DESCRIPTIONS) == schema(conversational=False).names == schema(conversational=True).names
-
-
-# Summary
-
-
-def row(step, agreement=(0, 1), failure=None, ranks=(0, 1, 2), **usage):
-    """Return a row with the columns that `summarize` reads."""
-    default_usage = {"prompt_tokens": 10, "completion_tokens": 5, "cost": None, "attempts": 1, "cached": False}
-    return {
-        "step": step,
-        "black_box_order": None if failure else [0, 1, 2],
-        "agreement": None if failure else list(agreement),
-        "ranks": None if failure else list(ranks),
-        "failure": failure,
-        "usage": None if failure == "duplicate_completions" else default_usage | usage,
-    }
-
-
-def test_rankings_failures_and_skipped_prompts_are_counted():
-    rows = [
-        row(0),
-        row(0, agreement=[0, 1, 2]),
-        row(1, agreement=[2]),
-        row(1, agreement=[0, 1], ranks=[0, 0, 1]),  # a tie gives no order
-        row(1, failure="timeout"),
-        row(2, failure="timeout"),
-        row(2, failure="unparsable"),
-        row(3, failure="duplicate_completions"),
-    ]
-    summary = summarize(rows, min_agreement=2)
-    assert (summary.interactions, summary.rankings, summary.agreed) == (8, 4, 2)
-    assert summary.failures == {"timeout": 2, "unparsable": 1}
-    assert summary.skipped == {"duplicate_completions": 1}
-    assert summary.billed == Expense(7, 70, 35)  # failed answers are paid for too
-    assert summarize(rows, min_agreement=3).agreed == 1
-
-
-def test_cached_answers_are_not_billed():
-    summary = summarize([row(0, cost=0.5), row(1, cost=0.5, cached=True)], 2)
-    assert summary.billed == Expense(1, 10, 5, 0.5, 1)
-    assert summary.cached == Expense(1, 10, 5, 0.5, 1)
-
-
-@pytest.mark.parametrize(
-    ("costs", "text"),
-    [
-        ([None, None], "unpriced"),
-        ([0.75, 0.5], "$1.25"),
-        ([1000, 234.5], "$1,234.50"),
-        ([0.00001, 0.00001], "$2e-05"),
-        ([0.0, 0.0], "$0"),
-        ([1.5, None], "$1.50 for 1 of 2 answers, the others unpriced"),
-    ],
-)
-def test_an_unknown_cost_is_unpriced_rather_than_zero(costs, text):
-    assert summarize([row(0, cost=cost) for cost in costs], 2).billed.cost_text == text
-
-
-def test_points_of_the_curve_are_means_over_rankings():
-    summary = summarize([row(0, [0]), row(0, [0, 1, 2]), row(1, [0, 1, 2]), row(5, [0])], 2)
-    assert summary.curve(10) == [(0, pytest.approx(2 / 3)), (1, 1.0), (5, pytest.approx(1 / 3))]
-    assert summary.curve(2) == [(1, pytest.approx(7 / 9)), (5, pytest.approx(1 / 3))]
-    assert summary.curve(1) == [(5, pytest.approx(2 / 3))]
-    assert summarize([row(step) for step in range(1000)], 2).curve(100)[-1] == (999, pytest.approx(2 / 3))
-    assert summarize([row(0, failure="timeout")], 2).curve(10) == []
 
 
 # Export

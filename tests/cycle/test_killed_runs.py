@@ -61,12 +61,13 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("phase", killed_run.PHASES)
 def test_a_run_killed_in_any_phase_resumes(tmp_path, uninterrupted, phase):
     # There are 24 micro-batches and 12 steps; a checkpoint is written six times.
-    count = {"generate": 9, "rank": 9, "backward": 9, "log": 4}.get(phase, 2)
+    count = {"generate": 9, "rank": 9, "backward": 9, "log": 4, "merge": 11, "unlink": 7}.get(phase, 2)
     assert run(tmp_path / "run", phase, count) == -signal.SIGKILL
     assert run(tmp_path / "run") == 0
     assert final_state(tmp_path / "run") == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_two_processes_resumes(tmp_path):
     assert run_on_two(tmp_path / "uninterrupted") == 0
     assert run_on_two(tmp_path / "run", "backward", 7) != 0

@@ -5,7 +5,8 @@ from huggingface_hub import ModelCard
 
 from cyclealign_trl import DemonstrationPool, FunctionRanker, LLMRanker
 from cyclealign_trl.cycle import publishing
-from cyclealign_trl.cycle.interaction_log import SUMMARY_COLUMNS, InteractionLog, schema, summarize
+from cyclealign_trl.cycle.interaction_log import InteractionLog, schema
+from cyclealign_trl.cycle.interaction_totals import SUMMARY_COLUMNS, summarize
 from cyclealign_trl.cycle.publishing import DATA_FILE, interaction_sections, interactions_card, save_demonstrations
 from cyclealign_trl.rankers.base import ranker_name
 from tests.cycle.stubs import DigestRanker, make_trainer, prompts

@@ -41,9 +41,12 @@ def steps_of(trainer):
     return callback.seen
 
 
-@pytest.mark.parametrize("interrupted_at", [3, 4, 11, 13, 15])
-@pytest.mark.parametrize("scope", ["prompt", "run"])
-def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path, interrupted_at, scope):
+@pytest.mark.parametrize(
+    ("interrupted_at", "scope", "lookahead"),
+    [(3, "prompt", 0), (4, "run", 0), (13, "prompt", 0), (15, "run", 0), (3, "run", 1), (5, "prompt", 1),
+     (8, "prompt", 1), (13, "run", 1)],
+)  # fmt: skip
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path, interrupted_at, scope, lookahead):
     # 8 steps per epoch: interruptions within an epoch, at its end, and in the second one. A checkpoint every 2 steps.
     settings = {
         "num_train_epochs": 2,
@@ -51,6 +54,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path, interrupted_at, 
         "gradient_accumulation_steps": 2,
         "demonstration_scope": scope,
         "stop_on_agreement": True,
+        "ranking_lookahead": lookahead,
         "save_strategy": "steps",
         "save_steps": 2,
         "eval_strategy": "steps",
@@ -78,14 +82,16 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path, interrupted_at, 
     assert logs[0] == logs[1]
 
 
-def test_a_resumed_run_pays_for_no_ranking_twice(tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 2, "num_interactions": 3}
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_a_resumed_run_pays_for_no_ranking_twice(tmp_path, lookahead):
+    settings = {"save_strategy": "steps", "save_steps": 2, "num_interactions": 3, "ranking_lookahead": lookahead}
     with pytest.raises(Interrupted):
         make_trainer(tmp_path, callbacks=[InterruptAt(7)], **settings).train()
     ranker = DigestRanker()
     make_trainer(tmp_path, ranker, **settings).train(resume_from_checkpoint=True)
-    assert len(ranker.requests) == (12 - 7) * 2  # steps 7 to 11 were not ranked before
-    assert [row["usage"]["cached"] for row in read_log(tmp_path)][12:16] == [True, True, False, False]
+    assert len(ranker.requests) == (12 - 7 - lookahead) * 2  # the other steps were ranked before
+    cached = [row["usage"]["cached"] for row in read_log(tmp_path)][12:]
+    assert cached == [True] * 2 * (1 + lookahead) + [False] * 2 * (5 - lookahead)
 
 
 def test_a_new_run_renames_the_log_of_an_earlier_one(tmp_path):
@@ -170,4 +176,4 @@ def test_the_state_is_saved_as_json(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
     state = json.loads((tmp_path / "checkpoint-1" / "cyclealign-0.json").read_text())
     assert set(state) == {"version", "settings", "state"}
-    assert set(state["state"]) == {"demonstrations", "agreed"}
+    assert set(state["state"]) == {"demonstrations", "agreed", "totals"}

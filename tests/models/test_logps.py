@@ -2,11 +2,13 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cyclealign_trl.models import logps as module
 from cyclealign_trl.models.choose_scoring import choose_scoring
 from cyclealign_trl.models.logps import PLAIN, Scoring, add_scoring, sequence_logps
 from cyclealign_trl.models.text_rows import SharedRows
@@ -121,12 +123,27 @@ def test_a_long_row_is_split():
     rows = SharedRows.of(model.config)
     prompt = [5, 6, 7, 8]
     completions = [[start + place for place in range(40)] for start in range(10, 50, 5)]
-    whole = rows.lay_out({tuple(prompt): completions}, 0, torch.device("cpu"))
-    length = whole.inputs["input_ids"].shape[1]
+    length = max(row.length for row in rows.rows({tuple(prompt): completions}))
     assert len(prompt) + 40 <= length < len(prompt) + 40 * len(completions)
     scoring = make_scoring(model)
     expected = torch.stack([plain_logp(model, prompt, completion) for completion in completions])
     torch.testing.assert_close(logps(model, scoring, [prompt] * 8, completions)[0], expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("head", "layout"), WAYS)
+def test_several_passes_change_nothing(head, layout, monkeypatch):
+    model = make_model()
+    add_scoring(model)
+    scoring = make_scoring(model, head, layout)
+    expected, _ = logps(model, scoring)
+    expected_gradients = gradients(model, expected)
+    monkeypatch.setattr(module, "_MIN_TOKENS", {True: 8})
+    seen = []
+    model.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    sums, _ = logps(model, replace(scoring, several_passes=True))
+    assert len(seen) > 1
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
+    assert_equal_gradients(gradients(model, sums), expected_gradients, 1e-4)
 
 
 def test_texts_longer_than_compared_have_rows_of_their_own():

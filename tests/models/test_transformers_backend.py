@@ -53,6 +53,7 @@ def test_a_completion_that_ends_before_the_others_has_no_padding():
 def test_the_training_mode_is_restored_and_the_cache_is_used(training):
     model = make_model().train(training)
     model.config.use_cache = False  # the Trainer sets this
+    backend().generate(model, [[40]])  # compares the loop with a forward pass once
     widths = []
     model.model.embed_tokens.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
     backend().generate(model, [[40, 41, 42]])

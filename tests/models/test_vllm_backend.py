@@ -149,8 +149,9 @@ def test_weights_are_synchronised_once_per_optimiser_step(tmp_path, mode):
 
     trainer.add_callback(Watch())
     trainer.train()
-    assert [len(batch) for batch in engine.requests] == [2 * (K if mode == "colocate" else 1)] * 6
-    assert engine.syncs == [0, 2, 4]
+    # One call per step, for the prompts of both micro-batches.
+    assert [len(batch) for batch in engine.requests] == [4 * (K if mode == "colocate" else 1)] * 3
+    assert engine.syncs == [0, 1, 2]
     assert in_sync == [True] * 3
 
 
