@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -43,8 +42,9 @@ def choose_scoring(
     the attention mask and the positions: a recurrent state, a window over the row, or a bias by distance.
 
     Short texts are scored with both heads, and with a larger head too, because a cap on logits has no effect on the
-    small logits of a new model. Then texts as long as the longest that will be scored decide on the layout, so that
-    they include every window that matters. Longer rows than compared are never used.
+    small logits of a new model. Then a row as long as the longest that will be scored decides on the layout, so that
+    it includes every window that matters: what its last completion depends on is compared token by token. Longer rows
+    than compared are never used.
 
     Args:
         model: A model after `add_scoring`, with its adapter, or the same model as wrapped by FSDP. If the model is
@@ -60,12 +60,9 @@ def choose_scoring(
     try:
         with torch.no_grad(), _gathered(causal_lm):
             scoring = _choose_head(model, causal_lm)
-            prompt_length, completion_length = _longest(causal_lm, max_prompt_length, max_completion_length)
-            ids = _sample_ids(causal_lm, prompt_length + num_completions * completion_length)
-            prompt, ids = ids[:prompt_length], ids[prompt_length:]
-            completions = [ids[start : start + completion_length] for start in range(0, len(ids), completion_length)]
-            scoring = _choose_layout(model, causal_lm, scoring, prompt, completions)
-            scoring = replace(scoring, several_passes=not _is_split(model, causal_lm))
+            lengths = max_prompt_length or _UNKNOWN_LENGTH, max_completion_length or _UNKNOWN_LENGTH // 4
+            scoring = _choose_layout(model, causal_lm, scoring, *lengths, num_completions)
+            scoring = replace(scoring, several_passes=not _is_split(causal_lm))
     finally:
         model.train(was_training)
     logger.info("%s is scored with %s.", type(causal_lm).__name__, scoring)
@@ -95,26 +92,30 @@ def _choose_head(model: nn.Module, causal_lm: PreTrainedModel) -> Scoring:
 
 
 def _choose_layout(
-    model: nn.Module, causal_lm: PreTrainedModel, padded: Scoring, prompt: list[int], completions: list[list[int]]
+    model: nn.Module,
+    causal_lm: PreTrainedModel,
+    padded: Scoring,
+    prompt_length: int,
+    completion_length: int,
+    num_completions: int,
 ) -> Scoring:
     """Return the scoring with shared rows, or the padded one if they differ."""
     head = causal_lm.get_output_embeddings()
-    # A shorter prompt in the same batch needs padding.
-    prompts = [*[prompt] * len(completions), prompt[:2], prompt[:2]]
-    texts = [*completions, completions[0][:1], completions[-1][:2]]
     try:
-        rows = SharedRows.of(causal_lm.config)
-        longest = max(row.length for row in rows.rows({tuple(prompt): completions}))
-        shared = replace(padded, shared=replace(rows, max_length=longest))
+        # A model that counts positions by itself would look up a position that it does not have.
+        rows = replace(SharedRows.of(causal_lm.config), max_length=max_positions(causal_lm))
+        prompt, completions = _longest_row(causal_lm, rows, prompt_length, completion_length, num_completions)
+        length = len(prompt) + sum(map(len, completions))
+        shared = replace(padded, shared=replace(rows, max_length=length))
+        short = [text[:3] for text in completions[:3]]
+        texts = [prompt[:6]] * len(short) + [prompt[:2]] * 2, [*short, short[0][:1], short[0][:2]]  # needs padding
+        if _is_split(causal_lm):  # a backward pass would gather, too
+            texts = texts[0] + [prompt] * len(completions), texts[1] + completions
         with _scaled_head(head, _LARGE if padded.fused else 1.0):
-            # The last completion is the furthest from the prompt, so its own row is enough for the comparison.
-            together = _scores(model, head, shared, prompts, texts)[-3:]
-            expected = _scores(model, head, padded, prompts[-3:], texts[-3:])
-            alone = _scores(model, head, padded, prompts[-3:-2], texts[-3:-2])
-        difference = _difference(together, expected, head, noise=(expected[0] - alone[0]).abs().item())
-        if difference is None and not _is_split(model, causal_lm):  # a backward pass would gather, too
-            short = [text[:4] for text in completions[-3:]]
-            difference = _dependence(model, causal_lm, shared, padded, prompt[:6], short)
+            scores, expected = (_scores(model, head, scoring, *texts) for scoring in (shared, padded))
+        difference = _difference(scores, expected, head)
+        if difference is None and not _is_split(causal_lm):
+            difference = _dependence(model, causal_lm, shared, padded, prompt, completions)
     except Exception as error:  # an architecture that does not accept the mask or the positions
         difference = _first_line(error)
     return shared if difference is None else replace(padded, reason=f"shared prompts: {difference}")
@@ -126,12 +127,12 @@ def _dependence(
     shared: Scoring,
     padded: Scoring,
     prompt: list[int],
-    completions: list[list[int]],
+    completions: Sequence[Sequence[int]],
 ) -> str | None:
-    """Return how a completion depends on other tokens in shared rows than in its own, `None` if it does not.
+    """Return how the last completion depends on other tokens in a shared row than in its own, `None` if it does not.
 
     The layers of an untrained model can have less effect on its scores than rounding. The gradient by the embedding of
-    a token shows any dependence on it: it is exactly 0 where the mask removes the token.
+    a token shows any dependence on it, relative to that of the other model: it is exactly 0 where the mask removes it.
     """
     own = completions[-1]
     together = _embedding_gradients(model, causal_lm, shared, prompt, completions)  # (L, H)
@@ -139,16 +140,20 @@ def _dependence(
     before, siblings, after = together.split([len(prompt), len(together) - len(alone), len(own)])
     if siblings.any():
         return "completions of a prompt depend on one another"
-    precise = alone.dtype in (torch.float32, torch.float64)
+    relative, absolute = (1e-3, 1e-5) if _is_precise(alone) else (0.5, 1e-3)
     sizes = alone.norm(dim=1)
     errors = (torch.cat([before, after]) - alone).norm(dim=1)
-    if (errors <= (1e-2 if precise else 0.5) * sizes + 1e-3 * sizes.max()).all():
+    if (errors <= relative * sizes + absolute * sizes.max()).all():
         return None
     return "completions depend on their prompt in another way"
 
 
 def _embedding_gradients(
-    model: nn.Module, causal_lm: PreTrainedModel, scoring: Scoring, prompt: list[int], completions: list[list[int]]
+    model: nn.Module,
+    causal_lm: PreTrainedModel,
+    scoring: Scoring,
+    prompt: list[int],
+    completions: Sequence[Sequence[int]],
 ) -> Tensor:
     """Return the gradient of the last completion's log-probability by the embeddings of its row, `(L, H)`."""
     embeddings: list[Tensor] = []
@@ -166,18 +171,21 @@ def _embedding_gradients(
     finally:
         handle.remove()
     row: Tensor
-    (row,) = gradients  # one row, for few and short completions
+    (row,) = gradients
     return row
 
 
-def _longest(
-    model: PreTrainedModel, max_prompt_length: int | None, max_completion_length: int | None
-) -> tuple[int, int]:
-    """Return the lengths of the longest prompt and completion to compare with."""
-    positions = max_positions(model) or 2 * _UNKNOWN_LENGTH
-    completion_length = min(max_completion_length or _UNKNOWN_LENGTH // 4, positions // 2)
-    prompt_length = min(max_prompt_length or _UNKNOWN_LENGTH, positions - completion_length)
-    return prompt_length, completion_length
+def _longest_row(
+    model: PreTrainedModel, rows: SharedRows, prompt_length: int, completion_length: int, num_completions: int
+) -> tuple[list[int], list[list[int]]]:
+    """Return the prompt and the completions, at least two, of a row as long as the longest that will be scored."""
+    if rows.max_length is not None:
+        prompt_length = min(prompt_length, rows.max_length // 2)
+    room = min(rows.efficient_length(prompt_length) - prompt_length, num_completions * completion_length)
+    completion_length = max(1, min(completion_length, room // 2))
+    ids = _sample_ids(model, prompt_length + room // completion_length * completion_length)
+    starts = range(prompt_length, len(ids), completion_length)
+    return ids[:prompt_length], [ids[start : start + completion_length] for start in starts]
 
 
 def _sample_ids(model: PreTrainedModel, length: int) -> list[int]:
@@ -187,7 +195,11 @@ def _sample_ids(model: PreTrainedModel, length: int) -> list[int]:
 
 
 def _scores(
-    model: nn.Module, head: nn.Linear, scoring: Scoring, prompts: Sequence[list[int]], completions: Sequence[list[int]]
+    model: nn.Module,
+    head: nn.Linear,
+    scoring: Scoring,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
 ) -> Tensor:
     pad_token_id = prompts[0][0]
     sums, lengths = sequence_logps(
@@ -196,29 +208,24 @@ def _scores(
     return sums / lengths
 
 
-def _difference(scores: Tensor, expected: Tensor, head: nn.Linear, noise: float = 0.0) -> str | None:
-    """Return how much scores differ, `None` if it is what rounding explains.
-
-    An untrained model attends to all tokens nearly alike, so that what it attends to changes its scores very little.
-
-    Args:
-        scores: Scores, `(N,)`.
-        expected: What they have to be, `(N,)`.
-        head: The output head, for its type.
-        noise: Difference of a score with itself, computed in another batch.
-    """
-    precise = head.weight.dtype in (torch.float32, torch.float64)
-    tolerance = (1e-5 if precise else 2e-2) * expected.abs().clamp(min=1) + 10 * noise
+def _difference(scores: Tensor, expected: Tensor, head: nn.Linear) -> str | None:
+    """Return how much scores `(N,)` differ from what they have to be, `None` if it is what rounding explains."""
+    tolerance = (1e-5 if _is_precise(head.weight) else 2e-2) * expected.abs().clamp(min=1)
     differences = (scores - expected).abs()
     if (differences <= tolerance).all():
         return None
     return f"a difference of {differences.max().item():.3g} nats per token"
 
 
-def _is_split(model: nn.Module, causal_lm: PreTrainedModel) -> bool:
+def _is_precise(tensor: Tensor) -> bool:
+    """Return whether products are computed in float32 or wider, without TF32."""
+    exact = tensor.device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
+    return tensor.dtype == torch.float64 or (tensor.dtype == torch.float32 and exact)
+
+
+def _is_split(causal_lm: PreTrainedModel) -> bool:
     """Return whether FSDP or ZeRO-3 splits the model, so that every forward pass gathers weights."""
-    wrapped = model is not causal_lm and not is_peft_model(model)
-    return wrapped or any(isinstance(each, DTensor) or hasattr(each, "ds_id") for each in model.parameters())
+    return any(isinstance(each, DTensor) or hasattr(each, "ds_id") for each in causal_lm.parameters())
 
 
 def _first_line(error: Exception) -> str:

@@ -149,7 +149,7 @@ class SharedRows:
         rows: list[Row] = []
         text = 0
         for prompt, completions in groups.items():
-            limit = self._efficient_length(len(prompt))
+            limit = self.efficient_length(len(prompt))
             row: Row | None = None
             for completion in completions:
                 if row is None or row.length + len(completion) > limit:
@@ -160,7 +160,7 @@ class SharedRows:
                 text += 1
         return rows
 
-    def _efficient_length(self, prompt_length: int) -> int:
+    def efficient_length(self, prompt_length: int) -> int:
         """Return the length of a row at which a completion costs least.
 
         In a row of `p` tokens of the prompt and `c` of completions, a token costs about `24 h^2` operations per layer

@@ -39,9 +39,12 @@ def untimed(history):
 
 
 def rows(folder):
-    return sorted(
-        ({**row, "usage": None} for row in read_log(folder / "cycle")), key=lambda row: (row["step"], row["prompt"])
-    )
+    return [
+        sorted(
+            ({**row, "usage": None} for row in read_log(folder / name)), key=lambda row: (row["step"], row["prompt"])
+        )
+        for name in ("cycle", "ahead")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,7 @@ def test_two_processes_match_one(tmp_path, single_process, config):
         assert untimed(first) == untimed(second)
         for theirs, ours in zip(untimed(first), untimed(trainer.state.log_history), strict=True):
             assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
-    for name in ("cycle", "ranked", "aligner"):
+    for name in ("cycle", "ahead", "ranked", "aligner"):
         weights, expected = (load_file(path / name / "model.safetensors") for path in (tmp_path, folder))
         torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-4)
 

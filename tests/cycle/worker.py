@@ -36,14 +36,18 @@ def train(folder, num_processes, **changes):
     """Train 8 rows in steps of 4 with each trainer, over all processes. Return the trainers."""
     batch_size = {f"per_device_{mode}_batch_size": 2 // num_processes for mode in ("train", "eval")}
     settings = {**batch_size, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2, **changes}
-    cycle = make_trainer(
-        folder / "cycle",
-        DigestRanker(fail=lambda request: "timeout" if request.metadata["topic"] == 3 else None),
-        eval_dataset=prompts(12).select(range(8, 12)),
-        num_interactions=3,
-        demonstration_scope="run",
-        stub_generation=True,
-        **settings,
+    cycle, ahead = (
+        make_trainer(
+            folder / name,
+            DigestRanker(fail=lambda request: "timeout" if request.metadata["topic"] == 3 else None),
+            eval_dataset=prompts(12).select(range(8, 12)),
+            num_interactions=3,
+            demonstration_scope="run",
+            stub_generation=True,
+            ranking_lookahead=lookahead,
+            **settings,
+        )
+        for name, lookahead in (("cycle", 0), ("ahead", 1))
     )
     rows = Dataset.from_list(ROWS)
     shared = config(folder / "ranked", **settings).to_dict()
@@ -66,12 +70,12 @@ def train(folder, num_processes, **changes):
         rows.select(range(4)),
         make_tokenizer(),
     )  # fmt: skip
-    for trainer in (cycle, ranked, aligner):
+    for trainer in (cycle, ahead, ranked, aligner):
         assert trainer.args.world_size == num_processes
         trainer.train()
         trainer.evaluate()
         trainer.save_model()
-    return cycle, ranked, aligner
+    return cycle, ahead, ranked, aligner
 
 
 class FailingRanker(DigestRanker):

@@ -30,7 +30,7 @@ OWN_ROWS = {
 """Architectures with a recurrent state, a convolution, a bias by distance, or a window over the row."""
 
 PLAIN_HEAD = {
-    "bert": True, "big_bird": False, "electra": True, "llama4_text": True, "megatron-bert": True,
+    "bert": True, "big_bird": True, "electra": True, "llama4_text": True, "megatron-bert": True,
     "modernbert-decoder": True, "rembert": True, "roberta": False, "roformer": False,
 }  # fmt: skip
 """Architectures that transform hidden states before the head or return other outputs. True if prompts are shared."""
@@ -118,3 +118,23 @@ def test_texts_of_unknown_length_fit_into_the_positions(positions, lengths):
     model = tiny_model("gpt2", n_positions=positions)
     add_scoring(model)
     assert choose_scoring(model, **lengths).shared is not None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("window", [64, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_window_over_the_row_is_found_if_only_the_longest_texts_exceed_it(window, dtype):
+    settings = {"attention_types": [[["global", "local"], 1]], "window_size": window, "max_position_embeddings": 512}
+    model = tiny_model("gpt_neo", **settings).to(dtype)
+    add_scoring(model)
+    lengths = {"max_prompt_length": window * 9 // 10, "max_completion_length": window * 4 // 10}
+    assert choose_scoring(model, num_completions=4, **lengths).shared is None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "mixtral", *OWN_ROWS])
+def test_low_precision_decides_alike(name):
+    model = tiny_model(name, **OWN_ROWS.get(name, {})).to(torch.bfloat16)
+    add_scoring(model)
+    scoring = choose_scoring(model, num_completions=3, max_prompt_length=40, max_completion_length=16)
+    assert (scoring.shared is not None) is (name not in OWN_ROWS)
