@@ -16,12 +16,12 @@ from pathlib import Path
 from statistics import fmean
 
 import matplotlib as mpl
-import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from cyclealign_trl import agreement_ranking
+from cyclealign_trl.cycle.interaction_log import InteractionLog
 from cyclealign_trl.demo.corpus import score
 
 IMAGES = Path(__file__).parent / "images"
@@ -160,7 +160,7 @@ def draw_curve(theme: Theme, demo: Path, control: Path) -> Figure:
 
 def _scores_by_step(run: Path) -> tuple[list[int], list[float]]:
     scores: dict[int, list[float]] = defaultdict(list)
-    for row in pq.read_table(run / "interactions").to_pylist():
+    for row in InteractionLog(run).read().to_pylist():
         question = row["prompt"][-1]["content"]
         scores[row["step"] + 1] += [score(question, completion) for completion in row["completions"]]
     return sorted(scores), [fmean(scores[step]) for step in sorted(scores)]

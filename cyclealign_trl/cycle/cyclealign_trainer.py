@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,26 +37,18 @@ from ..training.config_checks import check_config_class
 from ..training.dataset_checks import check_map_style, column_names, first_rows
 from ..training.model_card import TrainedModel
 from ..training.row_checks import PROMPT, RowCheck
-from ..types import Corrector, Prompt, RankingFailure, prompt_key
+from ..types import Corrector, RankingFailure, RankingRequest, prompt_key
 from .cyclealign_config import CycleAlignConfig, check_corrector, make_pool
 from .demonstrations import DemonstrationPool
 from .guards import BudgetGuard, FailureGuard, RankerErrorGuard
-from .interaction import InteractionResult, add_correction, open_interaction
+from .interaction import InteractionResult, add_correction
 from .interaction_log import InteractionLog
 from .interaction_sampler import InteractionSampler
 from .interaction_totals import RunningTotals
 from .pending_rankings import PendingRankings
 from .publishing import describe_run, push_log, run_settings, save_demonstrations
-from .rollout import (
-    Context,
-    PromptBatch,
-    PromptCollator,
-    Rollout,
-    in_chunks,
-    make_backend,
-    saved_completions,
-    saved_contexts,
-)
+from .rollout import PromptBatch, PromptCollator, Rollout, make_backend
+from .rollout_queue import RolloutQueue
 from .step_exchange import exchange
 from .step_metrics import InteractionRecord, counts, means, print_completions
 from .targets import TargetBuilder
@@ -152,18 +142,9 @@ class CycleAlignTrainer(RankingTrainer):
         self._totals = RunningTotals(self.interaction_log, args.min_agreement)  # of all processes, on the main one
         self._target_builder = TargetBuilder(args, self.renderer)
 
-        # The current step: prompts without completions yet, rollouts that were not trained on yet, and their records.
-        self._waiting: list[PromptBatch] = []
-        self._rollouts: deque[Rollout] = deque()
-        self._records: list[list[InteractionRecord]] = []
-        # The next step, if sampling is ahead: its prompts, its rollouts, and those of a checkpoint.
-        self._next: list[PromptBatch] = []
-        self._ahead: list[Rollout] = []
-        self._saved_ahead: list[list[dict[str, Any]]] = []
-        self._deadline = 0.0  # for its rankings, on the clock of `time.monotonic`
+        self._queue = RolloutQueue(args, self.renderer, self.demonstrations, self._generate, self._rank)
+        self._records: list[list[InteractionRecord]] = []  # of the current step
         self._ranking_error: Exception | None = None  # raised when the processes meet
-        # The current window: prompts that need no further interaction (`stop_on_agreement`).
-        self._agreed: set[str] = set()
         self._last_records: list[InteractionRecord] = []
         self._ranker_error_guard = RankerErrorGuard()
         self._failure_guard = FailureGuard(args.max_ranking_failures)
@@ -215,14 +196,13 @@ class CycleAlignTrainer(RankingTrainer):
         """Fetch the micro-batches of the next optimiser step, and with look-ahead those of the one after it."""
         # Sampling starts later: when a run is resumed, the random state is loaded after this call.
         fetch = super().get_batch_samples
-        batches, num_items = self._next, None
+        batches, num_items = self._queue.next_batches, None
         if not batches:
             batches, num_items = fetch(epoch_iterator, num_batches, device)
-        self._next = []
+        next_batches: list[Any] = []
         if self.args.ranking_lookahead and self.state.global_step + 1 < self.state.max_steps:
-            self._next, _ = fetch(epoch_iterator, num_batches, device)  # none in the last step of an epoch
-        self._waiting = list(batches)
-        self._rollouts.clear()
+            next_batches, _ = fetch(epoch_iterator, num_batches, device)  # none in the last step of an epoch
+        self._queue.begin_step(batches, next_batches)
         self._records.clear()
         self._ranking_error = None
         return batches, num_items
@@ -230,72 +210,17 @@ class CycleAlignTrainer(RankingTrainer):
     # 1. Sample completions, and send them to the ranker
 
     def _prepare_inputs(self, inputs: PromptBatch) -> Rollout:
-        if not self.model.training:
-            (rollout,) = self._roll_out([inputs])
-            self._deadline = time.monotonic() + self.args.ranking_timeout
-            return rollout
-        # The first micro-batch of a step starts the rollouts of all of them, so that gradient accumulation does not
-        # change what is sampled, and the ranker works while the policy trains.
-        if self._waiting:
-            self._rollouts.extend(self._ahead or self._reopen(self._waiting) or self._roll_out(self._waiting))
-            starts_window = (self.state.global_step + 1) % self.args.num_interactions == 0
-            self._ahead = self._roll_out(self._next, starts_window)
-            self._deadline = time.monotonic() + self.args.ranking_timeout
-            self._waiting = []
-        return self._rollouts.popleft()
+        if self.model.training:
+            return self._queue.pop(ends_window=(self.state.global_step + 1) % self.args.num_interactions == 0)
+        (rollout,) = self._queue.roll_out([inputs])
+        return rollout
 
-    def _roll_out(self, batches: list[PromptBatch], starts_window: bool = False) -> list[Rollout]:
-        """Sample completions for micro-batches, and send them to the ranker without waiting for it.
+    def _generate(self, prompt_ids: list[TokenIds]) -> list[list[TokenIds]]:
+        with self._metrics.timer("generate"):
+            return self.generation.generate(self.model_wrapped, prompt_ids)
 
-        Args:
-            batches: The micro-batches of an optimiser step.
-            starts_window: Whether their window has not started yet, so that nothing is known about their prompts.
-        """
-        rollouts = []
-        for chunk in in_chunks(batches, self.args):
-            with self._metrics.timer("generate"):
-                prompt_ids = [ids for batch in chunk for ids in batch.prompt_ids]
-                completion_ids = iter(self.generation.generate(self.model_wrapped, prompt_ids))
-            for batch in chunk:
-                own_ids = [next(completion_ids) for _ in batch.prompts]
-                contexts = [self._context(prompt, starts_window) for prompt in batch.prompts]
-                rollouts.append(self._open(batch, own_ids, contexts))
-        return rollouts
-
-    def _context(self, prompt: Prompt, starts_window: bool) -> Context:
-        if starts_window and self.demonstrations.scope == "prompt":
-            return Context(self.demonstrations.static, already_agreed=False)
-        agreed = not starts_window and prompt_key(prompt) in self._agreed
-        return Context(self.demonstrations.select(prompt), agreed)
-
-    def _reopen(self, batches: list[PromptBatch]) -> list[Rollout]:
-        """Send the completions to the ranker that a run sampled ahead before it was resumed, none if it did not."""
-        states, self._saved_ahead = self._saved_ahead, []
-        if not self.args.ranking_lookahead:
-            return []
-        return [
-            self._open(batch, saved_completions(state), saved_contexts(state))
-            for batch, state in zip(batches, states, strict=bool(states))
-        ]
-
-    def _open(self, batch: PromptBatch, completion_ids: list[list[TokenIds]], contexts: list[Context]) -> Rollout:
-        """Send the completions of a micro-batch to the ranker."""
-        interactions = [
-            open_interaction(
-                prompt,
-                self.renderer.decode(prompt, ids),
-                context.demonstrations,
-                metadata,
-                already_agreed=context.already_agreed,
-                num_static=len(self.demonstrations.static),
-            )
-            for prompt, metadata, ids, context in zip(
-                batch.prompts, batch.metadata, completion_ids, contexts, strict=True
-            )
-        ]
-        requests = [interaction.request for interaction in interactions if interaction.request is not None]
-        rankings = PendingRankings(self.ranker, requests)
-        return Rollout(batch.prompt_ids, batch.prompt_truncated, completion_ids, interactions, rankings)
+    def _rank(self, requests: Sequence[RankingRequest]) -> PendingRankings:
+        return PendingRankings(self.ranker, requests)
 
     # 2. Compare the rankings with the policy's own order (called by `compute_loss` after the forward pass)
 
@@ -316,7 +241,7 @@ class CycleAlignTrainer(RankingTrainer):
         min_agreement = self.args.min_agreement
         try:
             with self._metrics.timer("rank_wait"):
-                outcomes = rollout.wait(self._deadline)
+                outcomes = rollout.wait(self._queue.deadline)
             details = [outcome.detail for outcome in outcomes if isinstance(outcome, RankingFailure)]
             self._failure_guard.last_detail = next(filter(None, reversed(details)), self._failure_guard.last_detail)
             return self._correct(rollout.resolve(outcomes, scores, min_agreement))
@@ -399,10 +324,10 @@ class CycleAlignTrainer(RankingTrainer):
         observed = own_results if self.demonstrations.scope == "prompt" else [record.result for record in records]
         self.demonstrations.observe(result.demonstration for result in observed if result.demonstration is not None)
         if self.args.stop_on_agreement:
-            self._agreed.update(prompt_key(result.prompt) for result in own_results if result.fully_agreed)
+            self._queue.agreed.update(prompt_key(result.prompt) for result in own_results if result.fully_agreed)
         if position == self.args.num_interactions - 1:
             self.demonstrations.forget(result.prompt for result in own_results)
-            self._agreed.clear()
+            self._queue.agreed.clear()
         self._log_records(records)
         if not any(record.trains for record in records):
             self._drop_gradients()
@@ -467,23 +392,23 @@ class CycleAlignTrainer(RankingTrainer):
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "demonstrations": self.demonstrations.state_dict(),
-            "agreed": sorted(self._agreed),
+            "agreed": sorted(self._queue.agreed),
             "totals": self._totals.state_dict(),
         }
-        if self._ahead:
-            state["ahead"] = [rollout.state() for rollout in self._ahead]
+        if ahead := self._queue.state():
+            state["ahead"] = ahead
         return state
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.demonstrations.load_state_dict(state["demonstrations"])
-        self._agreed = set(state["agreed"])
+        self._queue.agreed = set(state["agreed"])
         self._totals.load_state_dict(state.get("totals"))
-        self._next, self._ahead, self._saved_ahead = [], [], state.get("ahead", [])
+        self._queue.restart(state.get("ahead", []))
         self._continue_ledger()
 
     def _start_new_run(self) -> None:
-        self._agreed.clear()
-        self._next, self._ahead, self._saved_ahead = [], [], []
+        self._queue.agreed.clear()
+        self._queue.restart([])
         self._totals.start()
         if self.is_world_process_zero():
             for folder in (self.interaction_log.folder, self._ledger_folder):

@@ -62,7 +62,9 @@ def choose_scoring(
             scoring = _choose_head(model, causal_lm)
             lengths = max_prompt_length or _UNKNOWN_LENGTH, max_completion_length or _UNKNOWN_LENGTH // 4
             scoring = _choose_layout(model, causal_lm, scoring, *lengths, num_completions)
-            scoring = replace(scoring, several_passes=not _is_split(causal_lm))
+            # Forward passes are collective under DDP too, which sends the buffers of the first process to the others.
+            alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+            scoring = replace(scoring, several_passes=alone)
     finally:
         model.train(was_training)
     logger.info("%s is scored with %s.", type(causal_lm).__name__, scoring)

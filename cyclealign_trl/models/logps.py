@@ -33,8 +33,8 @@ class Scoring:
             of all tokens never exist at once. Otherwise they come from the model's logits.
         shared: Rows in which the completions of a prompt share it. `None` means that every completion has a row of its
             own, with a copy of the prompt.
-        several_passes: Whether a batch can take several forward passes, of texts of similar length. Processes that
-            share the weights of a model have to run the same number of them.
+        several_passes: Whether a batch can take several forward passes, of texts of similar length. Several processes
+            have to run the same number of them.
         reason: Why the model is not scored in a faster way.
     """
 
