@@ -87,7 +87,7 @@ class StepWork:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and for how long.
+    """Works to measure, and the time for them.
 
     Args:
         loss: Works of the part "loss", the most important first.

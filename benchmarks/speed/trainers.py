@@ -42,7 +42,7 @@ def free_judge(completions: Sequence[str], **_: Any) -> list[float]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a trainer is built from: `folder` is empty, and `model_folder` has the model if something loads it."""
+    """Parts of a trainer: `folder` is empty, and `model_folder` has the model if something loads it."""
 
     work: StepWork
     model: Any
@@ -113,51 +113,55 @@ def _cyclealign(setting: Setting) -> Any:
     )
 
 
-def _grouped(setting: Setting, name: str, **arguments: Any) -> Any:
+def _trl_trainer(setting: Setting, module: str, name: str, model: Any, peft_config: Any, **arguments: Any) -> Any:
+    """Return a trainer of TRL with the arguments that all of them share."""
+    imported = importlib.import_module(module)
+    return getattr(imported, f"{name}Trainer")(
+        model=model,
+        reward_funcs=free_judge,
+        args=getattr(imported, f"{name}Config")(**setting.trl_arguments, **arguments),
+        train_dataset=setting.dataset,
+        processing_class=setting.tokenizer,
+        peft_config=peft_config,
+    )
+
+
+def _grouped(setting: Setting, name: str, model: Any, peft_config: Any) -> Any:
     """Return a trainer of TRL that samples a group of completions for each prompt."""
-    trl, work = importlib.import_module("trl"), setting.work
-    args = getattr(trl, f"{name}Config")(
+    work = setting.work
+    return _trl_trainer(
+        setting,
+        "trl",
+        name,
+        model,
+        peft_config,
         per_device_train_batch_size=work.prompts * work.n,
         num_generations=work.n,
         max_completion_length=work.new_tokens,
         beta=0.0,  # no reference model: ours has none
-        **setting.trl_arguments,
-        **arguments,
-    )
-    return getattr(trl, f"{name}Trainer")(
-        model=setting.model,
-        reward_funcs=free_judge,
-        args=args,
-        train_dataset=setting.dataset,
-        processing_class=setting.tokenizer,
-        peft_config=setting.peft_config,
     )
 
 
 def _grpo(setting: Setting) -> Any:
-    return _grouped(setting, "GRPO")
+    return _grouped(setting, "GRPO", setting.model, setting.peft_config)
 
 
 def _rloo(setting: Setting) -> Any:
-    return _grouped(setting, "RLOO")
+    return _grouped(setting, "RLOO", setting.model, setting.peft_config)
 
 
 def _online_dpo(setting: Setting) -> Any:
-    module, work = importlib.import_module("trl.experimental.online_dpo"), setting.work
-    args = module.OnlineDPOConfig(
+    work = setting.work
+    return _trl_trainer(
+        setting,
+        "trl.experimental.online_dpo",
+        "OnlineDPO",
+        setting.model,
+        setting.peft_config,
         per_device_train_batch_size=work.prompts,
         max_new_tokens=work.new_tokens,
         max_length=max(512, work.prompt_length + work.new_tokens),
         temperature=1.0,
-        **setting.trl_arguments,
-    )
-    return module.OnlineDPOTrainer(
-        model=setting.model,
-        reward_funcs=free_judge,
-        args=args,
-        train_dataset=setting.dataset,
-        processing_class=setting.tokenizer,
-        peft_config=setting.peft_config,
     )
 
 
@@ -174,21 +178,7 @@ def _unsloth(setting: Setting) -> Any:
     )
     if work.lora:
         model = unsloth.FastLanguageModel.get_peft_model(model, r=16, lora_alpha=16, target_modules=LORA_MODULES)
-    trl = importlib.import_module("trl")
-    args = trl.GRPOConfig(
-        per_device_train_batch_size=work.prompts * work.n,
-        num_generations=work.n,
-        max_completion_length=work.new_tokens,
-        beta=0.0,
-        **setting.trl_arguments,
-    )
-    return trl.GRPOTrainer(
-        model=model,
-        reward_funcs=free_judge,
-        args=args,
-        train_dataset=setting.dataset,
-        processing_class=setting.tokenizer,
-    )
+    return _grouped(setting, "GRPO", model, peft_config=None)
 
 
 @dataclass(frozen=True)

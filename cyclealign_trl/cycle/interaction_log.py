@@ -20,7 +20,7 @@ from .._files import atomic_write
 from ..data.formats import text_feature
 from ..types import ExportType, as_completion
 from .interaction import InteractionResult
-from .log_files import merge_full_block, read_files
+from .log_files import LogFile, merge_full_block, read_files
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _ORDER = pa.list_(pa.int64())
@@ -91,8 +91,8 @@ class InteractionLog:
         """
         rows = [to_row(step, interaction, result) for result in results]
         conversational = isinstance(results[0].prompt, list)
-        path = self.folder / f"step-{step:06d}-{self._process_index}.parquet"
-        with atomic_write(path) as temporary:
+        file = LogFile.of_steps(self.folder, step, step, self._process_index)
+        with atomic_write(file.path) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema(conversational)), temporary)
         merge_full_block(self.folder, step, self._process_index)
 

@@ -1,4 +1,4 @@
-"""What a run's interactions add up to, in a size that does not grow with the run."""
+"""Totals of a run's interactions, in a size that does not grow with the run."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class PromptCollator:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an interaction starts from.
+    """Demonstrations and agreement that an interaction starts from.
 
     Args:
         demonstrations: Demonstrations to show to the ranker.

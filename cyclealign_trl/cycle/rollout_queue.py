@@ -77,11 +77,10 @@ class RolloutQueue:
             self._rollouts.extend(self._ahead or self._reopen(self._batches) or self.roll_out(self._batches))
             self._ahead = self.roll_out(self.next_batches, starts_window=ends_window)
             self._batches = []
-            self.deadline = time.monotonic() + self._args.ranking_timeout
         return self._rollouts.popleft()
 
     def roll_out(self, batches: list[PromptBatch], starts_window: bool = False) -> list[Rollout]:
-        """Sample completions for micro-batches, and send them to the ranker.
+        """Sample completions for micro-batches, and send them to the ranker. The deadline counts from then on.
 
         Args:
             batches: The micro-batches.

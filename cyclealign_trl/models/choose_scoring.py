@@ -102,7 +102,7 @@ def _choose_layout(
     num_completions: int,
 ) -> Scoring:
     """Return the scoring with shared rows, or the padded one if they differ."""
-    head = causal_lm.get_output_embeddings()
+    head, is_split = causal_lm.get_output_embeddings(), _is_split(causal_lm)
     try:
         # A model that counts positions by itself would look up a position that it does not have.
         rows = replace(SharedRows.of(causal_lm.config), max_length=max_positions(causal_lm))
@@ -111,12 +111,12 @@ def _choose_layout(
         shared = replace(padded, shared=replace(rows, max_length=length))
         short = [text[:3] for text in completions[:3]]
         texts = [prompt[:6]] * len(short) + [prompt[:2]] * 2, [*short, short[0][:1], short[0][:2]]  # needs padding
-        if _is_split(causal_lm):  # a backward pass would gather, too
+        if is_split:  # a backward pass would gather, too
             texts = texts[0] + [prompt] * len(completions), texts[1] + completions
         with _scaled_head(head, _LARGE if padded.fused else 1.0):
             scores, expected = (_scores(model, head, scoring, *texts) for scoring in (shared, padded))
         difference = _difference(scores, expected, head)
-        if difference is None and not _is_split(causal_lm):
+        if difference is None and not is_split:
             difference = _dependence(model, causal_lm, shared, padded, prompt, completions)
     except Exception as error:  # an architecture that does not accept the mask or the positions
         difference = _first_line(error)

@@ -186,7 +186,7 @@ def _select(model_kwargs: dict[str, Any], rows: Tensor | slice, batch_size: int)
 
 
 _EXACT: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-"""Whether `decode` computes what the forward pass of a model does."""
+"""Results of `_is_exact` by model."""
 
 
 def _is_exact(model: PreTrainedModel) -> bool:

@@ -26,7 +26,7 @@ _MIN_TOKENS = {True: 1024, False: 32768}
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How a model is scored.
+    """Way to score a model.
 
     Args:
         fused: Whether log-probabilities come from hidden states and the weight of the output head, so that the logits

@@ -136,9 +136,10 @@ class _HeadLogps(torch.autograd.Function):
                 if units is not None:
                     units[rows] = target_weight[rows] * transform.slope(target_logits[rows]) - means / totals
         ctx.transform, ctx.weight, ctx.bias = transform, weight, bias  # ZeRO-3 gathers weights in place
-        ctx.save_for_backward(hidden, targets, log_totals, target_logits) if units is None else ctx.save_for_backward(
-            units
-        )
+        if units is None:
+            ctx.save_for_backward(hidden, targets, log_totals, target_logits)
+        else:
+            ctx.save_for_backward(units)
         return (target_logits - log_totals).squeeze(1)
 
     @staticmethod

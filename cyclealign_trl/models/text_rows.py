@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where M tokens of completions are predicted in R rows of L tokens.
+    """Positions at which M tokens of completions are predicted in R rows of L tokens.
 
     Args:
         rows: Row of the hidden state that predicts each token, `(M,)`.

@@ -1,4 +1,4 @@
-"""What a run's interactions add up to."""
+"""Totals of a run's interactions."""
 
 import json
 from statistics import fmean
