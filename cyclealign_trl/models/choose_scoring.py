@@ -166,7 +166,7 @@ def _embedding_gradients(
 
     handle = causal_lm.get_input_embeddings().register_forward_hook(record)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _frozen(model):
             head = causal_lm.get_output_embeddings()
             scores = _scores(model, head, scoring, [prompt] * len(completions), completions)
             (gradients,) = torch.autograd.grad(scores[-1], embeddings)
@@ -245,6 +245,19 @@ def _gathered(model: nn.Module) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(parameters):
         yield
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Compute no gradients of weights, which would take time and memory for nothing."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
