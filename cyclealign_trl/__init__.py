@@ -47,10 +47,12 @@ if TYPE_CHECKING:
     from .errors import TooManyFailuresError as TooManyFailuresError
     from .errors import UpstreamError as UpstreamError
     from .evaluation.evaluate_ranker import evaluate_ranker as evaluate_ranker
+    from .evaluation.ranking_accuracy_callback import RankingAccuracyCallback as RankingAccuracyCallback
     from .evaluation.references import ReferenceRanking as ReferenceRanking
     from .evaluation.references import read_references as read_references
     from .evaluation.report import JudgedRanking as JudgedRanking
     from .evaluation.report import JudgeReport as JudgeReport
+    from .evaluation.win_rate_callback import WinRateCallback as WinRateCallback
     from .offline.losses import pro_loss as pro_loss
     from .offline.losses import rrhf_loss as rrhf_loss
     from .offline.ranking_config import RankingConfig as RankingConfig
@@ -115,6 +117,7 @@ _MODULES = {
     "PromptError": "errors",
     "Ranker": "rankers.base",
     "RankerError": "errors",
+    "RankingAccuracyCallback": "evaluation.ranking_accuracy_callback",
     "RankingConfig": "offline.ranking_config",
     "RankingFailure": "types",
     "RankingRequest": "types",
@@ -130,6 +133,7 @@ _MODULES = {
     "Upstream": "aligner.upstreams",
     "UpstreamError": "errors",
     "Usage": "types",
+    "WinRateCallback": "evaluation.win_rate_callback",
     "add_self_rewards": "dlma.contrastive_pairs",
     "agreement_ranking": "cycle.agreement",
     "assume_completions": "cycle.run_estimate",

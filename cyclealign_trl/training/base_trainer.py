@@ -30,6 +30,8 @@ UNPUBLISHED = (
     "prompt-completion/*",
     "pairs/*",
     "iteration-*/*",
+    "win_rate/*",
+    "ranking_accuracy/*",
     "runs/*",
     "*.tmp",
 )
@@ -121,7 +123,8 @@ class BaseTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         """Fetch the micro-batches of the next optimiser step, or none if a finished run was resumed."""
-        if self.state.global_step >= self.state.max_steps:  # the Trainer would take one more step before it checks
+        # The Trainer would take one more step before it checks.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             return [], None
         samples: tuple[list[Any], torch.Tensor | int | None]
         samples = super().get_batch_samples(epoch_iterator, num_batches, device)
