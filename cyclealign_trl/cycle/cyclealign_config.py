@@ -98,7 +98,8 @@ class CycleAlignConfig(RankingConfig):
         max_eval_samples (`int` or `None`, *optional*, defaults to `None`):
             Maximum number of prompts per evaluation. Their rankings are paid for too.
         log_completions (`bool`, *optional*, defaults to `False`):
-            Whether to print a table of completions and both orders at every log. Needs `rich`.
+            Whether to print a table of completions and both orders at every log, and to send it to W&B, trackio and
+            TensorBoard if `report_to` names them. Needs `rich`.
     """
 
     _SAMPLING_STRATEGIES: ClassVar[tuple[str, ...]] = ("random",)  # the sampler repeats windows in an order of its own
@@ -268,7 +269,10 @@ class CycleAlignConfig(RankingConfig):
     )
     log_completions: bool = field(
         default=False,
-        metadata={"help": "Whether to print a table of completions and both orders at every log. Needs rich."},
+        metadata={
+            "help": "Whether to print a table of completions and both orders at every log, and to send it to W&B, "
+            "trackio and TensorBoard if report_to names them. Needs rich."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of a step's interactions, and the table of completions."""
+"""Metrics of a step's interactions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
-from .._compat import print_prompt_completions_sample
 from ..chat.budget import BUDGET_EXHAUSTED
-from ..chat.replies import printable
-from ..types import Prompt, Usage
+from ..types import Usage
 from .interaction import SKIPPED, InteractionResult
-
-MAX_PRINTED = 8  # prompts in a printed table
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,24 +101,3 @@ def usage_counts(folder: str, usages: Iterable[Usage | None]) -> dict[str, float
         if usage.cost is not None:
             total[f"{folder}/cost"] += usage.cost
     return dict(total)
-
-
-def print_completions(records: Sequence[InteractionRecord], step: int) -> None:
-    """Print a table of up to `MAX_PRINTED` prompts, with each completion's place in both orders. Needs `rich`."""
-    rows: dict[str, list[Any]] = {"prompt": [], "completion": [], "ranker": [], "policy": [], "agreed": []}
-    for record in records[:MAX_PRINTED]:
-        result = record.result
-        scored = bool(result.white_box_order)
-        for place, index in enumerate(result.white_box_order or range(len(result.completions)), start=1):
-            rows["prompt"].append(_printable_prompt(result.prompt))
-            rows["completion"].append(printable(result.completions[index]))
-            rows["ranker"].append(result.failure if result.ranks is None else str(result.ranks[index] + 1))
-            rows["policy"].append(str(place) if scored else "")
-            rows["agreed"].append("yes" if index in (result.agreement or ()) else "")
-    print_prompt_completions_sample(rows.pop("prompt"), rows.pop("completion"), {}, None, step, extra=rows)
-
-
-def _printable_prompt(prompt: Prompt) -> Prompt:
-    if isinstance(prompt, str):
-        return printable(prompt)
-    return [{**message, "content": printable(message["content"])} for message in prompt]

@@ -14,6 +14,7 @@ from trl import is_conversational
 
 from .._compat import PREFIX_CHECKPOINT_DIR, get_config_model_id, uploading_without
 from . import checkpoints
+from .console import shorten_console
 from .dataset_checks import describe_dataset
 from .model_card import TrainedModel, evaluation_metrics, hub_link, model_card
 
@@ -50,6 +51,7 @@ class BaseTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        shorten_console(self)
         self.add_callback(_CardBeforePush(self.create_model_card))
 
     # Hooks of subclasses

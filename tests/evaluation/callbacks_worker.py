@@ -43,9 +43,9 @@ def train_ranked(folder, num_processes, judge, interrupted_at=None, resume=None,
     return trainer
 
 
-def train_cycle(folder, num_processes, scope):
+def train_cycle(folder, num_processes):
     trainer = make_trainer(
-        folder, Learner(), stub_generation=True, demonstration_scope=scope, num_interactions=3, max_steps=3,
+        folder, Learner(), stub_generation=True, num_interactions=3, max_steps=3,
         **settings(num_processes),
     )  # fmt: skip
     trainer.add_callback(RankingAccuracyCallback(trainer.ranker, trainer, ROWS[:5], 3))
@@ -70,13 +70,13 @@ def run(folder, num_processes):
     whole = train_ranked(folder / "whole", num_processes, judge)
     train_ranked(folder / "parts", num_processes, Judge(), interrupted_at=3)
     resumed = train_ranked(folder / "parts", num_processes, Judge(), resume=True)
-    cycles = [train_cycle(folder / scope, num_processes, scope) for scope in ("prompt", "run")]
+    cycle = train_cycle(folder / "cycle", num_processes)
     try:
         train_ranked(folder / "broken", num_processes, BrokenJudge())
         message = None
     except RankerError as error:
         message = str(error)
-    trainers = {"whole": whole, "resumed": resumed, "prompt": cycles[0], "run": cycles[1]}
+    trainers = {"whole": whole, "resumed": resumed, "cycle": cycle}
     logs = {name: trainer.state.log_history for name, trainer in trainers.items()}
     return {"logs": logs, "spent": judge.budget.committed.cost, "error": message}
 
