@@ -1,6 +1,6 @@
 """Process of `test_callbacks_distributed.py`: train with both callbacks, whole and in parts, and with a broken judge.
 
-python -m tests.evaluation.callbacks_worker FOLDER NUM_PROCESSES
+python -m tests.evaluation.callbacks_worker FOLDER NUM_PROCESSES [DEEPSPEED_CONFIG]
 """
 
 import json
@@ -18,11 +18,13 @@ from tests.cycle.stubs import make_trainer, prompts
 from tests.evaluation.test_ranking_accuracy_callback import ROWS, Learner
 from tests.evaluation.test_win_rate_callback import InterruptAt, Interrupted, Judge, PricedJudge
 
+DEEPSPEED = {}  # settings of all runs
 RANKED = [{"prompt": f"Q{i}:", "completions": ["yes", "maybe", "no" * i], "rewards": [2.0, i, -1.0]} for i in range(8)]
 
 
 def settings(num_processes):
     return {
+        **DEEPSPEED,
         "per_device_train_batch_size": 2 // num_processes, "per_device_eval_batch_size": 4 // num_processes,
         "save_strategy": "steps", "save_steps": 3,
     }  # fmt: skip
@@ -81,7 +83,13 @@ def run(folder, num_processes):
     return {"logs": logs, "spent": judge.budget.committed.cost, "error": message}
 
 
-def main(folder, num_processes):
+def main(folder, num_processes, deepspeed=None):
+    if deepspeed:
+        import deepspeed as library
+
+        # Otherwise, DeepSpeed compiles a faster all-reduce for CPUs, which takes a minute.
+        library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        DEEPSPEED["deepspeed"] = deepspeed
     result = run(Path(folder), int(num_processes))
     Path(folder, f"result-{PartialState().process_index}.json").write_text(json.dumps(result))
     PartialState().wait_for_everyone()

@@ -4,13 +4,17 @@ import json
 
 import pytest
 
-from tests.cycle.test_distributed import launch
+from tests.cycle.test_distributed import ROOT, launch
 from tests.evaluation.callbacks_worker import run
 from tests.evaluation.test_win_rate_callback import comparisons, untimed
 
 
-def test_two_processes_match_one(tmp_path):
-    launch("-m", "tests.evaluation.callbacks_worker", str(tmp_path / "two"), "2")
+@pytest.mark.parametrize("config", [None, pytest.param("zero3.json", marks=pytest.mark.slow)], ids=["ddp", "zero3"])
+def test_two_processes_match_one(tmp_path, config):
+    if config:
+        pytest.importorskip("deepspeed")
+    deepspeed = [f"{ROOT}/examples/deepspeed/{config}"] if config else []
+    launch("-m", "tests.evaluation.callbacks_worker", str(tmp_path / "two"), "2", *deepspeed)
     first, second = (json.loads((tmp_path / "two" / f"result-{index}.json").read_text()) for index in range(2))
     one = run(tmp_path / "one", 1)
     of_a_process = {"pool/size": 0.0}

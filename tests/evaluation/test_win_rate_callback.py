@@ -17,13 +17,14 @@ from cyclealign_trl import (
     RankingFailure,
     RankingResult,
     RankingTrainer,
+    TooManyFailuresError,
     Usage,
     WinRateCallback,
 )
 from cyclealign_trl.chat.budget import Budget, Prices
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from tests.conftest import make_model, make_tokenizer
-from tests.cycle.stubs import assert_same_weights, make_trainer, prompts, weights
+from tests.cycle.stubs import DigestRanker, assert_same_weights, make_trainer, prompts, weights
 
 HELD_OUT = prompts(12).select(range(8, 12))
 
@@ -236,6 +237,33 @@ def test_an_error_of_the_judge_saves_a_checkpoint_and_the_resumed_run_repeats_th
     add_win_rate(whole)
     whole.train()
     assert rates(resumed) == rates(whole)
+
+
+def test_a_run_that_stops_for_its_failures_evaluates_when_it_is_resumed(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 100}
+    judge = Judge()
+    trainer = make_trainer(tmp_path, DigestRanker(fail=lambda request: "timeout"), **settings)
+    add_win_rate(trainer, judge, eval_steps=4)
+    with pytest.raises(TooManyFailuresError):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    assert judge.requests == []
+    resumed = make_trainer(tmp_path, **settings)
+    add_win_rate(resumed, judge, eval_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    assert [log["step"] for log in rates(resumed)] == [4, 8]
+
+
+def test_an_adapter_is_compared_with_its_base(tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = make_trainer(tmp_path, peft_config=config, learning_rate=0.1)
+    add_win_rate(trainer, eval_steps=8)
+    trainer.train()
+    base = WinRateCallback(Judge(), make_trainer(tmp_path / "base"), HELD_OUT, 2)
+    rows = comparisons(tmp_path, 8)
+    assert [row["start"] for row in rows] == [reply.text for reply in base._complete()]
+    assert [row["policy"] for row in rows] != [row["start"] for row in rows]
 
 
 class PricedJudge(Judge):
