@@ -13,7 +13,7 @@ FORK_SERVER.set_forkserver_preload(["tests.cycle.stubs", "cyclealign_trl.evaluat
 
 
 def run_killed(folder, kill_at=None):
-    """Start or resume a run, and write its log. The process kills itself at the request number `kill_at` to the judge."""
+    """Start or resume a run, and write its log. The process kills itself at request number `kill_at` to the judge."""
 
     class KilledJudge(Judge):
         def answer(self, request):
