@@ -25,9 +25,9 @@ from cyclealign_trl import (
 )
 from cyclealign_trl.aligner import corrections
 from cyclealign_trl.cli import COMMANDS
-from cyclealign_trl.data import hh_rlhf
+from cyclealign_trl.data import hh_rlhf, named_datasets
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
-from cyclealign_trl.scripts import aligner, dlma, estimate, export, inputs, serve, train, train_ranked
+from cyclealign_trl.scripts import aligner, dlma, estimate, export, serve, train, train_ranked
 from cyclealign_trl.scripts import judge as judge_script
 from tests.aligner.test_aligner_trainer import make_trainer as make_aligner_trainer
 from tests.conftest import make_model, make_tokenizer
@@ -115,7 +115,7 @@ def offline(tmp_path, monkeypatch, judge):
             return rows.map(lambda row: {name: text.replace(": Q", f": {subset} ") for name, text in row.items()})
         return DatasetDict(train=rows, test=rows) if split is None else rows
 
-    for module in (datasets, corrections, hh_rlhf, inputs):
+    for module in (datasets, corrections, hh_rlhf, named_datasets):
         monkeypatch.setattr(module, "load_dataset", load)
 
     check_config = RankingConfig.__post_init__
