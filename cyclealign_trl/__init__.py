@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from .evaluation.references import read_references as read_references
     from .evaluation.report import JudgedRanking as JudgedRanking
     from .evaluation.report import JudgeReport as JudgeReport
+    from .models.gpt_neox_reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE as OPEN_ASSISTANT_CHAT_TEMPLATE
+    from .models.reward_scorer import RewardScorer as RewardScorer
     from .offline.losses import pro_loss as pro_loss
     from .offline.losses import rrhf_loss as rrhf_loss
     from .offline.ranking_config import RankingConfig as RankingConfig
@@ -63,7 +65,6 @@ if TYPE_CHECKING:
     from .rankers.function import FunctionRanker as FunctionRanker
     from .rankers.kendall_tau import kendall_tau as kendall_tau
     from .rankers.llm import LLMRanker as LLMRanker
-    from .rankers.reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE as OPEN_ASSISTANT_CHAT_TEMPLATE
     from .rankers.reward_model import RewardModelRanker as RewardModelRanker
     from .rankers.self_reward import SelfRewardRanker as SelfRewardRanker
     from .types import Corrector as Corrector
@@ -107,7 +108,7 @@ _MODULES = {
     "JudgedRanking": "evaluation.report",
     "LLMRanker": "rankers.llm",
     "ModelUpstream": "aligner.upstreams",
-    "OPEN_ASSISTANT_CHAT_TEMPLATE": "rankers.reward_model",
+    "OPEN_ASSISTANT_CHAT_TEMPLATE": "models.gpt_neox_reward_model",
     "Outcome": "rankers.base",
     "PipelineUpstream": "aligner.upstreams",
     "Prices": "chat.budget",
@@ -122,6 +123,7 @@ _MODULES = {
     "RankingTrainer": "offline.ranking_trainer",
     "ReferenceRanking": "evaluation.references",
     "RewardModelRanker": "rankers.reward_model",
+    "RewardScorer": "models.reward_scorer",
     "RunEstimate": "cycle.run_estimate",
     "SelfRewardRanker": "rankers.self_reward",
     "StreamingRanker": "rankers.base",
