@@ -15,7 +15,7 @@ from datasets import Dataset
 from ..data import hh_rlhf
 from ..data.formats import plain_prompt, preference_pair
 from ..data.named_datasets import load_named_splits, select_split
-from ..types import Prompt, prompt_key
+from ..types import Prompt, prompt_key, valid_text
 
 ALL = "all"
 """Group of every prompt of a data set without groups."""
@@ -118,11 +118,11 @@ def read_prompts(
     dropped: Counter[str] = Counter()
     for number, row in enumerate(rows):
         try:
-            prompt = plain_prompt((row if "prompt" in row else preference_pair(row))["prompt"])
+            prompt = _valid(plain_prompt((row if "prompt" in row else preference_pair(row))["prompt"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"Row {number} has no readable prompt: {error}. Its columns: {sorted(row)}.") from error
         group = row.get(group_column)
-        entry = EvaluationPrompt(prompt, ALL if group is None else str(group))
+        entry = EvaluationPrompt(prompt, ALL if group is None else valid_text(str(group)))
         if entry.id in prompts:
             dropped["repeated_prompt"] += 1
             continue
@@ -136,6 +136,13 @@ def read_prompts(
         {group: len(ids) for group, ids in groups.items()},
         dict(dropped),
     )
+
+
+def _valid(prompt: Prompt) -> Prompt:
+    """Return a prompt without lone surrogates."""
+    if isinstance(prompt, str):
+        return valid_text(prompt)
+    return [{**message, "content": valid_text(message["content"])} for message in prompt]
 
 
 def _sample(ids: list[str], number: int | None, seed: int) -> list[str]:

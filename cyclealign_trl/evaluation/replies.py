@@ -21,6 +21,7 @@ from ..errors import PromptError
 from ..models.batches import longest_first
 from ..models.model_pool import ModelPool
 from ..types import Prompt, valid_text
+from .markdown_table import printable
 from .prompts import EvaluationPrompt
 from .row_file import KEY, RowFile
 from .sources import ReplySettings, ReplySource, match_key
@@ -94,7 +95,7 @@ def collect_replies(
 def file_name(name: str) -> str:
     """Return a name for files of a model, distinct for distinct names."""
     safe = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")[:80]
-    return safe if safe and safe == name else f"{safe}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+    return safe if safe and safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _with_upstreams(sources: Sequence[ReplySource], settings: ReplySettings) -> list[ReplySource]:
@@ -161,11 +162,6 @@ def _collect(
                     progress.update(len(batch))
     rows = {prompt.id: file.rows[prompt.id] for prompt in asked}
     return failed | {key: Reply(key, row["completion"], row["finish_reason"]) for key, row in rows.items()}
-
-
-def printable(text: str) -> str:
-    """Return a text without characters that control a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _missing_batches(

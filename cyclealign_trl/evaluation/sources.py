@@ -21,7 +21,7 @@ from ..data.formats import completion_text, file_format, plain_prompt
 from ..data.hh_rlhf import prompt_text
 from ..data.named_datasets import load_named_splits
 from ..models.model_pool import ModelPool, ModelReference
-from ..types import Prompt
+from ..types import Prompt, valid_text
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class ReplySource(ABC):
     """Source whose replies this source needs."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = valid_text(name)
 
     @property
     def base(self) -> str | None:
@@ -158,15 +158,26 @@ class EndpointSource(ReplySource):
         self.model, self.base_url = model, base_url
 
     def identity(self, settings: ReplySettings) -> dict[str, Any]:
-        """See `ReplySource`."""
+        """See `ReplySource`.
+
+        Raises:
+            ValueError: If an argument in `endpoint_kwargs` is wrong, or there is no key.
+        """
+        self._connect(settings)
         return {"endpoint": endpoint_url(self.base_url), "model": self.model, "sampling": self._sampling(settings)}
 
     def open(
         self, settings: ReplySettings, pool: ModelPool, upstream_replies: Mapping[str, str]
     ) -> AbstractContextManager[Upstream]:
         """See `ReplySource`."""
+        return nullcontext(self._connect(settings))
+
+    def _connect(self, settings: ReplySettings) -> EndpointUpstream:
         kwargs = {**settings.endpoint_kwargs, "sampling": self._sampling(settings)}
-        return nullcontext(EndpointUpstream(self.model, self.base_url, **kwargs))
+        try:
+            return EndpointUpstream(self.model, self.base_url, **kwargs)
+        except TypeError as error:
+            raise ValueError(f"The endpoint_kwargs are wrong: {error}") from error
 
     @staticmethod
     def _sampling(settings: ReplySettings) -> dict[str, Any]:
@@ -307,7 +318,7 @@ def parse_source(text: str) -> ReplySource:
     if not os.path.exists(text) and (match := re.fullmatch(r"([^:/=+]+)=(.*)", text, re.DOTALL)):
         label, source = match[1], match[2]
     parsed = _parse(source)
-    parsed.name = label or parsed.name
+    parsed.name = valid_text(label or parsed.name)
     return parsed
 
 

@@ -131,18 +131,8 @@ def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
 
 
 def parse_ranker_kwargs(args: RankerArguments) -> dict[str, Any]:
-    """Parse `ranker_kwargs`.
-
-    Raises:
-        ValueError: If they are not a JSON object, or contain an API key.
-    """
-    kwargs = _parse_json_object("ranker_kwargs", args.ranker_kwargs)
-    if "api_key" in kwargs:
-        raise ValueError(
-            "ranker_kwargs must not contain an API key, because files and process lists would show it: set "
-            "OPENAI_API_KEY instead."
-        )
-    return kwargs
+    """Parse `ranker_kwargs`; see `parse_json_object`."""
+    return parse_json_object("ranker_kwargs", args.ranker_kwargs)
 
 
 def make_corrector(args: CorrectorArguments, training_args: CycleAlignConfig) -> Corrector | None:
@@ -151,7 +141,7 @@ def make_corrector(args: CorrectorArguments, training_args: CycleAlignConfig) ->
     Raises:
         ValueError: If `corrector_kwargs` do not fit, or the aligner has no template.
     """
-    kwargs = _parse_json_object("corrector_kwargs", args.corrector_kwargs)
+    kwargs = parse_json_object("corrector_kwargs", args.corrector_kwargs)
     if args.corrector is None:
         if kwargs:
             raise ValueError("corrector_kwargs are set, but no aligner to load. Set --corrector.")
@@ -188,12 +178,26 @@ def _check_kwargs(complaint: str, kwargs: dict[str, Any], *functions: Callable[.
             raise ValueError(f"{complaint}: unknown argument {name!r}. {hint}")
 
 
-def _parse_json_object(name: str, value: Any) -> dict[str, Any]:
-    """Parse an argument that is a mapping in YAML and JSON text on the command line."""
+def parse_json_object(name: str, value: Any) -> dict[str, Any]:
+    """Parse an argument that is a mapping in YAML and JSON text on the command line.
+
+    Args:
+        name: Name of the argument.
+        value: Its value. `None` is an empty mapping.
+
+    Raises:
+        ValueError: If it is not a JSON object, or contains an API key.
+    """
     try:
-        return dict(json.loads(value or "{}") if isinstance(value, str | None) else value)
+        parsed = dict(json.loads(value or "{}") if isinstance(value, str | None) else value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a JSON object: {error}.") from error
+    if "api_key" in parsed:
+        raise ValueError(
+            f"{name} must not contain an API key, because files and process lists would show it: set OPENAI_API_KEY "
+            "instead."
+        )
+    return parsed
 
 
 def _import_factory(path: str) -> Callable[..., Ranker]:
