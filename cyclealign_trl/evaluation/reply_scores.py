@@ -17,7 +17,7 @@ from ..chat.store import digest
 from ..models.batches import longest_first
 from ..models.loading import digest_weights, hub_kwargs, loading
 from ..models.model_pool import ModelReference
-from ..models.reward_scorer import RewardScorer
+from ..models.reward_scorer import RewardScorer, check_num_labels
 from .markdown_table import printable
 from .prompts import EvaluationPrompt
 from .replies import Reply, file_name
@@ -35,7 +35,7 @@ class StoredScorer:
 
     Raises:
         OSError: If there is no such model.
-        ValueError: If `reward_model_kwargs` are wrong, or are given for a loaded model.
+        ValueError: If the model has not one output, or `reward_model_kwargs` are wrong or given for a loaded model.
     """
 
     def __init__(
@@ -54,9 +54,10 @@ class StoredScorer:
                 inspect.signature(RewardScorer).bind(self.name, **self._kwargs)
             except TypeError as error:
                 raise ValueError(f"RewardScorer does not accept these reward_model_kwargs: {error}.") from error
-            # The weights are loaded when the replies are there. A wrong name must not wait for that.
+            # The weights are loaded when the replies are there. A wrong model must not wait for that.
             with loading(self.name):
-                AutoConfig.from_pretrained(self.name, **hub_kwargs(self._kwargs.get("model_init_kwargs", {})))
+                kwargs = hub_kwargs(self._kwargs.get("model_init_kwargs", {}))
+                check_num_labels(AutoConfig.from_pretrained(self.name, **kwargs), self.name)
             reference = ModelReference.find(self.name)
             relevant = {name: value for name, value in self._kwargs.items() if name not in ("batch_size", "device")}
             self._settings: dict[str, Any] = {**reference.identity, **_as_text(relevant)}

@@ -39,6 +39,10 @@ class GPTNeoXRewardModelConfig(GPTNeoXConfig):
 
     pooling: str | None = "last"
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.num_labels = 1
+
     def validate_architecture(self) -> None:
         """Check the fields; transformers calls this at construction."""
         super().validate_architecture()
@@ -55,7 +59,6 @@ class GPTNeoXRewardModel(GPTNeoXPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = (r"attention\.(masked_)?bias$", r"rotary_emb\.inv_freq$")
 
     def __init__(self, config: GPTNeoXRewardModelConfig) -> None:
-        config.num_labels = 1
         super().__init__(config)
         self.gpt_neox = GPTNeoXModel(config)
         self.out_proj = nn.Linear(config.hidden_size, 1)

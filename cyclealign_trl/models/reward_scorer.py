@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -174,13 +175,23 @@ class RewardScorer:
         return scores
 
 
-def _prepare_model(model: PreTrainedModel, name: str, device: str | torch.device | None) -> PreTrainedModel:
-    """Check the model, move it to its device and set it to evaluation mode."""
-    if model.config.num_labels != 1:
+def check_num_labels(config: PreTrainedConfig, name: str) -> None:
+    """Raise `ValueError` if a model does not have one output.
+
+    Args:
+        config: Configuration of the model.
+        name: Name of the model, for the message.
+    """
+    if config.num_labels != 1:
         raise ValueError(
-            f"A reward model has 1 output, but {name} has num_labels={model.config.num_labels}. Use a model that was "
+            f"A reward model has 1 output, but {name} has num_labels={config.num_labels}. Use a model that was "
             "trained as a reward model, with num_labels=1. (The default for a model without a trained head is 2.)"
         )
+
+
+def _prepare_model(model: PreTrainedModel, name: str, device: str | torch.device | None) -> PreTrainedModel:
+    """Check the model, move it to its device and set it to evaluation mode."""
+    check_num_labels(model.config, name)
     place_model(model, name, device)
     # Texts are scored in a single forward pass, so a cache of keys and values would only take memory.
     model.config.get_text_config().use_cache = False
