@@ -20,6 +20,7 @@ COMMANDS = {
     "dlma": "Align a policy with its own scores of contrastive pairs (DLMA).",
     "aligner": "Train a model to correct the answers of other models (Aligner).",
     "serve": "Serve an upstream model and its aligner as one model, behind an OpenAI-compatible endpoint.",
+    "evaluate": "Evaluate models by the rewards of their replies to test prompts.",
     "judge": "Measure a ranker on data with reference orders, before paying for a run.",
     "export": "Export the feedback of a run as data for DPO, PRO, RRHF or SFT.",
 }
