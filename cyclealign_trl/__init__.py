@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .evaluation.references import read_references as read_references
     from .evaluation.report import JudgedRanking as JudgedRanking
     from .evaluation.report import JudgeReport as JudgeReport
+    from .evaluation.run_report.page import write_run_report as write_run_report
     from .offline.losses import pro_loss as pro_loss
     from .offline.losses import rrhf_loss as rrhf_loss
     from .offline.ranking_config import RankingConfig as RankingConfig
@@ -150,6 +151,7 @@ _MODULES = {
     "sample_completions": "cycle.run_estimate",
     "sample_prompts": "data.hh_rlhf",
     "split_pair": "data.hh_rlhf",
+    "write_run_report": "evaluation.run_report.page",
 }
 
 __all__ = [*_MODULES]
