@@ -10,7 +10,7 @@ from typing import Any
 from .curves import Panel, Series
 
 WIDTH, HEIGHT = 340, 176
-LEFT, RIGHT, TOP, BOTTOM = 42, 10, 10, 22
+LEFT, RIGHT, TOP, BOTTOM = 42, 16, 10, 22
 NUM_COLOURS = 6
 
 

@@ -202,7 +202,7 @@ def _with_interval(curve: Curve) -> str:
     value = f"{curve.values[-1]:.1%}"
     if curve.low is None or curve.high is None:
         return value
-    return f"{value} [{curve.low[-1]:.1%}, {curve.high[-1]:.1%}]"
+    return f"{value} [{100 * curve.low[-1]:.1f}, {100 * curve.high[-1]:.1f}]"
 
 
 # Settings
