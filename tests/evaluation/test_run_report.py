@@ -18,7 +18,7 @@ from cyclealign_trl.cli import main
 from cyclealign_trl.cycle.interaction import open_interaction, resolve
 from cyclealign_trl.cycle.interaction_log import InteractionLog
 from cyclealign_trl.evaluation.run_report.charts import ticks
-from cyclealign_trl.evaluation.run_report.curves import MAX_POINTS, Curve, curves_of, shorten
+from cyclealign_trl.evaluation.run_report.curves import MAX_POINTS, Curve, curves_of, panels, shorten
 from cyclealign_trl.evaluation.run_report.documents import read_markdown
 from cyclealign_trl.evaluation.run_report.run_data import RunData, read_run, short_names
 from cyclealign_trl.training.run_file import continue_run_file, read_run_file
@@ -257,10 +257,18 @@ def test_names_of_runs_differ():
 
 
 def test_bounds_become_the_band_of_their_metric():
-    history = [{"step": step, "win_rate/rate": 0.5, "win_rate/low": 0.4, "win_rate/high": 0.6} for step in (1, 2)]
-    assert curves_of(RunData("run", history=history)) == {
-        "win_rate/rate": Curve([1, 2], [0.5, 0.5], [0.4, 0.4], [0.6, 0.6])
+    values = {"win_rate/rate": 0.5, "win_rate/low": 0.4, "win_rate/high": 0.6, "win_rate/length": 90.0,
+              "ranking_accuracy/full": 0.7, "ranking_accuracy/full_low": 0.6,
+              "ranking_accuracy/full_high": 0.8}  # fmt: skip
+    run = RunData("run", history=[{"step": step, **values} for step in (1, 2)])
+    assert curves_of(run) == {
+        "win_rate/rate": Curve([1, 2], [0.5, 0.5], [0.4, 0.4], [0.6, 0.6]),
+        "win_rate/length": Curve([1, 2], [90.0, 90.0]),
+        "ranking_accuracy/full": Curve([1, 2], [0.7, 0.7], [0.6, 0.6], [0.8, 0.8]),
     }
+    known, others = panels([run])
+    assert [len(panel.series) for panel in known] == [1, 1]
+    assert [panel.title for panel in others] == ["win_rate/length"]
 
 
 def test_long_curves_are_means_of_successive_values():

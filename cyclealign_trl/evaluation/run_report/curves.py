@@ -87,8 +87,16 @@ _KINDS = (
         {"agreement/rate": "share of the ranks", "agreement/full": "all ranks"},
         span=_SHARE,
     ),
-    _Kind("Win rate against the start", {"win_rate/": ""}, span=_SHARE),
-    _Kind("Accuracy of the ranker on known orders", {"ranking_accuracy/": ""}, span=_SHARE),
+    _Kind("Win rate against the start", {"win_rate/rate": "wins, ties as half", "win_rate/ties": "ties"}, span=_SHARE),
+    _Kind(
+        "Accuracy of the ranker on known orders",
+        {
+            "ranking_accuracy/full": "as in the run",
+            "ranking_accuracy/without_d2": "without agreements",
+            "ranking_accuracy/without_icl": "without demonstrations",
+        },
+        span=_SHARE,
+    ),
     _Kind("Loss", {"loss": "training"}),
     _Kind("Ranking loss", {"ranking_loss": "training"}),
     _Kind("SFT loss", {"sft_loss": "training"}),
