@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .evaluation.sources import parse_source as parse_source
     from .models.gpt_neox_reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE as OPEN_ASSISTANT_CHAT_TEMPLATE
     from .models.reward_scorer import RewardScorer as RewardScorer
+    from .evaluation.run_report.page import write_run_report as write_run_report
     from .offline.losses import pro_loss as pro_loss
     from .offline.losses import rrhf_loss as rrhf_loss
     from .offline.ranking_config import RankingConfig as RankingConfig
@@ -174,6 +175,7 @@ _MODULES = {
     "sample_completions": "cycle.run_estimate",
     "sample_prompts": "data.hh_rlhf",
     "split_pair": "data.hh_rlhf",
+    "write_run_report": "evaluation.run_report.page",
 }
 
 __all__ = [*_MODULES]
