@@ -59,12 +59,12 @@ if TYPE_CHECKING:
     from .evaluation.report import JudgedRanking as JudgedRanking
     from .evaluation.report import JudgeReport as JudgeReport
     from .evaluation.reward_report import RewardReport as RewardReport
+    from .evaluation.run_report.page import write_run_report as write_run_report
     from .evaluation.sources import ReplySettings as ReplySettings
     from .evaluation.sources import ReplySource as ReplySource
     from .evaluation.sources import parse_source as parse_source
     from .models.gpt_neox_reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE as OPEN_ASSISTANT_CHAT_TEMPLATE
     from .models.reward_scorer import RewardScorer as RewardScorer
-    from .evaluation.run_report.page import write_run_report as write_run_report
     from .offline.losses import pro_loss as pro_loss
     from .offline.losses import rrhf_loss as rrhf_loss
     from .offline.ranking_config import RankingConfig as RankingConfig
