@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .evaluation.report import JudgedRanking as JudgedRanking
     from .evaluation.report import JudgeReport as JudgeReport
     from .evaluation.reward_report import RewardReport as RewardReport
+    from .evaluation.run_report.page import write_run_report as write_run_report
     from .evaluation.sources import ReplySettings as ReplySettings
     from .evaluation.sources import ReplySource as ReplySource
     from .evaluation.sources import parse_source as parse_source
@@ -188,6 +189,7 @@ _MODULES = {
     "sample_prompts": "data.hh_rlhf",
     "split_pair": "data.hh_rlhf",
     "win_rates": "evaluation.win_rates",
+    "write_run_report": "evaluation.run_report.page",
 }
 
 __all__ = [*_MODULES]

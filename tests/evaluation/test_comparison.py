@@ -152,7 +152,7 @@ def test_a_failed_order_leaves_the_prompt_out():
     assert {one.verdict for one in comparisons} == {None}
     figures = report(comparisons).figures["overall"]
     assert figures["all"]["win_rate"] is None
-    assert figures["failures"] == {"no_json": len(pairs)}
+    assert figures["failures"] == {"unparsable": len(pairs)}
     assert "no verdict." in report(comparisons).to_markdown()
 
 
