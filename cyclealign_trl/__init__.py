@@ -46,8 +46,14 @@ if TYPE_CHECKING:
     from .errors import RankerError as RankerError
     from .errors import TooManyFailuresError as TooManyFailuresError
     from .errors import UpstreamError as UpstreamError
+    from .evaluation.compare_models import compare_models as compare_models
+    from .evaluation.comparison import Comparison as Comparison
+    from .evaluation.comparison import ReplyPair as ReplyPair
+    from .evaluation.comparison import compare_replies as compare_replies
+    from .evaluation.comparison_report import ComparisonReport as ComparisonReport
     from .evaluation.evaluate_models import evaluate_models as evaluate_models
     from .evaluation.evaluate_ranker import evaluate_ranker as evaluate_ranker
+    from .evaluation.pairwise_judge import PairwiseJudge as PairwiseJudge
     from .evaluation.prompts import EvaluationPrompt as EvaluationPrompt
     from .evaluation.prompts import PromptSet as PromptSet
     from .evaluation.prompts import load_prompts as load_prompts
@@ -63,6 +69,7 @@ if TYPE_CHECKING:
     from .evaluation.sources import ReplySettings as ReplySettings
     from .evaluation.sources import ReplySource as ReplySource
     from .evaluation.sources import parse_source as parse_source
+    from .evaluation.win_rates import win_rates as win_rates
     from .models.gpt_neox_reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE as OPEN_ASSISTANT_CHAT_TEMPLATE
     from .models.reward_scorer import RewardScorer as RewardScorer
     from .offline.losses import pro_loss as pro_loss
@@ -104,6 +111,8 @@ _MODULES = {
     "BudgetExhaustedError": "errors",
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
+    "Comparison": "evaluation.comparison",
+    "ComparisonReport": "evaluation.comparison_report",
     "ContrastivePrompts": "rankers.contrastive_prompts",
     "Corrector": "types",
     "CycleAlignConfig": "cycle.cyclealign_config",
@@ -123,6 +132,7 @@ _MODULES = {
     "ModelUpstream": "aligner.upstreams",
     "OPEN_ASSISTANT_CHAT_TEMPLATE": "models.gpt_neox_reward_model",
     "Outcome": "rankers.base",
+    "PairwiseJudge": "evaluation.pairwise_judge",
     "PipelineUpstream": "aligner.upstreams",
     "Prices": "chat.budget",
     "Prompt": "types",
@@ -137,6 +147,7 @@ _MODULES = {
     "RankingTrainer": "offline.ranking_trainer",
     "ReferenceRanking": "evaluation.references",
     "Reply": "evaluation.replies",
+    "ReplyPair": "evaluation.comparison",
     "ReplySettings": "evaluation.sources",
     "ReplySource": "evaluation.sources",
     "RewardModelRanker": "rankers.reward_model",
@@ -156,6 +167,8 @@ _MODULES = {
     "bootstrap_preferences": "aligner.preferences",
     "collect_corrections": "aligner.black_box_corrections",
     "collect_replies": "evaluation.replies",
+    "compare_models": "evaluation.compare_models",
+    "compare_replies": "evaluation.comparison",
     "dlma_loss": "dlma.dlma_loss",
     "estimate_run": "cycle.run_estimate",
     "evaluate_models": "evaluation.evaluate_models",
@@ -175,6 +188,7 @@ _MODULES = {
     "sample_completions": "cycle.run_estimate",
     "sample_prompts": "data.hh_rlhf",
     "split_pair": "data.hh_rlhf",
+    "win_rates": "evaluation.win_rates",
     "write_run_report": "evaluation.run_report.page",
 }
 

@@ -27,7 +27,18 @@ from cyclealign_trl.aligner import corrections
 from cyclealign_trl.cli import COMMANDS
 from cyclealign_trl.data import hh_rlhf, named_datasets
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
-from cyclealign_trl.scripts import aligner, dlma, estimate, evaluate, export, report, serve, train, train_ranked
+from cyclealign_trl.scripts import (
+    aligner,
+    compare,
+    dlma,
+    estimate,
+    evaluate,
+    export,
+    report,
+    serve,
+    train,
+    train_ranked,
+)
 from cyclealign_trl.scripts import judge as judge_script
 from tests.aligner.test_aligner_trainer import make_trainer as make_aligner_trainer
 from tests.conftest import make_model, make_tokenizer
@@ -202,8 +213,9 @@ def test_commands_of_each_page_can_be_parsed(page, monkeypatch):
             training[command].make_parser().split(arguments)
         elif command in ("export", "report", "serve"):
             {"export": export, "report": report, "serve": serve}[command].make_parser().parse_args(arguments)
-        elif command in ("judge", "evaluate"):
-            _, unknown = {"judge": judge_script, "evaluate": evaluate}[command].make_parser().split(arguments)
+        elif command in ("compare", "judge", "evaluate"):
+            module = {"compare": compare, "judge": judge_script, "evaluate": evaluate}[command]
+            _, unknown = module.make_parser().split(arguments)
             assert not unknown
 
 

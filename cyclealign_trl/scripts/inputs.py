@@ -20,6 +20,7 @@ from ..aligner.aligner_config import AlignerConfig
 from ..cycle.cyclealign_config import CycleAlignConfig
 from ..data import hh_rlhf
 from ..data.named_datasets import load_named_splits, select_split
+from ..evaluation.pairwise_judge import PairwiseJudge
 from ..offline.ranking_config import RankingConfig
 from ..rankers.base import Ranker
 from ..rankers.llm import LLMRanker
@@ -94,12 +95,15 @@ def load_references(name: str | None, config: str | None, split: str) -> Dataset
     return select_split(load_named_splits(name, config, split), split, "dataset_split")
 
 
-def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
+def make_ranker(
+    args: RankerArguments, *, connect: bool = True, llm: type[LLMRanker] | type[PairwiseJudge] = LLMRanker
+) -> Ranker:
     """Create the ranker.
 
     Args:
         args: Arguments that name an LLM or a factory.
         connect: Whether to check that the endpoint of an LLM answers.
+        llm: Class of the ranker that asks an LLM.
 
     Raises:
         ValueError: If the arguments name no ranker or two, or the ranker cannot be created.
@@ -107,7 +111,7 @@ def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
     """
     kwargs = parse_ranker_kwargs(args)
     if args.ranker_model is not None and args.ranker_factory is None:
-        factory: Callable[..., Ranker] = partial(LLMRanker, args.ranker_model, args.ranker_base_url)
+        factory: Callable[..., Ranker] = partial(llm, args.ranker_model, args.ranker_base_url)
     elif args.ranker_factory is not None and args.ranker_model is args.ranker_base_url is None:
         factory = _import_factory(args.ranker_factory)
     else:
@@ -125,7 +129,7 @@ def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
     ranker = factory(**kwargs)
     if not isinstance(ranker, Ranker):
         raise ValueError(f"ranker_factory {args.ranker_factory!r} returned {ranker!r}, which has no method rank.")
-    if connect and isinstance(ranker, LLMRanker):
+    if connect and isinstance(ranker, LLMRanker | PairwiseJudge):
         ranker.check_connection()
     return ranker
 
