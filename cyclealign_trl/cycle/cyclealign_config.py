@@ -353,6 +353,7 @@ def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> Demons
     """Return the given pool, or the one that the arguments describe.
 
     Raises:
+        TypeError: If the given object is no pool.
         ValueError: If the arguments contradict the given pool.
     """
     static = (DEFAULT,) if args.use_static_demonstrations else ()
@@ -360,6 +361,8 @@ def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> Demons
     if given is None:
         scope, selection = cast("Scope", args.demonstration_scope), cast("Selection", args.demonstration_selection)
         return DemonstrationPool(static, capacity, scope, selection, args.seed)
+    if not isinstance(given, DemonstrationPool):
+        raise TypeError(f"demonstrations must be a DemonstrationPool, got {type(given).__name__}.")
     # A field with its default value does not contradict the pool.
     contradictions = {
         f"use_static_demonstrations={args.use_static_demonstrations}": not args.use_static_demonstrations

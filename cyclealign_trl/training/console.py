@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import (
 
 from ..chat.replies import printable
 
-WIDTH = 120  # columns of a line
+WIDTH = 120  # columns of a line where the terminal has as many, or where there is no terminal
 _METRICS = {
     "loss": "loss",
     "train_loss": "mean loss",
@@ -52,12 +53,13 @@ class _ShortLine:
         self._cost, self._num_logs = 0.0, 0
 
     def __call__(self, logs: Mapping[str, Any], state: TrainerState) -> str:
-        """Return a line of up to `WIDTH` columns. Metrics that are 0 are left out, and so are those without room."""
+        """Return a line that fits the terminal. Metrics that are 0 are left out, and so are those without room."""
         line = f"step {state.global_step}/{state.max_steps}"
         if logs.get("epoch") is not None:
             line += f"  epoch {logs['epoch']:.2f}"
+        width = min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
         for part in self._parts(logs, state):
-            if len(line) + 2 + len(part) > WIDTH:
+            if len(line) + 2 + len(part) > width:
                 break
             line += f"  {part}"
         return printable(line).replace("\n", " ")

@@ -62,7 +62,6 @@ def test_tensorboard_shows_text_as_it_is():
 
 
 def test_a_table_in_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = make_trainer(tmp_path, log_completions=True, report_to="tensorboard", max_steps=2)
@@ -79,7 +78,8 @@ def test_a_table_in_tensorboard(tmp_path):
 
 
 def test_a_table_in_wandb(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     with wandb.init(project="test", dir=tmp_path) as run:
@@ -94,7 +94,7 @@ def test_a_table_in_wandb(tmp_path, monkeypatch):
 
 def test_a_table_in_trackio(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    trackio = pytest.importorskip("trackio")
+    import trackio
     from trackio.sqlite_storage import SQLiteStorage
 
     monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path)

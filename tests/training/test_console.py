@@ -34,6 +34,12 @@ def test_a_log_is_one_short_line(tmp_path, capsys, disable_tqdm):
     assert {"improved/cut_ratio", "time/generate", "pool/size"} <= trainer.state.log_history[0].keys()
 
 
+def test_a_line_fits_a_narrow_terminal(monkeypatch):
+    logs = {"loss": 2.0, "agreement/rate": 0.25, "rewards/margins": 0.5, "learning_rate": 5e-6, "grad_norm": 1.0}
+    monkeypatch.setenv("COLUMNS", "40")
+    assert line(logs) == "step 5/10  loss 2.000  agreement 0.250"
+
+
 def test_every_trainer_prints_short_lines(tmp_path, capsys):
     make_aligner_trainer(tmp_path, max_steps=4).train()
     assert re.match(
