@@ -5,6 +5,7 @@ Only this module imports such names. `tests/test_compat.py` fails if an upgrade 
 transformers:
 
 - `PREFIX_CHECKPOINT_DIR`: name of a checkpoint folder, to write our state there before the Trainer fills it.
+- `rotate_checkpoints`: delete old checkpoints, at a time of our own if each machine has its own.
 - `EvalLoopOutput`: return type of `Trainer.evaluation_loop`, which we override.
 - `trainer.hf_api`: client of all uploads, which have no argument for ignored files. `uploading_without` replaces it.
 
@@ -39,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
 from transformers import trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 from trl.import_utils import is_vllm_available
 from trl.kernels import ChunkedLogProbFunction
 from trl.models.utils import add_hooks, prepare_deepspeed, prepare_fsdp, remove_hooks
@@ -70,6 +71,7 @@ __all__ = [
     "prepare_fsdp",
     "print_prompt_completions_sample",
     "remove_hooks",
+    "rotate_checkpoints",
     "selective_log_softmax",
     "uploading_without",
 ]

@@ -27,6 +27,8 @@ def test_functions_accept_our_arguments():
     assert {"logits", "index"} <= parameters(_compat.selective_log_softmax)
     assert _compat.PREFIX_CHECKPOINT_DIR == "checkpoint"
     assert "metrics" in _compat.EvalLoopOutput._fields
+    rotation = list(inspect.signature(_compat.rotate_checkpoints).parameters)
+    assert rotation[:4] == ["output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime"]
     assert "model" in parameters(_compat.remove_hooks) & parameters(_compat.add_hooks)
 
 

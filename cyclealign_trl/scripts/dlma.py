@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from accelerate.utils import is_peft_model
+from accelerate import PartialState
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
@@ -20,7 +21,7 @@ from ..dlma.dlma_trainer import DLMATrainer
 from ..errors import CheckpointError
 from ..models.loading import dict_field, hub_kwargs
 from ..rankers.contrastive_prompts import ContrastivePrompts
-from ..training.checkpoints import last_complete_checkpoint
+from ..training.resumption import newest_checkpoint
 from .arguments import CommandParser
 from .inputs import add_model_init_kwargs, load_splits
 from .launch import run_training, train_in_process
@@ -134,7 +135,8 @@ def _run_iterations(
     for iteration in range(1, pair_args.num_iterations):
         folder = output_dir / f"iteration-{iteration}"
         trained_model = folder / "model"
-        if not (resuming and (trained_model / "config.json").exists()):
+        # On all machines, which can have an output directory each.
+        if not (resuming and all(gather_object([(trained_model / "config.json").exists()]))):
             args = replace(training_args, output_dir=str(folder), push_to_hub=False)  # type: ignore[call-arg]
             trainer = _make_trainer(model, _make_pairs(model, prompts, pair_args, args), args, model_args)
             trainer.train(resume_from_checkpoint=resuming and _has_checkpoint(folder))
@@ -187,7 +189,7 @@ def _make_trainer(
 def _save_merged(trainer: DLMATrainer, folder: Path) -> None:
     """Save the model for the next iteration, with an adapter merged into its weights."""
     if is_peft_model(trainer.model):
-        if trainer.is_world_process_zero():
+        if trainer.args.should_save:
             trainer.model.merge_and_unload().save_pretrained(folder)
             trainer.processing_class.save_pretrained(folder)
         trainer.accelerator.wait_for_everyone()
@@ -197,7 +199,7 @@ def _save_merged(trainer: DLMATrainer, folder: Path) -> None:
 
 def _has_checkpoint(folder: Path) -> bool:
     try:
-        return bool(last_complete_checkpoint(folder))
+        return bool(newest_checkpoint(folder, PartialState().process_index))
     except CheckpointError:
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import is_conversational
 
-from .._compat import PREFIX_CHECKPOINT_DIR, get_config_model_id, uploading_without
-from . import checkpoints
+from .._compat import PREFIX_CHECKPOINT_DIR, get_config_model_id, rotate_checkpoints, uploading_without
+from . import checkpoints, resumption
 from .console import shorten_console
 from .dataset_checks import describe_dataset
+from .machines import check_output_dir
 from .model_card import TrainedModel, evaluation_metrics, hub_link, model_card, public_name
 from .run_file import RUN_FILE, continue_run_file, start_run_file
 
@@ -110,7 +112,9 @@ class BaseTrainer(Trainer):
         Raises:
             CheckpointError: If there is no complete checkpoint, or it was saved by another number of processes or with
                 settings under which other rows would come next.
+            ValueError: If `save_on_each_node` does not fit the output directories of several machines.
         """
+        check_output_dir(self.args)
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         if checkpoint is None:
             if self.args.should_save:
@@ -120,8 +124,9 @@ class BaseTrainer(Trainer):
             if self.is_world_process_zero():
                 start_run_file(Path(self.args.output_dir), self._run_record(), self.args)
             return super().train(None, *args, **kwargs)
-        state = checkpoints.load(checkpoint, self.args.process_index, self.args.world_size, self._resume_settings())
-        self._load_state(state)
+        self._load_state(
+            resumption.load_state(checkpoint, self.args.process_index, self.args.world_size, self._resume_settings())
+        )
         if self.is_world_process_zero():
             continue_run_file(Path(self.args.output_dir), self.args)
         return super().train(str(checkpoint), *args, **kwargs)
@@ -137,9 +142,8 @@ class BaseTrainer(Trainer):
     def _checkpoint_to_resume(self, requested: str | bool | None) -> Path | None:
         # A command line passes every value as text.
         wanted = {"true": True, "false": None}.get(str(requested).lower(), requested)
-        if wanted is True:
-            return checkpoints.last_complete_checkpoint(Path(self.args.output_dir))
-        return Path(str(wanted)) if wanted else None
+        path = Path(wanted) if isinstance(wanted, str) and wanted else wanted or None
+        return resumption.choose_checkpoint(path, Path(self.args.output_dir), self.args.process_index)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -159,7 +163,27 @@ class BaseTrainer(Trainer):
             checkpoints.mark_incomplete(checkpoint)
         self.accelerator.wait_for_everyone()
         checkpoints.save(checkpoint, self.args.process_index, self._resume_settings(), self._state())
-        super()._save_checkpoint(model, trial)
+        with self._rotating_after_all(checkpoint.parent):
+            super()._save_checkpoint(model, trial)
+
+    @contextmanager
+    def _rotating_after_all(self, run_dir: Path) -> Iterator[None]:
+        """Delete old checkpoints only when all machines have completed the new one.
+
+        If a machine died before that, another one would have deleted the last checkpoint that both have.
+        """
+        args = self.args
+        if not args.save_on_each_node:
+            yield
+            return
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            yield
+        finally:
+            args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
+            rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)  # every process writes this last; only the Trainer's state follows
