@@ -6,6 +6,8 @@ transformers:
 
 - `PREFIX_CHECKPOINT_DIR`: name of a checkpoint folder, to write our state there before the Trainer fills it.
 - `rotate_checkpoints`: delete old checkpoints, at a time of our own if each machine has its own.
+- `PreTrainedModel.should_save_on_this_rank`: whether `save_pretrained` writes. It does on process 0 alone, even with
+  `save_on_each_node`. `saving_on_this_process` replaces it.
 - `EvalLoopOutput`: return type of `Trainer.evaluation_loop`, which we override.
 - `trainer.hf_api`: client of all uploads, which have no argument for ignored files. `uploading_without` replaces it.
 
@@ -72,6 +74,7 @@ __all__ = [
     "print_prompt_completions_sample",
     "remove_hooks",
     "rotate_checkpoints",
+    "saving_on_this_process",
     "selective_log_softmax",
     "uploading_without",
 ]
@@ -110,3 +113,13 @@ def uploading_without(patterns: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         trainer.hf_api = hf_api
+
+
+@contextmanager
+def saving_on_this_process(model: Any) -> Iterator[None]:
+    """Let `save_pretrained` of a model write on this process inside the block, even if it is not process 0."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        del model.should_save_on_this_rank

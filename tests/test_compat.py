@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cyclealign_trl import _compat
+from tests.conftest import make_model
 
 
 def parameters(function):
@@ -30,6 +31,18 @@ def test_functions_accept_our_arguments():
     rotation = list(inspect.signature(_compat.rotate_checkpoints).parameters)
     assert rotation[:4] == ["output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime"]
     assert "model" in parameters(_compat.remove_hooks) & parameters(_compat.add_hooks)
+
+
+def test_models_are_saved_on_process_0_alone_unless_told_otherwise():
+    from transformers import PreTrainedModel
+
+    assert "self.should_save_on_this_rank(is_main_process)" in inspect.getsource(PreTrainedModel.save_pretrained)
+    model = make_model()
+    with _compat.saving_on_this_process(model):
+        assert model.should_save_on_this_rank(True)
+        assert not model.should_save_on_this_rank(False)
+        assert model.should_save_on_this_rank.__name__ == "<lambda>"
+    assert model.should_save_on_this_rank.__name__ == "should_save_on_this_rank"
 
 
 def test_vllm_generation_accepts_our_arguments():

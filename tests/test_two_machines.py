@@ -1,8 +1,10 @@
 """Two machines on loopback: they train like one, stop when one of them dies, and resume without paying twice."""
 
+import functools
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -21,9 +23,10 @@ from tests.test_launching import PROCESSES, ROOT, respond, write_policy_and_prom
 
 pytest.importorskip("deepspeed")
 
-ZERO2 = {name: PROCESSES[name] for name in ("zero2.yaml", "zero2.json")}
+CONFIGS = {name: PROCESSES[name] for name in ("zero2.yaml", "zero2.json")}
+CONFIGS["ddp"] = CONFIGS["zero2.json"]  # without the JSON file
 MAX_STEPS = 6
-STEP = 4  # requests per step: 2 micro-batches on each of 2 processes
+PER_PROCESS = 2  # requests per step: one in each micro-batch
 PAID = ("usage/", "ranker/")  # a resumed run has these from the cache
 
 
@@ -63,16 +66,17 @@ class Machine:
         folder: Folder of the policy and the prompts.
         judge: The judge.
         out: Output directory.
-        arguments: Further arguments of the launcher and, after ` -- `, of the example.
+        program: Arguments of Python that start the launcher or the command.
+        arguments: Further arguments.
     """
 
-    def __init__(self, folder, judge, out, arguments):
-        launcher, _, arguments = arguments.partition(" -- ")
-        command = f"""-m accelerate.commands.launch {launcher} --mixed_precision no examples/cyclealign.py
-            --model_name_or_path {folder}/policy --dataset_name {folder}/prompts --output_dir {out} --ranker_model judge
-            --ranker_base_url {judge.base_url} --num_interactions 2 --max_prompt_length 64 --max_completion_length 8
-            --per_device_train_batch_size 1 --gradient_accumulation_steps 2 --max_steps {MAX_STEPS} --save_steps 2
-            --logging_steps 1 --learning_rate 1e-3 --dtype float32 --use_cpu --disable_tqdm true {arguments}"""
+    def __init__(self, folder, judge, out, program, arguments):
+        command = f"""{program} --mixed_precision no {arguments}
+            --model_name_or_path {folder}/policy --dataset_name {folder}/prompts --output_dir {out}
+            --ranker_model judge --ranker_base_url {judge.base_url} --num_interactions 2
+            --max_prompt_length 64 --max_completion_length 8 --per_device_train_batch_size 1
+            --gradient_accumulation_steps 2 --max_steps {MAX_STEPS}
+            --save_steps 2 --logging_steps 1 --learning_rate 1e-3 --dtype float32 --use_cpu --disable_tqdm true"""
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -107,27 +111,29 @@ class Machine:
         self._output.close()
 
 
+def start(folder, judge, out, config, launcher, arguments):
+    """Start the example on one machine."""
+    json_file = f"--deepspeed examples/deepspeed/{config}" if config.endswith("json") else ""
+    program = f"-m accelerate.commands.launch {CONFIGS[config]} {launcher}"
+    return Machine(folder, judge, out, program, f"examples/cyclealign.py {json_file} {arguments}")
+
+
 @contextmanager
-def two_machines(folder, judge, outs, config, arguments="", num_processes=2):
-    """Start both machines, and kill what is left of them in the end."""
+def two_machines(start, outs, num_processes=2):
+    """Start both machines by `start(out, arguments of the launcher)`, and kill what is left of them in the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     machines = []
     try:
         for rank, out in enumerate(outs):
-            launcher = f"""{ZERO2[config]} --num_machines 2 --machine_rank {rank} --main_process_ip 127.0.0.1
+            launcher = f"""--num_machines 2 --machine_rank {rank} --main_process_ip 127.0.0.1
                 --main_process_port {port} --num_processes {num_processes}"""
-            machines.append(Machine(folder, judge, out, with_json(launcher, config, arguments)))
+            machines.append(start(out, launcher))
         yield machines
     finally:
         for machine in machines:
             machine.kill()
-
-
-def with_json(launcher, config, arguments):
-    json_file = f"--deepspeed examples/deepspeed/{config}" if config.endswith("json") else ""
-    return f"{launcher} -- {json_file} {arguments}"
 
 
 def finish(machines):
@@ -145,8 +151,10 @@ def history(out):
 
 
 def interactions(outs):
-    """Return the rows of all output directories without their usage, by step and prompt."""
-    rows = [{**row, "usage": None} for out in dict.fromkeys(outs) for row in read_log(out)]
+    """Return the rows of all output directories, copied into the first one, without their usage."""
+    for out in set(outs) - {outs[0]}:  # as the page on several machines says
+        shutil.copytree(out / "interactions", outs[0] / "interactions", dirs_exist_ok=True)
+    rows = [{**row, "usage": None} for row in read_log(outs[0])]
     return sorted(rows, key=lambda row: (row["step"], str(row["prompt"])))
 
 
@@ -159,45 +167,85 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_machine(inputs, tmp_path_factory):
-    """Run two processes on one machine without interruption, and return the output directory and the requests."""
-    out = tmp_path_factory.mktemp("one") / "out"
-    with Judge() as judge:
-        launcher = f"{ZERO2['zero2.yaml']} --num_processes 2 --main_process_port 0"
-        machine = Machine(inputs, judge, out, with_json(launcher, "zero2.yaml", ""))
-        try:
-            finish([machine])
-        finally:
-            machine.kill()
-        assert len(judge.requests) == MAX_STEPS * STEP
-        return out, {json.dumps(body["messages"]) for body in judge.requests}
+    """Return a function that runs processes on one machine, once for each number of them.
+
+    It returns the output directory and the requests.
+    """
+
+    @functools.cache
+    def run(num_processes):
+        out = tmp_path_factory.mktemp("one") / "out"
+        with Judge() as judge:
+            launcher = f"--num_processes {num_processes} --main_process_port 0"
+            machine = start(inputs, judge, out, "zero2.yaml", launcher, "")
+            try:
+                finish([machine])
+            finally:
+                machine.kill()
+            assert len(judge.requests) == MAX_STEPS * PER_PROCESS * num_processes
+            return out, {json.dumps(body["messages"]) for body in judge.requests}
+
+    return run
 
 
 def assert_equals_one_machine(outs, judge, one_machine):
     expected, requests = one_machine
     assert {json.dumps(body["messages"]) for body in judge.requests} == requests
-    for ours, theirs in zip(history(outs[0]), history(expected), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
-    assert interactions(outs) == interactions([expected])
     for out in dict.fromkeys(outs):
+        for ours, theirs in zip(history(out), history(expected), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
         weights, others = (load_file(folder / "model.safetensors") for folder in (out, expected))
-        assert all(weights[name].allclose(others[name], rtol=1e-4, atol=1e-6) for name in others)
+        assert all(weights[name].allclose(others[name], rtol=1e-3, atol=1e-4) for name in others)
+    assert interactions(outs) == interactions([expected])
 
 
 def directories(folder, shared):
     return [folder / "out"] * 2 if shared else [folder / "out-0", folder / "out-1"]
 
 
+def test_separate_directories_without_save_on_each_node_stop_both(tmp_path, inputs):
+    with Judge() as judge:
+
+        def train(out, launcher):
+            program = f"-m cyclealign_trl train {CONFIGS['zero2.yaml']} {launcher}"
+            return Machine(inputs, judge, out, program, "")
+
+        with two_machines(train, directories(tmp_path, shared=False)) as machines:
+            for machine in machines:
+                status, output = machine.wait()
+                assert status == 1
+                assert "the machines of processes 1 do not see what process 0 writes" in output
+                assert "cyclealign train: error: " in output
+        assert judge.requests == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("config", ZERO2)
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
-def test_a_killed_machine_stops_the_other_and_both_resume(tmp_path, inputs, one_machine, shared, config):
+@pytest.mark.parametrize(
+    ("config", "num_processes", "shared"),
+    [
+        ("zero2.yaml", 2, True),
+        ("zero2.json", 2, True),
+        ("zero2.yaml", 2, False),
+        ("zero2.json", 2, False),
+        ("zero2.yaml", 4, False),
+        ("ddp", 2, False),
+    ],
+)
+def test_a_killed_machine_stops_the_other_and_both_resume(
+    tmp_path, inputs, one_machine, config, num_processes, shared
+):
     outs = directories(tmp_path, shared)
     arguments = "" if shared else "--save_on_each_node true"
-    with Judge(prompt=3 * STEP, delay=3.0) as judge:
-        with two_machines(inputs, judge, outs, config, arguments) as machines:
-            judge.wait_for(4 * STEP)
-            in_flight = STEP  # none of the last step is answered yet
+    step = PER_PROCESS * num_processes
+    with Judge(prompt=3 * step, delay=3.0) as judge:
+
+        def run(out, launcher):
+            return start(inputs, judge, out, config, launcher, arguments)
+
+        with two_machines(run, outs, num_processes) as machines:
+            judge.wait_for(4 * step)
+            in_flight = step  # none of the last step is answered yet
             machines[1].send(signal.SIGKILL)
             killed = time.monotonic()
             status, output = machines[0].wait()
@@ -205,10 +253,31 @@ def test_a_killed_machine_stops_the_other_and_both_resume(tmp_path, inputs, one_
             assert status != 0
             assert seconds < 60, output[-4000:]
             print(f"the other machine stopped after {seconds:.1f} s")
-        assert len(judge.requests) == 4 * STEP
+        assert len(judge.requests) == 4 * step
         judge.delay = 0.0
-        with two_machines(inputs, judge, outs, config, f"{arguments} --resume_from_checkpoint true") as machines:
+        arguments += " --resume_from_checkpoint true"
+        with two_machines(run, outs, num_processes) as machines:
             finish(machines)
         print(f"requests in flight: {in_flight}, repeated: {judge.repeated}")
         assert 0 < judge.repeated <= in_flight
-        assert_equals_one_machine(outs, judge, one_machine)
+        assert_equals_one_machine(outs, judge, one_machine(num_processes))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_machine_that_hangs_stops_the_other_after_ddp_timeout(tmp_path, inputs):
+    step = PER_PROCESS * 2
+    with Judge(prompt=3 * step, delay=1.0) as judge:
+
+        def run(out, launcher):
+            return start(inputs, judge, out, "zero2.yaml", launcher, "--ddp_timeout 20 --ranking_timeout 10")
+
+        with two_machines(run, directories(tmp_path, shared=True)) as machines:
+            judge.wait_for(4 * step)
+            machines[1].send(signal.SIGSTOP)
+            stopped = time.monotonic()
+            status, output = machines[0].wait()
+            seconds = time.monotonic() - stopped
+            print(f"the other machine stopped after {seconds:.1f} s")
+            assert status != 0
+            assert 15 < seconds < 60, output[-4000:]

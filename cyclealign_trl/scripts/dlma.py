@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
 
+from .._compat import saving_on_this_process
 from ..data.hh_rlhf import is_published, read_published
 from ..dlma.contrastive_pairs import generate_contrastive_pairs
 from ..dlma.dlma_config import DLMAConfig
@@ -190,7 +191,9 @@ def _save_merged(trainer: DLMATrainer, folder: Path) -> None:
     """Save the model for the next iteration, with an adapter merged into its weights."""
     if is_peft_model(trainer.model):
         if trainer.args.should_save:
-            trainer.model.merge_and_unload().save_pretrained(folder)
+            model = trainer.model.merge_and_unload()
+            with saving_on_this_process(model):
+                model.save_pretrained(folder)
             trainer.processing_class.save_pretrained(folder)
         trainer.accelerator.wait_for_everyone()
     else:

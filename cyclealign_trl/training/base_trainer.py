@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import is_conversational
 
-from .._compat import PREFIX_CHECKPOINT_DIR, get_config_model_id, rotate_checkpoints, uploading_without
+from .._compat import (
+    PREFIX_CHECKPOINT_DIR,
+    get_config_model_id,
+    rotate_checkpoints,
+    saving_on_this_process,
+    uploading_without,
+)
 from . import checkpoints, resumption
 from .console import shorten_console
 from .dataset_checks import describe_dataset
@@ -53,10 +59,14 @@ class BaseTrainer(Trainer):
 
     A subclass says how it was trained (`_describe`), which settings a resumed run must share (`_resume_settings`), and
     what else a checkpoint keeps (`_state`, `_load_state`).
+
+    Raises:
+        ValueError: If `save_on_each_node` does not fit the output directories of several machines.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_output_dir(self.args)
         shorten_console(self)
         self.add_callback(_CardBeforePush(self.create_model_card))
 
@@ -112,9 +122,7 @@ class BaseTrainer(Trainer):
         Raises:
             CheckpointError: If there is no complete checkpoint, or it was saved by another number of processes or with
                 settings under which other rows would come next.
-            ValueError: If `save_on_each_node` does not fit the output directories of several machines.
         """
-        check_output_dir(self.args)
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         if checkpoint is None:
             if self.args.should_save:
@@ -184,6 +192,19 @@ class BaseTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if args.should_save:
             rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # ZeRO-3 gathers the weights on process 0 alone.
+        gathered = state_dict is not None or not self.is_deepspeed_enabled
+        writes = self.args.save_on_each_node and self.args.should_save and gathered
+        with saving_on_this_process(self.model) if writes else nullcontext():
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.is_deepspeed_enabled and self.args.should_save and self.args.process_index > 0:
+            # DeepSpeed needs this file on each machine, and writes it on process 0 alone.
+            Path(output_dir, "latest").write_text(f"global_step{self.model_wrapped.global_steps}", encoding="utf-8")
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)  # every process writes this last; only the Trainer's state follows

@@ -117,13 +117,14 @@ def load(checkpoint: Path, process_index: int, num_processes: int, settings: Map
     return state
 
 
-def complete_checkpoints(output_dir: Path, process_index: int) -> dict[int, Path]:
-    """Return the complete checkpoints that a process can resume from, by step."""
-    return {
-        step: folder
-        for step, folder in _by_step(output_dir).items()
-        if is_complete(folder) and _path(folder, process_index).exists()
-    }
+def has_state(checkpoint: Path, process_index: int) -> bool:
+    """Return whether a checkpoint has the state of a process."""
+    return _path(checkpoint, process_index).exists()
+
+
+def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
+    """Return the complete checkpoints of an output directory by step."""
+    return {step: folder for step, folder in _by_step(output_dir).items() if is_complete(folder)}
 
 
 def newest_of(output_dir: Path, complete_steps: Sequence[int]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ _WAIT = 2.0  # seconds until a file is visible on the other machines, as network
 
 
 def check_output_dir(args: TrainingArguments) -> None:
-    """Check that `save_on_each_node` fits the output directory. Every process must call this.
+    """Check that `save_on_each_node` fits the output directory. With several machines, every process must call this.
 
     Process 0 writes a file, and the first process of each machine looks for it.
 
@@ -23,6 +24,8 @@ def check_output_dir(args: TrainingArguments) -> None:
         ValueError: On all processes, if the machines have separate directories and `save_on_each_node` is off, so that
             checkpoints could not be resumed; or if it is on and they share one, where all would write the same files.
     """
+    if args.world_size == int(os.environ.get("LOCAL_WORLD_SIZE", 0)):  # launchers set it
+        return
     first_of_machine = args.local_process_index == 0
     firsts = [index for index, first in enumerate(gather_object([first_of_machine])) if first]
     if len(firsts) < 2:

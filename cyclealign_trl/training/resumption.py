@@ -42,12 +42,14 @@ def newest_checkpoint(output_dir: Path, process_index: int) -> Path:
     Raises:
         CheckpointError: On all processes, if there is none.
     """
-    own = checkpoints.complete_checkpoints(output_dir, process_index)
-    steps: list[set[int]] = gather_object([set(own)])
-    common = set.intersection(*steps)
-    if not common and any(steps):
-        newest = max(set.union(*steps))
-        lacking = ", ".join(str(index) for index, complete in enumerate(steps) if newest not in complete)
+    complete = checkpoints.complete_checkpoints(output_dir)
+    own = {step for step, folder in complete.items() if checkpoints.has_state(folder, process_index)}
+    gathered: list[tuple[set[int], set[int]]] = gather_object([(set(complete), own)])
+    found, usable = (set.union(*sets) for sets in zip(*gathered, strict=True))
+    common = set.intersection(*(steps for _, steps in gathered))
+    if found and not common:
+        newest = max(usable or found)
+        lacking = ", ".join(str(index) for index, (_, steps) in enumerate(gathered) if newest not in steps)
         raise CheckpointError(
             f"No checkpoint in {output_dir} is complete on all machines: the newest one, of step {newest}, is not "
             f"complete for processes {lacking}. Machines with separate directories need save_on_each_node=True from "
