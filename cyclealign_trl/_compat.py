@@ -26,6 +26,11 @@ TRL:
 - `disable_dropout_in_model`: compare policy and reference without dropout.
 - `prepare_deepspeed`, `prepare_fsdp`: shard the reference model like the policy.
 
+torch:
+
+- `_set_pg_timeout`, `_world.pg_map`: the timeout of every process group. transformers sets it for the default group on
+  GPUs alone, and DeepSpeed makes groups of its own.
+
 DeepSpeed:
 
 - its logger, which warns that there is no accelerator when it is imported. accelerate imports it in every run, so the
@@ -36,10 +41,13 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import HfApi
 from transformers import trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
@@ -76,6 +84,7 @@ __all__ = [
     "rotate_checkpoints",
     "saving_on_this_process",
     "selective_log_softmax",
+    "set_timeout_of_all_groups",
     "uploading_without",
 ]
 
@@ -123,3 +132,13 @@ def saving_on_this_process(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.should_save_on_this_rank
+
+
+def set_timeout_of_all_groups(timeout: timedelta) -> None:
+    """Set how long this process waits for others in any process group, if there are several processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # backends other than NCCL and gloo keep their timeout
+        for group in torch.distributed.distributed_c10d._world.pg_map:
+            torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)

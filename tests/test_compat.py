@@ -45,6 +45,29 @@ def test_models_are_saved_on_process_0_alone_unless_told_otherwise():
     assert model.should_save_on_this_rank.__name__ == "should_save_on_this_rank"
 
 
+TIMEOUTS = """
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from cyclealign_trl._compat import set_timeout_of_all_groups
+
+set_timeout_of_all_groups(timedelta(seconds=9))  # without groups
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+groups = [dist.group.WORLD, dist.new_group([0])]
+set_timeout_of_all_groups(timedelta(seconds=9))
+print([group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups])
+"""
+
+
+def test_the_timeout_of_all_groups_is_set(tmp_path):
+    command = [sys.executable, "-c", TIMEOUTS, str(tmp_path / "store")]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.stdout.strip() == "[9.0, 9.0]", finished.stderr
+
+
 def test_vllm_generation_accepts_our_arguments():
     engine = _compat.VLLMGeneration
     settings = {"mode", "server_base_url", "tensor_parallel_size", "gpu_memory_utilization", "max_model_length"}

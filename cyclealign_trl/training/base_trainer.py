@@ -18,6 +18,7 @@ from .._compat import (
     get_config_model_id,
     rotate_checkpoints,
     saving_on_this_process,
+    set_timeout_of_all_groups,
     uploading_without,
 )
 from . import checkpoints, resumption
@@ -69,6 +70,7 @@ class BaseTrainer(Trainer):
         check_output_dir(self.args)
         shorten_console(self)
         self.add_callback(_CardBeforePush(self.create_model_card))
+        self.add_callback(_TimeoutOfAllGroups())
 
     # Hooks of subclasses
 
@@ -292,6 +294,15 @@ class _CardBeforePush(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._write_card()
+
+
+class _TimeoutOfAllGroups(TrainerCallback):
+    """Let `ddp_timeout` apply to all process groups, which exist when training begins."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        set_timeout_of_all_groups(args.ddp_timeout_delta)
 
 
 def _as_list(names: str | list[str] | None) -> list[str]:
