@@ -28,16 +28,17 @@ from ..models.generation_backend import seeded
 from ..offline.ranking_collator import Batch, TokenIds
 from ..offline.ranking_config import RankingConfig
 from ..offline.ranking_trainer import RankingTargets, RankingTrainer
-from ..rankers.base import Ranker, check_ranker
+from ..rankers.base import Ranker, check_ranker, ranker_name
 from ..rankers.cache import with_cache
 from ..rankers.function import FunctionRanker
 from ..training.base_trainer import Optimizers
 from ..training.checkpoints import set_folder_aside
 from ..training.config_checks import check_config_class
 from ..training.dataset_checks import check_map_style, column_names, first_rows
-from ..training.model_card import TrainedModel
+from ..training.model_card import TrainedModel, public_name
 from ..training.row_checks import PROMPT, RowCheck
 from ..types import Corrector, RankingFailure, RankingRequest, prompt_key
+from .completion_tables import print_completions, track_completions
 from .cyclealign_config import CycleAlignConfig, check_corrector, make_pool
 from .demonstrations import DemonstrationPool
 from .guards import BudgetGuard, FailureGuard, RankerErrorGuard
@@ -50,7 +51,7 @@ from .publishing import describe_run, push_log, run_settings, save_demonstration
 from .rollout import PromptBatch, PromptCollator, Rollout, make_backend
 from .rollout_queue import RolloutQueue
 from .step_exchange import exchange
-from .step_metrics import InteractionRecord, counts, means, print_completions
+from .step_metrics import InteractionRecord, counts, means
 from .targets import TargetBuilder
 
 if TYPE_CHECKING:
@@ -379,10 +380,12 @@ class CycleAlignTrainer(RankingTrainer):
         self._last_records = records
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the metrics since the last log, and print completions if `log_completions` is set."""
+        """Log with the metrics since the last log, and a table of completions if `log_completions` is set."""
         super().log(logs, start_time)
         if self.args.log_completions and "loss" in logs and self.is_world_process_zero():
-            print_completions(self._last_records, self.state.global_step)
+            step = self.state.global_step
+            print_completions(self._last_records, step)
+            track_completions(self._last_records, step, self.args.report_to, self.callback_handler.callbacks)
 
     # Checkpoints
 
@@ -405,6 +408,15 @@ class CycleAlignTrainer(RankingTrainer):
         self._totals.load_state_dict(state.get("totals"))
         self._queue.restart(state.get("ahead", []))
         self._continue_ledger()
+
+    def _run_record(self) -> dict[str, Any]:
+        pool = self.demonstrations
+        return {
+            **super()._run_record(),
+            "ranker": public_name(ranker_name(self.ranker)),
+            # A subclass can select otherwise, and the report replays this class.
+            "demonstrations": pool.settings() if type(pool) is DemonstrationPool else None,
+        }
 
     def _start_new_run(self) -> None:
         self._queue.agreed.clear()
