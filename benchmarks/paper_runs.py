@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
@@ -24,7 +23,7 @@ from .speed.limits import generation_flops, training_flops
 from .speed.shapes import ModelShape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "paper"))
-from rows import FIGURE_5, MODERN, TABLE_1, TABLE_4, Row
+from rows import ROWS, Row
 
 SHAPES = {
     "LLaMA-7B": ModelShape(32_000, 4096, 11_008, 32, 32, 32, 128, tied=False),
@@ -52,24 +51,24 @@ def num_weights(shape: ModelShape) -> int:
     return shape.body_weights + shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
 
 
-def training_hours(row: Row, shape: ModelShape, prompt: int) -> float:
-    """Return the hours of a training run with full weights and Adam on the host."""
+def training_hours(row: Row, shape: ModelShape, prompt: int, lora: bool) -> float:
+    """Return the hours of a training run: with LoRA, or with all weights and Adam on the host."""
     config = row.read_config()
-    weights, length = num_weights(shape), config["max_completion_length"]
-    prompt = min(prompt, config["max_prompt_length"])
-    update = 28 * weights / HOST_BYTES_PER_SECOND + 4 * weights / PCIE_BYTES_PER_SECOND
+    weights, length = num_weights(shape), int(config["max_completion_length"])
+    prompt = min(prompt, int(config["max_prompt_length"]))
+    update = 0.0 if lora else 28 * weights / HOST_BYTES_PER_SECOND + 4 * weights / PCIE_BYTES_PER_SECOND
     if row.command == "train":
         completions = [length] * config["num_generations"]
         # The improved completion is a completion more.
-        flops = training_flops(shape, prompt, [*completions, length], lora=False)
+        flops = training_flops(shape, prompt, [*completions, length], lora=lora)
         flops += generation_flops(shape, prompt, [])
         decode = length * 2 * weights / (SHARE_OF_BANDWIDTH * BYTES_PER_SECOND)
         step = flops / (SHARE_OF_FLOPS * FLOPS) + decode + JUDGE_SECONDS + update
-        return 1000 * config["num_interactions"] * step / 3600
-    flops = training_flops(shape, prompt, [length] * 2, lora=False)
-    prompts = NUM_PAIRS * config["num_train_epochs"]
-    steps = prompts / (config["per_device_train_batch_size"] * config["gradient_accumulation_steps"])
-    return float(prompts * flops / (SHARE_OF_FLOPS * FLOPS) + steps * update) / 3600
+        return 1000 * int(config["num_interactions"]) * step / 3600
+    flops = training_flops(shape, prompt, [length] * 2, lora=lora)
+    prompts = NUM_PAIRS * int(config["num_train_epochs"])
+    steps = prompts / int(config["per_device_train_batch_size"] * config["gradient_accumulation_steps"])
+    return (prompts * flops / (SHARE_OF_FLOPS * FLOPS) + steps * update) / 3600
 
 
 def evaluation_hours(shape: ModelShape, prompt: int) -> float:
@@ -99,9 +98,9 @@ def describe(name: str, row: Row, prompt: int, hh_rlhf: str, folder: str) -> lis
     shape = SHAPES[row.backbone]
     weights = num_weights(shape)
     gigabytes = 1024**3
-    evaluation = evaluation_hours(shape, prompt)
+    frozen, evaluation = f"{2 * weights / gigabytes:.0f}", f"{evaluation_hours(shape, prompt):.1f}"
     if row.command is None:
-        return [name, f"{2 * weights / gigabytes:.0f}", "-", "-", f"{evaluation:.1f}", "-"]
+        return [name, *["-"] * 5, evaluation, "-"]
     host, device = estimate_zero2_model_states_mem_needs(weights, cpu_offload=True, additional_buffer_factor=1.0)
     # DeepSpeed counts the weights on the device. Gradients wait there for their transfer, too.
     device += 2 * weights
@@ -110,8 +109,10 @@ def describe(name: str, row: Row, prompt: int, hh_rlhf: str, folder: str) -> lis
         name,
         f"{device / gigabytes:.0f}",
         f"{host / gigabytes:.0f}",
-        f"{training_hours(row, shape, prompt):.0f}",
-        f"{evaluation:.1f}",
+        f"{training_hours(row, shape, prompt, lora=False):.0f}",
+        frozen,
+        f"{training_hours(row, shape, prompt, lora=True):.0f}",
+        evaluation,
         "unpriced" if cost is None else f"{cost:.2f}",
     ]
 
@@ -124,11 +125,10 @@ def main() -> None:
     texts = load_hh_rlhf(None, "test", args.hh_rlhf, dataset_type="prompt-only", conversational=False)["prompt"]
     prompt = round(fmean(len(text.encode()) for text in texts) / BYTES_PER_TOKEN)
     print(f"Mean prompt: {prompt} tokens.\n")
-    rows: dict[str, Any] = {**TABLE_1, **TABLE_4, **FIGURE_5, **MODERN}
-    header = ["row", "GPU GB", "host GB", "hours of training", "hours of evaluation", "dollars"]
+    header = ["row", "GPU GB", "host GB", "hours", "GPU GB, LoRA", "hours, LoRA", "hours of evaluation", "dollars"]
     print("| " + " | ".join(header) + " |\n|" + " --- |" * len(header))
     with TemporaryDirectory() as folder:
-        for name, row in rows.items():
+        for name, row in ROWS.items():
             if row.config is not None:
                 print("| " + " | ".join(describe(name, row, prompt, args.hh_rlhf, folder)) + " |", flush=True)
 

@@ -11,6 +11,10 @@ import yaml
 CONFIGS = Path(__file__).parent / "configs"
 SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 """Columns of the tables. A total follows, over all test prompts."""
+REWARD_MODEL = "OpenAssistant/oasst-rm-2-pythia-6.9b-epoch-1"
+"""Reward model of the paper's evaluation."""
+RECORD = "row.json"
+"""File in the folder of a row: the model and the arguments that it was started with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +90,18 @@ TABLE_4: dict[str, Row] = {
 }
 
 # The paper shows this as a curve that rises up to 5 interactions and falls after them; its values are not printed.
+# With 5 interactions, it is the row of Table 1.
 FIGURE_5: dict[str, Row] = {
-    f"interactions_{number}": Row(
-        f"{number} interaction{'s' * (number > 1)}",
+    name: TABLE_1.get(name)
+    or Row(
+        f"CycleAlign_PRO, T = {number}",
         "Alpaca-7B",
         "cyclealign_pro_alpaca",
         "train",
         overrides={"num_interactions": number},
     )
-    for number in (1, 2, 3, 4, 5, 6, 7)
+    for number in range(1, 8)
+    for name in ["cyclealign_pro_alpaca" if number == 5 else f"interactions_{number}"]
 }
 
 MODERN: dict[str, Row] = {
@@ -102,10 +109,5 @@ MODERN: dict[str, Row] = {
     "cyclealign_pro_qwen3": Row("CycleAlign_PRO", "Qwen3-4B", "cyclealign_pro_qwen3", "train", conversational=True),
 }
 
-TABLES = {
-    "Table 1: mean reward": TABLE_1,
-    "Table 4: ablation": TABLE_4,
-    "Figure 5: number of interactions": FIGURE_5,
-    "A modern pair": MODERN,
-}
+TABLES = {"Table 1: mean reward": TABLE_1, "Table 4: ablation": TABLE_4, "A modern pair": MODERN}
 ROWS: dict[str, Row] = {**TABLE_1, **TABLE_4, **FIGURE_5, **MODERN}
