@@ -131,6 +131,20 @@ def test_the_command_reads_every_value_of_the_configuration_unchanged(name, tmp_
     assert {field for field, value in parsed.items() if tiny[field] != value} <= sizes
 
 
+def test_the_readme_describes_every_row_and_its_commands_can_be_parsed():
+    text = (PAPER / "README.md").read_text(encoding="utf-8")
+    estimated = text.split("## What a row needs")[1].split("## Rows")[0]
+    assert re.findall(r"^\| (\w+) \|", estimated, re.MULTILINE) == ["row", *ROWS]
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in blocks.splitlines() if "run.py" in line]
+    assert len(commands) == 4
+    for _, script, *argv in commands:
+        assert (PAPER.parents[1] / script).is_file()
+        args, training_argv = run.make_parser().parse_known_args(argv)
+        if training_argv:
+            assert SCRIPTS[rows.ROWS[args.row].command].make_parser().split(training_argv) == (training_argv, [])
+
+
 def test_the_reported_rows_are_those_of_the_reference(golden):
     reported = golden["evaluation"]["reported_table1"]
     ours = {name.replace("ablation_", ""): values for name, values in reported.items()}
