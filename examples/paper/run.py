@@ -153,9 +153,13 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def run_command(*command: str) -> None:
     """Run a command of `cyclealign` in a process of its own, so that it leaves no memory occupied on the GPU."""
-    done = subprocess.run([sys.executable, "-m", "cyclealign_trl", *command])  # noqa: S603
-    if done.returncode:
-        sys.exit(done.returncode)  # the command has printed its error
+    process = subprocess.Popen([sys.executable, "-m", "cyclealign_trl", *command])  # noqa: S603
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # which the command receives, too
+        status = process.wait()
+    if status:
+        sys.exit(status)  # the command has printed its error
 
 
 if __name__ == "__main__":
