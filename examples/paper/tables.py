@@ -75,9 +75,13 @@ def table(title: str, rows: dict[str, Row], results: dict[str, Result | None]) -
             ]
         if row.config is not None:
             result = results[name]
-            lines[f"{label}, ours"] = NOT_RUN if result is None else result.cells()
-            if result is not None and result.notes:
+            if result is None:
+                lines[f"{label}, ours"] = NOT_RUN
+            elif result.notes:
+                lines[f"{label}, ours (see below)"] = result.cells()
                 notes.append(f"- {name}: {printable('; '.join(result.notes))}.")
+            else:
+                lines[f"{label}, ours"] = result.cells()
     text = markdown_table([title, *COLUMNS], lines)
     if any(results[name] is not None for name in rows):
         text += "\n\nOurs with 95% bootstrap intervals over prompts."

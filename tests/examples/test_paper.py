@@ -186,7 +186,9 @@ def test_a_row_from_the_data_to_the_table(name, tmp_path, models, hh_rlhf, comma
     expected = [
         f"{figure['mean']:.2f} [{figure['interval'][0]:.2f}, {figure['interval'][1]:.2f}]" for figure in figures
     ]
-    line = next(line for line in output.splitlines() if line.startswith(f"| {row.method}, {row.backbone}, ours"))
+    line = next(
+        line for line in output.splitlines() if line.startswith(f"| {row.method}, {row.backbone}, ours (see below)")
+    )
     assert [cell.strip() for cell in line.split("|")[2:-1]] == expected
     note = next(line for line in output.splitlines() if line.startswith(f"- {name}: "))
     assert f"model {models / kind};" in note
@@ -358,7 +360,7 @@ def test_the_script_runs_the_commands_in_processes_of_their_own(tmp_path, models
     tables.main(["--results", str(tmp_path)])
     output = capfd.readouterr().out
     assert f"Written to {tmp_path / 'zero_shot_llama' / 'evaluation'}: " in output
-    assert re.search(r"^\| zero-shot, LLaMA-7B, ours +\| \d\d\.\d\d \[", output, re.MULTILINE)
+    assert re.search(r"^\| zero-shot, LLaMA-7B, ours \(see below\) +\| \d\d\.\d\d \[", output, re.MULTILINE)
     with pytest.raises(SystemExit) as stop:
         run.run_command("trian")
     assert stop.value.code == 2
