@@ -129,8 +129,8 @@ def main(argv: Sequence[str]) -> None:
     except ValueError as error:
         parser.error(str(error))
     text = "\n\n".join(table(title, rows, results) for title, rows in tables.items())
-    print(text)
     (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
     written = ["tables.md"]
     if importlib.util.find_spec("matplotlib") is None:
         print("\nFigure 5 is not plotted, because matplotlib is not installed: pip install 'cyclealign-trl[report]'.")
