@@ -4,7 +4,7 @@
 """Align a policy with the corrections of an aligner, in several rounds (arXiv 2402.02416, "multi-round").
 
 In each round, the policy answers prompts, the aligner corrects the answers, and the policy is trained to prefer the
-corrections. Train the aligner first: cyclealign aligner --config examples/configs/aligner.yaml
+corrections. Train the aligner first: cyclealign init aligner; cyclealign aligner --config aligner.yaml
 
 accelerate launch examples/aligner_bootstrap.py \
     --model_name_or_path Qwen/Qwen3-0.6B \

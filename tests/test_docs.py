@@ -34,6 +34,7 @@ from cyclealign_trl.scripts import (
     estimate,
     evaluate,
     export,
+    init,
     report,
     serve,
     train,
@@ -198,14 +199,17 @@ def test_documented_losses_are_correct(capsys):
 @pytest.mark.parametrize(
     "page", [page for page in ALL if "cyclealign " in str(blocks(page, "bash"))], ids=lambda p: p.stem
 )
-def test_commands_of_each_page_can_be_parsed(page, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_commands_of_each_page_can_be_parsed(page, tmp_path, monkeypatch):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
     commands = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
     lines = [line for line in commands.splitlines() if line.startswith("cyclealign ")]
     assert lines
     for line in lines:
         _, command, *arguments = shlex.split(line, comments=True)
         assert command in COMMANDS
+        if command == "init":
+            init.main(arguments)
         training = {
             "train": train, "train-ranked": train_ranked, "dlma": dlma, "aligner": aligner, "estimate": estimate
         }  # fmt: skip

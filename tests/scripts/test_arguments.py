@@ -2,15 +2,14 @@
 
 import os
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
 from cyclealign_trl import CycleAlignConfig
-from cyclealign_trl.scripts import aligner, dlma, judge, train, train_ranked
+from cyclealign_trl.scripts import aligner, dlma, init, judge, train, train_ranked
 
-CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
+CONFIGS = sorted(init.CONFIGS.glob("*.yaml"))
 
 # Another legal value for each value of a field with choices.
 OTHER_CHOICES = {
@@ -30,7 +29,7 @@ def script_of(config):
         "dlma": dlma,
         "judge": judge,
         "aligner": aligner,
-        "offline_pro": train_ranked,
+        "offline": train_ranked,
         "offline_rrhf": train_ranked,
     }
     return named.get(config.stem, train)
