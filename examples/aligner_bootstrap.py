@@ -23,10 +23,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from datasets import load_dataset
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config
 
 from cyclealign_trl import Aligner, ModelUpstream, RankingConfig, RankingTrainer, bootstrap_preferences
+from cyclealign_trl.scripts.inputs import add_model_init_kwargs, load_splits
 
 
 @dataclass
@@ -57,9 +57,10 @@ def mean_score(scorer: str, prompts: list[Any], answers: list[str]) -> float:
 
 def main() -> None:
     """Parse the arguments, run the rounds and save the policy of each round."""
-    parser = TrlParser((ScriptArguments, BootstrapArguments, RankingConfig, ModelConfig))
-    script_args, bootstrap_args, training_args, model_args = parser.parse_args_and_config()
-    dataset = load_dataset(script_args.dataset_name, split=script_args.dataset_train_split)
+    parser = TrlParser((ScriptArguments, BootstrapArguments, RankingConfig, ModelConfig, DatasetMixtureConfig))
+    script_args, bootstrap_args, training_args, model_args, mixture_args = parser.parse_args_and_config()
+    dataset, _ = load_splits(script_args, mixture_args, training_args)
+    add_model_init_kwargs(training_args, model_args)
     device = "cpu" if training_args.use_cpu else None
     max_new_tokens = bootstrap_args.max_new_tokens
     aligner = Aligner.from_pretrained(bootstrap_args.aligner, device=device, max_new_tokens=max_new_tokens)
@@ -69,7 +70,8 @@ def main() -> None:
         rows = dataset.shuffle(seed=training_args.seed + number)
         prompts = list(rows["prompt"][: bootstrap_args.num_prompts])
         # Every process samples the same answers, because all use the same seed, and so has the same pairs.
-        upstream = ModelUpstream(policy, max_new_tokens=max_new_tokens, seed=training_args.seed, device=device)
+        loading = {"device": device, "model_init_kwargs": training_args.model_init_kwargs}
+        upstream = ModelUpstream(policy, max_new_tokens=max_new_tokens, seed=training_args.seed, **loading)
         answers = upstream(prompts)
         del upstream
         if bootstrap_args.scorer is not None:
