@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Align a policy with the corrections of an aligner, in several rounds (arXiv 2402.02416, "multi-round").
 
 In each round, the policy answers prompts, the aligner corrects the answers, and the policy is trained to prefer the

@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Align a policy by CycleAlign with a ranker of your own, which merges the rankings of several LLM judges.
 
 # Set OPENAI_API_KEY first.

@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Align a policy by CycleAlign: what `cyclealign train` does, as a script to edit. It takes the same arguments.
 
 # OpenAI's API. Set OPENAI_API_KEY first.

@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Align a policy by DLMA: it writes a good and a bad completion per prompt, scores both, and trains on the pairs.
 
 accelerate launch examples/dlma.py \

@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Train a policy by PRO or RRHF on preference pairs, without a ranker, and compare its accuracy before and after.
 
 # The paper's baseline: a subset of HH-RLHF

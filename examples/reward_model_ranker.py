@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Align a policy by CycleAlign, with a reward model as the ranker, on prompts of HH-RLHF as in the paper.
 
 accelerate launch examples/reward_model_ranker.py \

@@ -92,6 +92,10 @@ def offline(tmp_path, monkeypatch, judge):
     model, tokenizer = make_model(max_position_embeddings=1024), make_tokenizer()
     model.save_pretrained("Qwen/Qwen3-0.6B")
     tokenizer.save_pretrained("Qwen/Qwen3-0.6B")
+    model.save_pretrained("Qwen/Qwen3-0.6B-Base")
+    base_tokenizer = make_tokenizer()
+    base_tokenizer.chat_template = None
+    base_tokenizer.save_pretrained("Qwen/Qwen3-0.6B-Base")
     model.config.num_labels = 1
     LlamaForSequenceClassification(model.config).save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
     tokenizer.save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
@@ -168,7 +172,7 @@ def test_code_of_each_page_runs(page, offline):
 def test_all_pages_with_code_are_tested():
     assert {page.stem for page in ALL if blocks(page, "python")} >= {
         "README", "quickstart", "concepts", "cyclealign_trainer", "ranking_trainer", "rankers", "demonstrations",
-        "losses", "data", "dlma", "aligner", "judge", "evaluation",
+        "losses", "data", "dlma", "aligner", "judge", "evaluation", "recipes",
     }  # fmt: skip
 
 

@@ -76,6 +76,10 @@ def test_the_package_is_the_one_of_the_wheel(installed):
     assert Path(path).is_relative_to(installed / "venv")
 
 
+def test_extras_are_added_by_name_without_an_index_entry_of_the_package(installed):
+    pip("--python", installed / "venv" / "bin" / "python", "install", "--no-index", "cyclealign-trl[peft,report]")
+
+
 def test_a_first_run_with_the_file_of_init(run, tmp_path):
     make_model().save_pretrained(tmp_path / "policy")
     make_tokenizer().save_pretrained(tmp_path / "policy")
