@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 from accelerate.utils import gather_object
 
-from ..chat.budget import Amount, Budget
+from ..chat.budget import Budget
+from ..chat.joint_budget import JointBudget
 from ..errors import RankerError
 from .step_metrics import InteractionRecord
 
 
 def exchange(
-    micro_batches: list[list[InteractionRecord]], error: Exception | None, budget: Budget | None
+    micro_batches: list[list[InteractionRecord]], error: Exception | None, budget: Budget | JointBudget | None
 ) -> tuple[list[InteractionRecord], RankerError | None]:
     """Exchange the records of all processes, and share out the rest of the budget.
 
@@ -33,7 +35,7 @@ def exchange(
     message = None if error is None else f"{type(error).__name__}: {error}"
     fatal = error is not None and not isinstance(error, RankerError)
     committed = None if budget is None else budget.committed
-    gathered: list[tuple[str | None, bool, Amount | None, list[list[InteractionRecord]]]]
+    gathered: list[tuple[str | None, bool, Any, list[list[InteractionRecord]]]]
     gathered = gather_object([(message, fatal, committed, micro_batches)])
     if error is not None and fatal:
         raise error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_from_scores
@@ -55,10 +55,10 @@ class Ranker(Protocol):
       version and sampling settings. Enables caching: see `CachedRanker`. A ranker without it is never cached.
     - `num_passes` (`int`): Number of passes over a request that the ranker merges into one ranking. The ranker must
       then also answer a request for a single pass (`RankingRequest.pass_index`). `CachedRanker` stores every pass.
-    - `budget` (`cyclealign_trl.chat.budget.Budget`): Spending limit. The ranker reserves the largest possible cost
-      before a call and settles the real cost after it. A request that the budget cannot cover becomes
-      `RankingFailure("budget_exhausted")`. `CycleAlignTrainer` keeps the ledger in its output directory, and divides
-      the remaining budget among its processes after every step.
+    - `budget` (`cyclealign_trl.chat.budget.Budget`, or `JointBudget` of several rankers): Spending limit. The ranker
+      reserves the largest possible cost before a call and settles the real cost after it. A request that the budget
+      cannot cover becomes `RankingFailure("budget_exhausted")`. `CycleAlignTrainer` keeps the ledger in its output
+      directory, and divides the remaining budget among its processes after every step.
     - `stream(requests)`: Yields outcomes as they arrive. See `StreamingRanker`.
     - `estimate(request)`: Returns the `Usage` to expect for a ranking without making a call. Used by
       `cyclealign estimate`.
@@ -93,7 +93,7 @@ class StreamingRanker(Ranker, Protocol):
         ...
 
 
-def stream_outcomes(ranker: Ranker, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+def stream_outcomes(ranker: Ranker, requests: Sequence[RankingRequest]) -> Generator[tuple[int, Outcome], None, None]:
     """Yield (position of the request, its outcome) as the answers arrive; all at once if the ranker does not stream.
 
     Without requests, the ranker is not asked.

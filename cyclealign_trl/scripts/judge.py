@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..evaluation.evaluate_ranker import evaluate_ranker
 from ..evaluation.report import JudgeReport
+from ..rankers.cache import is_cacheable
 from .arguments import CommandParser, RankerArguments
 from .inputs import load_references, make_ranker, parse_ranker_kwargs
 from .one_line_errors import one_line_errors
@@ -90,11 +91,10 @@ def _measure(args: JudgeArguments, ranker_args: RankerArguments) -> JudgeReport:
         # A ranker that shuffles hides its position bias. `evaluate_ranker` chooses the shown orders instead.
         ranker_kwargs["shuffle"] = False
     ranker = make_ranker(replace(ranker_args, ranker_kwargs=json.dumps(ranker_kwargs)))
-    cacheable = getattr(ranker, "fingerprint", None) is not None
     return evaluate_ranker(
         ranker,
         dataset,
-        cache_path=Path(args.output_dir) / "rankings.sqlite" if cacheable else None,
+        cache_path=Path(args.output_dir) / "rankings.sqlite" if is_cacheable(ranker) else None,
         max_demonstrations=args.max_demonstrations,
         reverse=args.reverse,
         max_samples=args.max_samples,
