@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 from .._warnings import OnceLogger
 from ..chat.budget import BUDGET_EXHAUSTED, Budget
 from ..chat.joint_budget import JointBudget
-from ..errors import RankerError
 from ..types import RankingFailure, RankingRequest, RankingResult, Trimmed, Usage
 from .base import (
     CANCELLED,
@@ -28,9 +25,9 @@ from .base import (
     in_request_order,
     order_from_ranks,
     ranker_name,
-    stream_outcomes,
 )
 from .merging import borda_ranks, mean_tau, total_usage
+from .side_by_side import stream_side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -152,29 +149,9 @@ class JuryRanker:
         If a member raises an error, the error is raised after the other members have finished, so that their answers
         are stored. Closing the iterator early stops each member after its next answer.
         """
-        votes: list[dict[int, Outcome]] = [{} for _ in requests]
-        events: queue.SimpleQueue[_Answer | _End] = queue.SimpleQueue()
-        closed = threading.Event()
-        for number, member in enumerate(self._members):
-            arguments = (number, member, requests, events.put, closed)
-            threading.Thread(target=_ask, args=arguments, name="cyclealign-jury", daemon=True).start()
-        error: BaseException | None = None
-        unfinished = len(self._members)
-        try:
-            while unfinished:
-                event = events.get()
-                if isinstance(event, _End):
-                    unfinished -= 1
-                    error = error or event.error
-                    continue
-                votes[event.request][event.member] = event.outcome
-                if error is None and len(votes[event.request]) == len(self._members):
-                    outcomes = [votes[event.request][number] for number in range(len(self._members))]
-                    yield event.request, self._merge(outcomes, len(requests[event.request].completions))
-        finally:
-            closed.set()
-        if error is not None:
-            raise error
+        with closing(stream_side_by_side(self._members, requests)) as answers:
+            for index, outcomes in answers:
+                yield index, self._merge(outcomes, len(requests[index].completions))
 
     def estimate(self, request: RankingRequest) -> Usage | None:
         """Return the expected usage of all members that have an estimate, or `None` if none has one.
@@ -207,7 +184,7 @@ class JuryRanker:
             usage = _with_known_cost(usage, [outcome.usage for outcome in outcomes if outcome.usage is not None])
         if len(ranked) < self._min_members:
             return self._failure(failures, usage)
-        self._warn_of(failures)
+        self._warn_about(failures)
         rankings = [result.resolved_ranks for result in ranked.values()]
         ranks = borda_ranks(rankings, [self._weights[number] for number in ranked])
         improved = (result.improved_completion for result in ranked.values())
@@ -236,11 +213,10 @@ class JuryRanker:
 
     def _consistency(self, rankings: Sequence[Sequence[int]]) -> float | None:
         """Return the mean of tau over the pairs of members, 0 for pairs with a member that failed."""
-        missing = math.comb(len(self._members), 2) - math.comb(len(rankings), 2)
+        if len(rankings) < 2:
+            return 0.0
         tau = mean_tau(rankings)
-        if missing == 0 or tau is None:
-            return 0.0 if len(rankings) < 2 else tau
-        return tau * math.comb(len(rankings), 2) / math.comb(len(self._members), 2)
+        return None if tau is None else tau * math.comb(len(rankings), 2) / math.comb(len(self._members), 2)
 
     def _check_sizes(self, outcomes: Sequence[Outcome], num_completions: int) -> None:
         for member, outcome in zip(self._members, outcomes, strict=True):
@@ -249,7 +225,7 @@ class JuryRanker:
                     f"{ranker_name(member)} was shown {num_completions} completions and ranked {len(outcome.order)}."
                 )
 
-    def _warn_of(self, failures: dict[int, RankingFailure]) -> None:
+    def _warn_about(self, failures: dict[int, RankingFailure]) -> None:
         for number, failure in failures.items():
             if failure.reason == CANCELLED:
                 continue
@@ -264,44 +240,6 @@ class JuryRanker:
                 len(self._members),
                 " Raise its cap and resume to ask it again." if failure.reason == BUDGET_EXHAUSTED else "",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    member: int
-    request: int
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    error: BaseException | None = None
-
-
-def _ask(
-    number: int,
-    member: Ranker,
-    requests: Sequence[RankingRequest],
-    put: Callable[[_Answer | _End], None],
-    closed: threading.Event,
-) -> None:
-    """Send a member's outcomes as they arrive, then its end."""
-    answered: set[int] = set()
-    try:
-        with closing(stream_outcomes(member, requests)) as outcomes:
-            for index, outcome in outcomes:
-                answered.add(index)
-                put(_Answer(number, index, outcome))
-                if closed.is_set():
-                    break
-        if len(answered) != len(requests) and not closed.is_set():
-            raise RankerError(
-                f"{type(member).__name__} was given {len(requests)} requests and returned {len(answered)} answers. "
-                "`rank` must return one per request."
-            )
-        put(_End())
-    except BaseException as error:  # raised again by `stream`
-        put(_End(error))
 
 
 def _are_equal(first: Ranker, second: Ranker) -> bool:

@@ -155,12 +155,13 @@ def _make_members(members: Any, make: Callable[[RankerArguments], Ranker]) -> li
         ValueError: If the members are anything else, or one of them cannot be created.
     """
     known = [field.name for field in fields(RankerArguments)]
+    keys = ", ".join(known)
     if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
-        raise ValueError(f"The members of a jury must be a list of mappings with the keys {', '.join(known)}.")
+        raise ValueError(f"The members of a jury must be a list of mappings with the keys {keys}.")
     made = []
     for number, member in enumerate(members):
         if unknown := [name for name in member if name not in known]:
-            raise ValueError(f"Member {number} of the jury has the unknown key {unknown[0]!r}. Use {', '.join(known)}.")
+            raise ValueError(f"Member {number} of the jury has the unknown key {unknown[0]!r}. Known keys: {keys}.")
         try:
             made.append(make(RankerArguments(**member)))
         except ValueError as error:
