@@ -25,6 +25,12 @@ class JointBudget:
     def __str__(self) -> str:
         return "; ".join(f"{name}: {budget}" for name, budget in self._members)
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether both consist of the same budgets, as those of a jury and of its cached version do."""
+        if not isinstance(other, JointBudget):
+            return NotImplemented
+        return [budget for _, budget in self._members] == [budget for _, budget in other._members]
+
     @property
     def committed(self) -> tuple[Any, ...]:
         """What each member has committed, see `Budget.committed`."""

@@ -29,10 +29,8 @@ from ..models.generation_backend import seeded
 from ..offline.ranking_collator import Batch, TokenIds
 from ..offline.ranking_config import RankingConfig
 from ..offline.ranking_trainer import RankingTargets, RankingTrainer
-from ..rankers.base import Ranker, check_ranker, ranker_name
+from ..rankers.base import Ranker, check_ranker, ranker_name, set_default_tokenizer
 from ..rankers.cache import with_cache
-from ..rankers.function import FunctionRanker
-from ..rankers.jury import JuryRanker
 from ..training.base_trainer import Optimizers
 from ..training.checkpoints import set_folder_aside
 from ..training.config_checks import check_config_class
@@ -40,6 +38,7 @@ from ..training.dataset_checks import check_map_style, column_names, first_rows
 from ..training.model_card import TrainedModel, public_name
 from ..training.row_checks import PROMPT, RowCheck
 from ..types import Corrector, RankingFailure, RankingRequest, prompt_key
+from .completion_tables import print_completions, track_completions
 from .cyclealign_config import CycleAlignConfig, check_corrector, make_pool
 from .demonstrations import DemonstrationPool
 from .guards import BudgetGuard, FailureGuard, RankerErrorGuard
@@ -52,7 +51,7 @@ from .publishing import describe_run, push_log, run_settings, save_demonstration
 from .rollout import PromptBatch, PromptCollator, Rollout, make_backend
 from .rollout_queue import RolloutQueue
 from .step_exchange import exchange
-from .step_metrics import InteractionRecord, counts, means, print_completions
+from .step_metrics import InteractionRecord, counts, means
 from .targets import TargetBuilder
 
 if TYPE_CHECKING:
@@ -134,8 +133,7 @@ class CycleAlignTrainer(RankingTrainer):
             self._get_train_sampler()  # raises if one step takes more prompts than there are
         self.eval_dataset = first_rows(self.eval_dataset, args.max_eval_samples)
         self.ranker = with_cache(ranker, Path(args.output_dir), args.process_index) if args.cache_rankings else ranker
-        if isinstance(ranker, FunctionRanker | JuryRanker):
-            ranker.set_default_tokenizer(self.renderer.tokenizer)
+        set_default_tokenizer(ranker, self.renderer.tokenizer)
         self.corrector = corrector
         self.generation = make_backend(args, self.model, self.accelerator, self.renderer)
         if isinstance(self.generation, TrainerCallback):  # it follows the optimiser steps
@@ -381,10 +379,12 @@ class CycleAlignTrainer(RankingTrainer):
         self._last_records = records
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the metrics since the last log, and print completions if `log_completions` is set."""
+        """Log with the metrics since the last log, and a table of completions if `log_completions` is set."""
         super().log(logs, start_time)
         if self.args.log_completions and "loss" in logs and self.is_world_process_zero():
-            print_completions(self._last_records, self.state.global_step)
+            step = self.state.global_step
+            print_completions(self._last_records, step)
+            track_completions(self._last_records, step, self.args.report_to, self.callback_handler.callbacks)
 
     # Checkpoints
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_from_scores
 
@@ -55,6 +55,9 @@ class Ranker(Protocol):
       version and sampling settings. Enables caching: see `CachedRanker`. A ranker without it is never cached.
     - `num_passes` (`int`): Number of passes over a request that the ranker merges into one ranking. The ranker must
       then also answer a request for a single pass (`RankingRequest.pass_index`). `CachedRanker` stores every pass.
+    - `shuffle` (`bool`): Whether the ranker shows the completions in an order of its own. Passes 0 and 1 of a request
+      must then show opposite orders. Callers that need both orders ask for these passes, and otherwise swap the
+      completions themselves.
     - `budget` (`cyclealign_trl.chat.budget.Budget`, or `JointBudget` of several rankers): Spending limit. The ranker
       reserves the largest possible cost before a call and settles the real cost after it. A request that the budget
       cannot cover becomes `RankingFailure("budget_exhausted")`. `CycleAlignTrainer` keeps the ledger in its output
@@ -110,6 +113,12 @@ def cancel(ranker: Ranker) -> None:
     """Cancel the open calls of a ranker, if it supports cancelling."""
     if callable(method := getattr(ranker, "cancel", None)):
         method()
+
+
+def set_default_tokenizer(ranker: Ranker, tokenizer: Any) -> None:
+    """Give a ranker the policy's tokenizer, if it can use one, such as a `FunctionRanker`."""
+    if callable(method := getattr(ranker, "set_default_tokenizer", None)):
+        method(tokenizer)
 
 
 def estimate(ranker: Ranker, request: RankingRequest) -> Usage | None:

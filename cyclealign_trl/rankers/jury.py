@@ -25,6 +25,7 @@ from .base import (
     in_request_order,
     order_from_ranks,
     ranker_name,
+    set_default_tokenizer,
 )
 from .merging import borda_ranks, mean_tau, total_usage
 from .side_by_side import stream_side_by_side
@@ -123,6 +124,11 @@ class JuryRanker:
         return JointBudget(budgets.values()) if budgets else None
 
     @property
+    def shuffle(self) -> bool:
+        """Whether a member shows the completions in an order of its own."""
+        return any(getattr(member, "shuffle", False) for member in self._members)
+
+    @property
     def reasoning_tokens(self) -> int | None:
         """Reasoning tokens of all members that count them. `None` if none does."""
         counts = [getattr(member, "reasoning_tokens", None) for member in self._members]
@@ -169,10 +175,9 @@ class JuryRanker:
             cancel(member)
 
     def set_default_tokenizer(self, tokenizer: Any) -> None:
-        """Set the tokenizer of members that need one and have none, such as a `FunctionRanker`."""
+        """Set the tokenizer of members that need one and have none."""
         for member in self._members:
-            if callable(method := getattr(member, "set_default_tokenizer", None)):
-                method(tokenizer)
+            set_default_tokenizer(member, tokenizer)
 
     def _merge(self, outcomes: Sequence[Outcome], num_completions: int) -> Outcome:
         """Merge the outcomes of all members for one request."""

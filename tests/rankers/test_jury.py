@@ -349,6 +349,13 @@ def test_ledgers_are_kept_apart(tmp_path):
     assert [budget.reserve(Usage(51)) for budget in resumed] == [True, False]
 
 
+def test_a_jury_shuffles_if_a_member_does(panel):
+    (shuffling,), _ = panel(by_length(1))
+    (plain,), _ = panel(by_length(1), shuffle=False)
+    assert JuryRanker([shuffling, FunctionRanker(count)]).shuffle
+    assert not JuryRanker([plain, FunctionRanker(count)]).shuffle
+
+
 def test_rankers_without_a_budget_make_a_jury_without_one():
     budget = Budget(max_tokens=5)
     members = [Fixed(result(0, 1), "one"), Fixed(result(0, 1), "two")]
