@@ -206,9 +206,9 @@ def main() -> None:
         compare(title, rows, voters)
         compare(f"{title}, with functions", rows, {**voters, **functions})
     models: dict[str, Ranker] = {
-        **{f"reward {n + 1}": RewardModelRanker(name, max_length=512) for n, name in enumerate(args.reward_model)},
+        **{f"reward {n + 1}": RewardModelRanker(name, max_length=1024) for n, name in enumerate(args.reward_model)},
         **{
-            f"self-reward {n + 1}": SelfRewardRanker(name, contrastive="helpful")
+            f"self-reward {n + 1}": SelfRewardRanker(name, contrastive="helpful", max_prompt_length=1024)
             for n, name in enumerate(args.self_reward)
         },
     }
