@@ -72,7 +72,7 @@ _WORD = re.compile(r"[a-z]+")
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
 # A word before the mark, so that the number of a list's next item ("2.") ends no sentence.
 _FINISHED = re.compile(r"[^\W\d_][\"')*]{0,3}[.!?]{1,3}[\"')*]{0,3}$")
-_MIN_WORDS, _MAX_WORDS, _LONG = 5, 25, 60
+_MIN_WORDS, _FEW_WORDS, _MAX_WORDS, _LONG = 5, 15, 25, 60
 # Words of the questions that do not show what a question is about.
 _COMMON = set(
     _WORD.findall(
@@ -89,30 +89,36 @@ def score(question: str, completion: str) -> float:
     An answer with fewer than 5 different words scores 0. Otherwise, the score is the sum of
 
     - 0.4 if the answer ends with a finished sentence;
-    - up to 0.3 for brevity: all of it for up to 25 words, none for 60 words or more;
+    - up to 0.3 for its length: all of it for 15 to 25 words, less for fewer different words, none for 60
+      words or more;
     - up to 0.3 for the share of the question's content words that the answer contains.
     """
     words = _WORD.findall(completion.lower())
-    if len(set(words)) < _MIN_WORDS:
+    different = len(set(words))
+    if different < _MIN_WORDS:
         return 0.0
-    brevity = min(1.0, max(0.0, (_LONG - len(words)) / (_LONG - _MAX_WORDS)))
+    length = max(0.0, min(1.0, different / _FEW_WORDS, (_LONG - len(words)) / (_LONG - _MAX_WORDS)))
     topic = set(_WORD.findall(question.lower())) - _COMMON
     named = sum(any(word.startswith(stem[:4]) for word in words) for stem in topic) / max(1, len(topic))
-    return round(0.4 * _is_finished(completion) + 0.3 * brevity + 0.3 * named, 4)
+    return round(0.4 * _is_finished(completion) + 0.3 * length + 0.3 * named, 4)
 
 
-def improve(_question: str, completion: str) -> str:
-    """Return the first finished sentences of an answer, up to 25 words, or else its first 25 words."""
-    kept: list[str] = []
+def improve(question: str, completion: str) -> str:
+    """Return the best-scoring beginning of an answer that ends with a sentence, up to 25 words.
+
+    A finished answer that scores more is returned unchanged. An answer without a finished sentence is ended after 25
+    words. An answer that scores 0 even so is replaced by an apology. The improved answer has no lower score.
+    """
+    beginnings = [""]
     for sentence in filter(_is_finished, _BETWEEN_SENTENCES.split(completion)):
-        if len(" ".join([*kept, sentence]).split()) > _MAX_WORDS:
+        beginning = f"{beginnings[-1]} {sentence}".strip()
+        if len(beginning.split()) > _MAX_WORDS:
             break
-        kept.append(sentence.strip())
-    improved = " ".join(kept)
-    if len(improved.split()) >= _MIN_WORDS:
-        return improved
-    words = completion.split()[:_MAX_WORDS]
-    return " ".join(words).rstrip(",;:.!?- ") + "." if len(words) >= _MIN_WORDS else "I am sorry, I do not know."
+        beginnings.append(beginning)
+    best = max([*beginnings, completion], key=lambda text: score(question, text))
+    if not _is_finished(best):
+        best = " ".join(completion.split()[:_MAX_WORDS]).rstrip(",;:.!?- ") + "."
+    return best if score(question, best) else "I am sorry, I do not know."
 
 
 def _is_finished(text: str) -> bool:

@@ -86,7 +86,7 @@ def make_task(model: str = TINY) -> DemoTask:
             # At temperature 1, a model of this size writes many words that fit nowhere.
             "temperature": 0.7,
             "top_p": 0.95,
-            "learning_rate": 3e-4,
+            "learning_rate": 2e-4,
         },
         lora_rank=8,
     )

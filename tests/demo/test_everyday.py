@@ -8,6 +8,8 @@ from cyclealign_trl.demo.everyday import HELD_OUT_QUESTIONS, TRAIN_QUESTIONS, im
 
 QUESTION = "How do I keep flowers fresh in a vase?"
 SENTENCE = "Change the water every day."
+WHOLE = "Change the water in the vase every day to keep your flowers fresh and your home bright."
+APOLOGY = "I am sorry, I do not know."
 RAMBLING = " and then some more of it" * 12
 
 
@@ -19,18 +21,17 @@ def test_questions_are_distinct_and_held_out():
 @pytest.mark.parametrize(
     ("completion", "expected"),
     [
-        ("Change the water in the vase every day to keep your flowers fresh.", 1.0),
-        ("Change the water in the vase every day to keep your flowers fresh", 0.6),
-        (SENTENCE, 0.7),
-        ("Flowers stay happy in cool water.", 0.8),
-        ("A flower in a fresh vase", 0.6),
+        (WHOLE, 1.0),
+        (WHOLE.removesuffix("."), 0.6),
+        (SENTENCE, 0.5),
+        ("Flowers stay happy in cool water.", 0.62),
         (f"Change the water{RAMBLING}.", 0.4),
         (f"Change the water{RAMBLING}", 0.0),
         ("Use 1. water 2. sugar 3.", 0.0),
-        ("Fresh flowers need three things:\n\n1.", 0.5),
+        ("Fresh flowers need three things:\n\n1.", 0.3),
         ("Water! Water! Water! Water! Water! Water!", 0.0),
         ("All right!", 0.0),
-        ('She said: "Cut the stems at a slant."', 0.7),
+        ('She said: "Cut the stems at a slant."', 0.56),
     ],
 )
 def test_scores_of_examples(completion, expected):
@@ -38,32 +39,42 @@ def test_scores_of_examples(completion, expected):
 
 
 def test_the_score_falls_with_every_word_beyond_25():
-    words = [f"{'so ' * number}we change the water daily." for number in range(20, 61)]
-    scores = [score(QUESTION, text) for text in words]
-    assert scores[0] == 0.7
-    assert all(longer < shorter or (longer, shorter) == (0.4, 0.4) for shorter, longer in itertools.pairwise(scores))
-    assert scores[-1] == 0.4
+    text = "we change water daily because old warm soup makes all stems rot too soon"
+    scores = [score(QUESTION, f"{text}{' again' * number}.") for number in range(50)]
+    enough = 25 - len(text.split())
+    assert scores[2 : enough + 1] == [scores[2]] * (enough - 1)
+    falling = scores[enough : 60 - len(text.split()) + 1]
+    assert all(longer < shorter for shorter, longer in itertools.pairwise(falling))
+    assert set(scores[60 - len(text.split()) :]) == {0.4}
 
 
-def test_the_score_rises_with_every_word_of_the_question_and_with_the_end_of_the_sentence():
-    parts = ["change the water every day", "and the flowers", "in the vase", "look fresh"]
-    texts = [" ".join(parts[: number + 1]) for number in range(len(parts))]
+def test_the_score_rises_with_every_new_word_of_a_short_answer_and_with_the_end_of_its_sentence():
+    whole = "we change its water on all mornings because old warm soup makes every stem rot"
+    texts = [" ".join(whole.split()[:number]) for number in range(5, 16)]
     scores = [score(QUESTION, text) for text in texts]
     assert scores == sorted(set(scores))
+    assert scores[-1] == 0.3
     for text in texts:
         assert score(QUESTION, f"{text}.") == pytest.approx(score(QUESTION, text) + 0.4, abs=1e-4)
+
+
+def test_the_score_rises_with_every_word_of_the_question():
+    texts = [WHOLE, WHOLE.replace("vase", "jar"), WHOLE.replace("vase", "jar").replace("flowers", "plants")]
+    scores = [score(QUESTION, text) for text in texts]
+    assert scores == sorted(set(scores), reverse=True)
 
 
 @pytest.mark.parametrize(
     ("completion", "improved"),
     [
-        (f"{SENTENCE} {SENTENCE}", f"{SENTENCE} {SENTENCE}"),
+        (WHOLE, WHOLE),
+        (f"{SENTENCE} Cut the stems at a slant.", f"{SENTENCE} Cut the stems at a slant."),
         (f"{SENTENCE}\n\n1. **Cut the stems.** Then add", SENTENCE),
         (f"{SENTENCE} First, you cut{RAMBLING}.", SENTENCE),
-        ("Cut the stems, because", "I am sorry, I do not know."),
+        ("Cut the stems, because", APOLOGY),
         ("Cut all of the stems, because", "Cut all of the stems, because."),
-        (f"Cut{RAMBLING}.", f"Cut{' and then some more of it' * 4}."),
-        ("", "I am sorry, I do not know."),
+        (f"Cut{RAMBLING}", f"Cut{' and then some more of it' * 4}."),
+        ("", APOLOGY),
     ],
 )
 def test_an_improved_answer_is_short_and_finished(completion, improved):
@@ -75,4 +86,4 @@ def test_an_improved_answer_is_short_and_finished(completion, improved):
 @pytest.mark.parametrize("question", [QUESTION, "", "Who are you?"])
 def test_any_text_can_be_scored_and_improved(question, completion):
     assert score(question, completion) == 0.0
-    assert score(question, improve(question, completion)) >= 0.7
+    assert score(question, improve(question, completion)) >= 0.5
