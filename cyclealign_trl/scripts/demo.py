@@ -13,10 +13,9 @@ import json
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..chat.replies import printable
@@ -104,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
     from ..cycle.run_estimate import estimate_run, sample_completions
     from ..demo.demo_judge import DemoJudge
     from ..demo.held_out import compare_scores, sample_held_out
+    from ..demo.learning_curves import curves_by_step, plot_curves
     from ..demo.loopback import LoopbackEndpoint
     from ..evaluation.run_report.page import write_run_report
     from ..evaluation.run_report.run_data import HELD_OUT
@@ -185,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
         for (question, texts_before), (_, texts_after) in zip(before.completions, after.completions, strict=True)
     ]
     (output_dir / HELD_OUT).write_text(json.dumps(held_out, indent=1) + "\n", encoding="utf-8")
-    scores, agreements = _by_step(rows, task.score)
+    scores, agreements = curves_by_step(rows, task.score)
     trainer.state.log_history += [{"step": step + 1, "score": value} for step, value in scores.items()]
     trainer.save_state()
     report = write_run_report(output_dir)
@@ -197,7 +197,7 @@ def main(argv: Sequence[str]) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         written += " (to plot the curves: pip install 'cyclealign-trl[report]')"
     else:
-        _plot_curves(scores, agreements, output_dir / "curves.png")
+        plot_curves(scores, agreements, output_dir / "curves.png")
         written += ", curves.png"
     print(
         f"Held-out score   {_estimate(mean_before)} -> {_estimate(mean_after)}\n"
@@ -222,42 +222,6 @@ def _lora_config(rank: int) -> PeftConfig:
     # peft still reads transformers' old name of gradient checkpointing.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def _by_step(
-    rows: Sequence[dict[str, Any]], score: Callable[[str, str], float]
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Return the mean score of the policy's samples, and the mean agreement, by optimiser step."""
-    from ..cycle.agreement import agreement_rate
-
-    scores: dict[int, list[float]] = {}
-    agreements: dict[int, list[float]] = {}
-    for row in rows:
-        question = row["prompt"][-1]["content"]
-        scores.setdefault(row["step"], []).extend(score(question, reply) for reply in row["completions"])
-        if row["agreement"] is not None:
-            agreements.setdefault(row["step"], []).append(agreement_rate(row["agreement"], row["ranks"]))
-    return (
-        {step: fmean(values) for step, values in scores.items()},
-        {step: fmean(values) for step, values in agreements.items()},
-    )
-
-
-def _plot_curves(scores: dict[int, float], agreements: dict[int, float], path: Path) -> None:
-    """Plot the policy's score and the agreement by optimiser step."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for panel, values, label in (
-        (panels[0], scores, "Score of the policy's samples"),
-        (panels[1], agreements, "Agreed share of each ranking"),
-    ):
-        panel.plot(list(values), list(values.values()), color="#2a6f97", linewidth=1.6)
-        panel.set(xlabel="Optimiser step", title=label, ylim=(0, 1.02))
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=144)
 
 
 def _estimate(estimate: Estimate, spec: str = ".3f") -> str:
