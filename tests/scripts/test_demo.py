@@ -7,7 +7,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cyclealign_trl.cycle.interaction_log import InteractionLog
-from cyclealign_trl.demo.everyday import HELD_OUT_QUESTIONS, TRAIN_QUESTIONS, score
+from cyclealign_trl.demo import everyday
+from cyclealign_trl.demo.everyday import HELD_OUT_QUESTIONS, score
 from cyclealign_trl.scripts import demo
 from tests.models.gguf_files import install_package
 
@@ -21,8 +22,9 @@ def smollm2(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_chat_model_is_trained_with_lora_on_everyday_questions(smollm2, tmp_path, capsys):
+def test_a_chat_model_is_trained_with_lora_on_everyday_questions(smollm2, tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft")
+    monkeypatch.setattr(everyday, "TRAIN_QUESTIONS", everyday.TRAIN_QUESTIONS[:8])  # six steps instead of 24
     demo.main(["--model", "smollm2"])
     printed = capsys.readouterr().out
     assert all(letter.isprintable() or letter == "\n" for letter in printed)
@@ -36,7 +38,7 @@ def test_a_chat_model_is_trained_with_lora_on_everyday_questions(smollm2, tmp_pa
     AutoTokenizer.from_pretrained(folder)
 
     rows = InteractionLog(folder).read().to_pylist()
-    assert sorted(row["prompt"][-1]["content"] for row in rows) == sorted(TRAIN_QUESTIONS * 3)
+    assert sorted(row["prompt"][-1]["content"] for row in rows) == sorted(everyday.TRAIN_QUESTIONS * 3)
     ranked = [row for row in rows if row["black_box_order"] is not None]
     for row in ranked:
         question = row["prompt"][-1]["content"]
