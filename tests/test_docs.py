@@ -462,7 +462,7 @@ PROMPTS = {"prompt": MESSAGES}
 PAIRS = {"chosen": MESSAGES + reply("yes"), "rejected": MESSAGES + reply("no")}
 NEEDED = {
     "aligner_bootstrap.py": ("--aligner outputs/aligner --num_prompts 4 --num_rounds 1 --max_new_tokens 8", PROMPTS),
-    "jury.py": ("--judges one --num_interactions 1", PROMPTS),
+    "jury.py": ("--judges one another --num_interactions 1", PROMPTS),
     "cyclealign.py": ("--ranker_model judge --num_interactions 1", PROMPTS),
     "dlma.py": ("--max_prompt_length 256", PROMPTS),
     "offline_pro.py": ("", PAIRS),

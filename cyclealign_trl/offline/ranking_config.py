@@ -39,8 +39,7 @@ class RankingConfig(TrainingArguments):
             Maximum number of tokens of a completion, including the end-of-sequence token. Longer completions are
             truncated on the right.
         chat_template (`str` or `None`, *optional*, defaults to `None`):
-            Chat template for a model without one, which is saved with it: a Jinja file, or the name or folder of a
-            model that has one. No tokens are added.
+            Chat template for a model without one: a Jinja file, or a model that has one. It is saved with the model.
         chat_template_kwargs (`dict` or `None`, *optional*, defaults to `None`):
             Keyword arguments for the chat template of conversational prompts.
         model_init_kwargs (`dict` or `None`, *optional*, defaults to `None`):
@@ -93,8 +92,8 @@ class RankingConfig(TrainingArguments):
     chat_template: str | None = field(
         default=None,
         metadata={
-            "help": "Chat template for a model without one, which is saved with it: a Jinja file, or the name or "
-            "folder of a model that has one. No tokens are added."
+            "help": "Chat template for a model without one: a Jinja file, or a model that has one. It is saved with "
+            "the model."
         },
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(
