@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-from cyclealign_trl.scripts import train
+from cyclealign_trl.scripts import init, train
 
 ROOT = Path(__file__).parents[1]
 SLURM = ROOT / "examples" / "launch" / "slurm.sh"
 KUBERNETES = ROOT / "examples" / "launch" / "kubernetes.yaml"
+ZERO2 = ROOT / "examples" / "accelerate_configs" / "zero2.yaml"
 NAMES = {"SLURM_NNODES": "2", "RESUME": "true", "OUTPUT_DIR": "out", "MAIN_ADDRESS": "node-0"}
 
 
@@ -42,9 +44,14 @@ def test_bash_can_read_the_script(name):
 
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
-def test_the_parsers_know_every_flag(name, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    own, launcher = train.make_parser().split(training_arguments(scripts()[name]))
+def test_the_parsers_know_every_flag(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    init.main([])
+    for folder in (tmp_path / "examples" / "accelerate_configs", tmp_path / "configs"):
+        shutil.copytree(ZERO2.parent, folder)
+    shutil.copy("cyclealign.yaml", "configs")
+    arguments = [re.sub("^/configs/", "configs/", part) for part in training_arguments(scripts()[name])]
+    own, launcher = train.make_parser().split(arguments)
     launch = launch_command_parser().parse_args([*launcher, "script"])
     assert (launch.num_machines, launch.num_processes, launch.machine_rank) == (2, 16, 1)
     assert launch.main_process_ip == ("node-0" if name == "slurm" else "cyclealign-0.cyclealign")

@@ -11,7 +11,6 @@ from typing import Literal
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
-from transformers import AutoTokenizer
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
 
 from .._compat import saving_on_this_process
@@ -20,7 +19,8 @@ from ..dlma.contrastive_pairs import generate_contrastive_pairs
 from ..dlma.dlma_config import DLMAConfig
 from ..dlma.dlma_trainer import DLMATrainer
 from ..errors import CheckpointError
-from ..models.loading import dict_field, hub_kwargs
+from ..models.chat_templates import set_chat_template
+from ..models.loading import dict_field, load_tokenizer
 from ..rankers.contrastive_prompts import ContrastivePrompts
 from ..training.resumption import newest_checkpoint
 from .arguments import CommandParser
@@ -116,9 +116,8 @@ def _read_prompts(
     splits: dict[str, Dataset], training_args: DLMAConfig, model_args: ModelConfig
 ) -> dict[str, Dataset]:
     """Return the prompts of dialogues of HH-RLHF, as messages if the model has a chat template."""
-    source = hub_kwargs(dict_field(training_args.model_init_kwargs))
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **source)
-    conversational = tokenizer.chat_template is not None
+    tokenizer = load_tokenizer(None, model_args.model_name_or_path, dict_field(training_args.model_init_kwargs))
+    conversational = tokenizer.chat_template is not None or training_args.chat_template is not None
     prompts = {name: read_published(dataset, "prompt-only", conversational) for name, dataset in splits.items()}
     if training_args.process_index == 0:
         for name, dataset in prompts.items():
@@ -154,21 +153,28 @@ def _make_pairs(
     model: str, prompts: dict[str, Dataset], pair_args: PairArguments, args: DLMAConfig
 ) -> dict[str, Dataset]:
     """Make pairs for each split, or read finished batches of pairs from the output directory."""
+    init_kwargs = dict_field(args.model_init_kwargs)
+    tokenizer = load_tokenizer(None, model, init_kwargs)
+    template_kwargs = dict_field(args.chat_template_kwargs)
+    if args.chat_template is not None:
+        # The folder of the pairs then records the template.
+        template_kwargs["chat_template"] = set_chat_template(tokenizer, args.chat_template)
     pairs = {}
     for split, dataset in prompts.items():
         pairs[split] = generate_contrastive_pairs(
             model,
             dataset,
             pair_args.contrastive_prompts,
+            tokenizer,
             output_dir=Path(args.output_dir, "pairs", split),
             batch_size=pair_args.generation_batch_size,
             max_prompt_length=args.max_prompt_length,
             max_completion_length=args.max_completion_length - 1,  # leaves room for the end-of-sequence token
             temperature=pair_args.temperature,
-            chat_template_kwargs=dict_field(args.chat_template_kwargs),
+            chat_template_kwargs=template_kwargs,
             seed=args.seed,
             device=args.device,
-            model_init_kwargs=dict_field(args.model_init_kwargs),
+            model_init_kwargs=init_kwargs,
         )
         if args.process_index == 0:
             print(f"Pairs of {split}: {pairs[split].info.description}")

@@ -1,6 +1,7 @@
 #!/bin/bash
 # CycleAlign on two machines with eight GPUs each, under Slurm. Not run on a real cluster.
 #
+#   cyclealign init             # writes cyclealign.yaml
 #   export OPENAI_API_KEY=...   # sbatch passes the environment on; do not write the key into this file
 #   OUTPUT_DIR=/shared/qwen-cyclealign sbatch examples/launch/slurm.sh
 #
@@ -26,7 +27,7 @@ export MAIN_ADDRESS RESUME
 
 # One launcher per machine. The quotes leave SLURM_NODEID to the machine.
 srun --kill-on-bad-exit=1 bash -c '
-cyclealign train --config examples/configs/cyclealign.yaml \
+cyclealign train --config cyclealign.yaml \
     --config_file examples/accelerate_configs/zero2.yaml \
     --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" \
     --num_processes "$((8 * SLURM_NNODES))" \
