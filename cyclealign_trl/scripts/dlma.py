@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from accelerate.utils import is_peft_model
+from accelerate import PartialState
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
 
+from .._compat import saving_on_this_process
 from ..data.hh_rlhf import is_published, read_published
 from ..dlma.contrastive_pairs import generate_contrastive_pairs
 from ..dlma.dlma_config import DLMAConfig
@@ -20,7 +22,7 @@ from ..errors import CheckpointError
 from ..models.chat_templates import set_chat_template
 from ..models.loading import dict_field, load_tokenizer
 from ..rankers.contrastive_prompts import ContrastivePrompts
-from ..training.checkpoints import last_complete_checkpoint
+from ..training.resumption import newest_checkpoint
 from .arguments import CommandParser
 from .inputs import add_model_init_kwargs, load_splits
 from .launch import run_training, train_in_process
@@ -133,7 +135,8 @@ def _run_iterations(
     for iteration in range(1, pair_args.num_iterations):
         folder = output_dir / f"iteration-{iteration}"
         trained_model = folder / "model"
-        if not (resuming and (trained_model / "config.json").exists()):
+        # On all machines, which can have an output directory each.
+        if not (resuming and all(gather_object([(trained_model / "config.json").exists()]))):
             args = replace(training_args, output_dir=str(folder), push_to_hub=False)  # type: ignore[call-arg]
             trainer = _make_trainer(model, _make_pairs(model, prompts, pair_args, args), args, model_args)
             trainer.train(resume_from_checkpoint=resuming and _has_checkpoint(folder))
@@ -193,8 +196,10 @@ def _make_trainer(
 def _save_merged(trainer: DLMATrainer, folder: Path) -> None:
     """Save the model for the next iteration, with an adapter merged into its weights."""
     if is_peft_model(trainer.model):
-        if trainer.is_world_process_zero():
-            trainer.model.merge_and_unload().save_pretrained(folder)
+        if trainer.args.should_save:
+            model = trainer.model.merge_and_unload()
+            with saving_on_this_process(model):
+                model.save_pretrained(folder)
             trainer.processing_class.save_pretrained(folder)
         trainer.accelerator.wait_for_everyone()
     else:
@@ -203,7 +208,7 @@ def _save_merged(trainer: DLMATrainer, folder: Path) -> None:
 
 def _has_checkpoint(folder: Path) -> bool:
     try:
-        return bool(last_complete_checkpoint(folder))
+        return bool(newest_checkpoint(folder, PartialState().process_index))
     except CheckpointError:
         return False
 
