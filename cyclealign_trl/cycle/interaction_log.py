@@ -131,7 +131,7 @@ class InteractionLog:
         """Warn of processes of the run that wrote to the directory of another machine."""
         files = [file for file in map(LogFile.from_path, paths) if file is not None]
         run = read_run_file(self.folder.parent)
-        if run is None or not files:
+        if not files or run is None or "processes" not in run:
             return
         missing = sorted(set(range(run["processes"])) - {file.process_index for file in files})
         if missing:
