@@ -46,11 +46,32 @@ if TYPE_CHECKING:
     from .errors import RankerError as RankerError
     from .errors import TooManyFailuresError as TooManyFailuresError
     from .errors import UpstreamError as UpstreamError
+    from .evaluation.compare_models import compare_models as compare_models
+    from .evaluation.comparison import Comparison as Comparison
+    from .evaluation.comparison import ReplyPair as ReplyPair
+    from .evaluation.comparison import compare_replies as compare_replies
+    from .evaluation.comparison_report import ComparisonReport as ComparisonReport
+    from .evaluation.evaluate_models import evaluate_models as evaluate_models
     from .evaluation.evaluate_ranker import evaluate_ranker as evaluate_ranker
+    from .evaluation.pairwise_judge import PairwiseJudge as PairwiseJudge
+    from .evaluation.prompts import EvaluationPrompt as EvaluationPrompt
+    from .evaluation.prompts import PromptSet as PromptSet
+    from .evaluation.prompts import load_prompts as load_prompts
+    from .evaluation.prompts import read_prompts as read_prompts
     from .evaluation.references import ReferenceRanking as ReferenceRanking
     from .evaluation.references import read_references as read_references
+    from .evaluation.replies import Reply as Reply
+    from .evaluation.replies import collect_replies as collect_replies
     from .evaluation.report import JudgedRanking as JudgedRanking
     from .evaluation.report import JudgeReport as JudgeReport
+    from .evaluation.reward_report import RewardReport as RewardReport
+    from .evaluation.run_report.page import write_run_report as write_run_report
+    from .evaluation.sources import ReplySettings as ReplySettings
+    from .evaluation.sources import ReplySource as ReplySource
+    from .evaluation.sources import parse_source as parse_source
+    from .evaluation.win_rates import win_rates as win_rates
+    from .models.gpt_neox_reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE as OPEN_ASSISTANT_CHAT_TEMPLATE
+    from .models.reward_scorer import RewardScorer as RewardScorer
     from .offline.losses import pro_loss as pro_loss
     from .offline.losses import rrhf_loss as rrhf_loss
     from .offline.ranking_config import RankingConfig as RankingConfig
@@ -63,7 +84,6 @@ if TYPE_CHECKING:
     from .rankers.function import FunctionRanker as FunctionRanker
     from .rankers.kendall_tau import kendall_tau as kendall_tau
     from .rankers.llm import LLMRanker as LLMRanker
-    from .rankers.reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE as OPEN_ASSISTANT_CHAT_TEMPLATE
     from .rankers.reward_model import RewardModelRanker as RewardModelRanker
     from .rankers.self_reward import SelfRewardRanker as SelfRewardRanker
     from .types import Corrector as Corrector
@@ -91,6 +111,8 @@ _MODULES = {
     "BudgetExhaustedError": "errors",
     "CachedRanker": "rankers.cache",
     "CheckpointError": "errors",
+    "Comparison": "evaluation.comparison",
+    "ComparisonReport": "evaluation.comparison_report",
     "ContrastivePrompts": "rankers.contrastive_prompts",
     "Corrector": "types",
     "CycleAlignConfig": "cycle.cyclealign_config",
@@ -101,18 +123,21 @@ _MODULES = {
     "Demonstration": "types",
     "DemonstrationPool": "cycle.demonstrations",
     "EndpointUpstream": "aligner.upstreams",
+    "EvaluationPrompt": "evaluation.prompts",
     "FunctionRanker": "rankers.function",
     "FunctionUpstream": "aligner.upstreams",
     "JudgeReport": "evaluation.report",
     "JudgedRanking": "evaluation.report",
     "LLMRanker": "rankers.llm",
     "ModelUpstream": "aligner.upstreams",
-    "OPEN_ASSISTANT_CHAT_TEMPLATE": "rankers.reward_model",
+    "OPEN_ASSISTANT_CHAT_TEMPLATE": "models.gpt_neox_reward_model",
     "Outcome": "rankers.base",
+    "PairwiseJudge": "evaluation.pairwise_judge",
     "PipelineUpstream": "aligner.upstreams",
     "Prices": "chat.budget",
     "Prompt": "types",
     "PromptError": "errors",
+    "PromptSet": "evaluation.prompts",
     "Ranker": "rankers.base",
     "RankerError": "errors",
     "RankingConfig": "offline.ranking_config",
@@ -121,7 +146,13 @@ _MODULES = {
     "RankingResult": "types",
     "RankingTrainer": "offline.ranking_trainer",
     "ReferenceRanking": "evaluation.references",
+    "Reply": "evaluation.replies",
+    "ReplyPair": "evaluation.comparison",
+    "ReplySettings": "evaluation.sources",
+    "ReplySource": "evaluation.sources",
     "RewardModelRanker": "rankers.reward_model",
+    "RewardReport": "evaluation.reward_report",
+    "RewardScorer": "models.reward_scorer",
     "RunEstimate": "cycle.run_estimate",
     "SelfRewardRanker": "rankers.self_reward",
     "StreamingRanker": "rankers.base",
@@ -135,21 +166,30 @@ _MODULES = {
     "assume_completions": "cycle.run_estimate",
     "bootstrap_preferences": "aligner.preferences",
     "collect_corrections": "aligner.black_box_corrections",
+    "collect_replies": "evaluation.replies",
+    "compare_models": "evaluation.compare_models",
+    "compare_replies": "evaluation.comparison",
     "dlma_loss": "dlma.dlma_loss",
     "estimate_run": "cycle.run_estimate",
+    "evaluate_models": "evaluation.evaluate_models",
     "evaluate_ranker": "evaluation.evaluate_ranker",
     "export_interactions": "cycle.interaction_log",
     "generate_contrastive_pairs": "dlma.contrastive_pairs",
     "kendall_tau": "rankers.kendall_tau",
     "load_corrections": "aligner.corrections",
     "load_hh_rlhf": "data.hh_rlhf",
+    "load_prompts": "evaluation.prompts",
+    "parse_source": "evaluation.sources",
     "pro_loss": "offline.losses",
     "ranks_from_scores": "types",
+    "read_prompts": "evaluation.prompts",
     "read_references": "evaluation.references",
     "rrhf_loss": "offline.losses",
     "sample_completions": "cycle.run_estimate",
     "sample_prompts": "data.hh_rlhf",
     "split_pair": "data.hh_rlhf",
+    "win_rates": "evaluation.win_rates",
+    "write_run_report": "evaluation.run_report.page",
 }
 
 __all__ = [*_MODULES]

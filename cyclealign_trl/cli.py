@@ -20,7 +20,10 @@ COMMANDS = {
     "dlma": "Align a policy with its own scores of contrastive pairs (DLMA).",
     "aligner": "Train a model to correct the answers of other models (Aligner).",
     "serve": "Serve an upstream model and its aligner as one model, behind an OpenAI-compatible endpoint.",
+    "evaluate": "Evaluate models by the rewards of their replies to test prompts.",
+    "compare": "Compare two models by the verdicts of a judge on their replies.",
     "judge": "Measure a ranker on data with reference orders, before paying for a run.",
+    "report": "Write one HTML page about runs: curves, interactions, evaluations, settings.",
     "export": "Export the feedback of a run as data for DPO, PRO, RRHF or SFT.",
 }
 

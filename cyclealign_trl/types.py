@@ -173,6 +173,7 @@ class RankingResult:
         consistency: Agreement of several passes over the same completions: mean of Kendall's tau-b over pairs of
             passes, from -1 to 1. `None` for a single pass.
         trimmed: Parts of the request that the ranker did not see. `None` means that it saw everything.
+        reasoning: What the ranker wrote before its ranking, if anything.
 
     Raises:
         ValueError: If `order` is not a permutation of its indices, or `ranks` has a different length.
@@ -184,6 +185,7 @@ class RankingResult:
     usage: Usage | None = None
     consistency: float | None = None
     trimmed: Trimmed | None = None
+    reasoning: str | None = None
 
     def __post_init__(self) -> None:
         _check_order(self.order, len(self.order), "ranking")

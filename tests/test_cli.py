@@ -41,6 +41,8 @@ def test_the_demo_raises_the_score_and_its_control_does_not(tmp_path, control):
         assert text in finished.stdout
     pytest.importorskip("matplotlib")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Held-out prompts: before and after training" in page
 
 
 def test_prints_help_and_version(capsys):

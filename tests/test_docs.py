@@ -25,9 +25,20 @@ from cyclealign_trl import (
 )
 from cyclealign_trl.aligner import corrections
 from cyclealign_trl.cli import COMMANDS
-from cyclealign_trl.data import hh_rlhf
+from cyclealign_trl.data import hh_rlhf, named_datasets
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
-from cyclealign_trl.scripts import aligner, dlma, estimate, export, inputs, serve, train, train_ranked
+from cyclealign_trl.scripts import (
+    aligner,
+    compare,
+    dlma,
+    estimate,
+    evaluate,
+    export,
+    report,
+    serve,
+    train,
+    train_ranked,
+)
 from cyclealign_trl.scripts import judge as judge_script
 from tests.aligner.test_aligner_trainer import make_trainer as make_aligner_trainer
 from tests.conftest import make_model, make_tokenizer
@@ -115,7 +126,7 @@ def offline(tmp_path, monkeypatch, judge):
             return rows.map(lambda row: {name: text.replace(": Q", f": {subset} ") for name, text in row.items()})
         return DatasetDict(train=rows, test=rows) if split is None else rows
 
-    for module in (datasets, corrections, hh_rlhf, inputs):
+    for module in (datasets, corrections, hh_rlhf, named_datasets):
         monkeypatch.setattr(module, "load_dataset", load)
 
     check_config = RankingConfig.__post_init__
@@ -155,7 +166,7 @@ def test_code_of_each_page_runs(page, offline):
 def test_all_pages_with_code_are_tested():
     assert {page.stem for page in ALL if blocks(page, "python")} >= {
         "README", "quickstart", "concepts", "cyclealign_trainer", "ranking_trainer", "rankers", "demonstrations",
-        "losses", "data", "dlma", "aligner", "judge",
+        "losses", "data", "dlma", "aligner", "judge", "evaluation",
     }  # fmt: skip
 
 
@@ -200,10 +211,11 @@ def test_commands_of_each_page_can_be_parsed(page, monkeypatch):
         }  # fmt: skip
         if command in training:
             training[command].make_parser().split(arguments)
-        elif command in ("export", "serve"):
-            {"export": export, "serve": serve}[command].make_parser().parse_args(arguments)
-        elif command == "judge":
-            _, unknown = judge_script.make_parser().split(arguments)
+        elif command in ("export", "report", "serve"):
+            {"export": export, "report": report, "serve": serve}[command].make_parser().parse_args(arguments)
+        elif command in ("compare", "judge", "evaluate"):
+            module = {"compare": compare, "judge": judge_script, "evaluate": evaluate}[command]
+            _, unknown = module.make_parser().split(arguments)
             assert not unknown
 
 

@@ -22,7 +22,7 @@ from ..chat.messages import Messages
 from ..chat.settings import ChatSettings
 from ..errors import PromptError, RankerError, UpstreamError
 from ..models.batched_generator import BatchedGenerator
-from ..models.loading import load_causal_lm, place_model
+from ..models.loading import check_positions, load_causal_lm, place_model
 from ..models.renderer import Renderer
 from ..types import Prompt
 
@@ -90,6 +90,8 @@ class ModelUpstream(Upstream):
         tokenizer: Its tokenizer. Defaults to the one of the model's name.
         batch_size: Number of prompts to answer at once.
         max_new_tokens: Maximum length of an answer. Defaults to half of the model's positions, but no more than 2048.
+        max_prompt_length: Longest prompt in tokens; a longer one loses its beginning. `None` means that a prompt which
+            does not fit into the model's positions raises `PromptError`.
         generation_kwargs: Fields of `GenerationConfig` that override the default sampling. The defaults are
             temperature 0.5, top-p 0.95, top-k 10 and a repetition penalty of 1.1 on the answer alone, as in the
             Aligner paper.
@@ -106,6 +108,7 @@ class ModelUpstream(Upstream):
         *,
         batch_size: int = 16,
         max_new_tokens: int | None = None,
+        max_prompt_length: int | None = None,
         generation_kwargs: Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         seed: int | None = None,
@@ -116,12 +119,13 @@ class ModelUpstream(Upstream):
         place_model(model, model.name_or_path or type(model).__name__, device)
         self.batch_size = batch_size
         self._generator = BatchedGenerator(model, tokenizer, batch_size, max_new_tokens)
+        check_positions(model, max_prompt_length=max_prompt_length, max_new_tokens=self._generator.max_new_tokens)
         self._sampling = {**UPSTREAM_SAMPLING, **(generation_kwargs or {})}
         self._seed = seed
         self._renderer = Renderer(
             tokenizer,
             self._generator.eos_token_ids,
-            None,
+            max_prompt_length,
             self._generator.max_new_tokens,
             dict(chat_template_kwargs or {}),
         )

@@ -28,14 +28,14 @@ from ..models.generation_backend import seeded
 from ..offline.ranking_collator import Batch, TokenIds
 from ..offline.ranking_config import RankingConfig
 from ..offline.ranking_trainer import RankingTargets, RankingTrainer
-from ..rankers.base import Ranker, check_ranker
+from ..rankers.base import Ranker, check_ranker, ranker_name
 from ..rankers.cache import with_cache
 from ..rankers.function import FunctionRanker
 from ..training.base_trainer import Optimizers
 from ..training.checkpoints import set_folder_aside
 from ..training.config_checks import check_config_class
 from ..training.dataset_checks import check_map_style, column_names, first_rows
-from ..training.model_card import TrainedModel
+from ..training.model_card import TrainedModel, public_name
 from ..training.row_checks import PROMPT, RowCheck
 from ..types import Corrector, RankingFailure, RankingRequest, prompt_key
 from .cyclealign_config import CycleAlignConfig, check_corrector, make_pool
@@ -405,6 +405,15 @@ class CycleAlignTrainer(RankingTrainer):
         self._totals.load_state_dict(state.get("totals"))
         self._queue.restart(state.get("ahead", []))
         self._continue_ledger()
+
+    def _run_record(self) -> dict[str, Any]:
+        pool = self.demonstrations
+        return {
+            **super()._run_record(),
+            "ranker": public_name(ranker_name(self.ranker)),
+            # A subclass can select otherwise, and the report replays this class.
+            "demonstrations": pool.settings() if type(pool) is DemonstrationPool else None,
+        }
 
     def _start_new_run(self) -> None:
         self._queue.agreed.clear()

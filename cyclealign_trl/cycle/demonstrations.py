@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -77,6 +77,11 @@ class DemonstrationPool:
         """Return the number of dynamic demonstrations."""
         return sum(len(group.demonstrations) for group in self._dynamic.values())
 
+    @property
+    def dynamic(self) -> tuple[Demonstration, ...]:
+        """All dynamic demonstrations."""
+        return tuple(demonstration for group in self._dynamic.values() for demonstration in group.demonstrations)
+
     def select(self, prompt: Prompt) -> tuple[Demonstration, ...]:
         """Return the demonstrations for a prompt: static ones, then dynamic ones from oldest to newest."""
         group = self._dynamic.get(self._key(prompt), _Group())
@@ -98,6 +103,27 @@ class DemonstrationPool:
             for prompt in prompts:
                 self._dynamic.pop(self._key(prompt), None)
 
+    def settings(self) -> dict[str, Any]:
+        """Return everything that decides what `select` returns after the same observations, as JSON data.
+
+        `from_settings` makes an equal pool of it.
+        """
+        return {
+            "static": [_to_json(demonstration) for demonstration in self.static],
+            "capacity": self.capacity,
+            "seed": self.seed,
+            "state": self.state_dict(),
+        }
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> DemonstrationPool:
+        """Return the pool of which `settings` is the data."""
+        state = settings["state"]
+        static = [Demonstration(**demonstration) for demonstration in settings["static"]]
+        pool = cls(static, settings["capacity"], state["scope"], state["selection"], settings["seed"])
+        pool.load_state_dict(state)
+        return pool
+
     def state_dict(self) -> dict[str, Any]:
         """Return the dynamic demonstrations as JSON data."""
         return {
@@ -107,10 +133,7 @@ class DemonstrationPool:
             "dynamic": [
                 {
                     "observed": group.observed,
-                    "demonstrations": [
-                        {"prompt": demo.prompt, "completions": list(demo.completions), "order": list(demo.order)}
-                        for demo in group.demonstrations
-                    ],
+                    "demonstrations": [_to_json(demonstration) for demonstration in group.demonstrations],
                 }
                 for group in self._dynamic.values()
                 if group.demonstrations
@@ -148,6 +171,14 @@ class DemonstrationPool:
 
     def _key(self, prompt: Prompt) -> Hashable:
         return prompt_key(prompt) if self.scope == "prompt" else None
+
+
+def _to_json(demonstration: Demonstration) -> dict[str, Any]:
+    return {
+        "prompt": demonstration.prompt,
+        "completions": list(demonstration.completions),
+        "order": list(demonstration.order),
+    }
 
 
 def from_agreement(prompt: Prompt, completions: Sequence[str], agreement: Sequence[int]) -> Demonstration:

@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ HUB_ID = "Anthropic/hh-rlhf"
 
 _ROLES = {"Human:": "user", "Assistant:": "assistant"}
 _TAGS = {role: tag for tag, role in _ROLES.items()}
+_WRITTEN_TAG = re.compile("[Hh]uman:|[Aa]ssistant:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,18 @@ def prompt_text(prompt: Iterable[Message]) -> str:
     """
     turns = (f"\n\n{_TAGS[message['role']]} {message['content']}" for message in prompt)
     return "".join(turns) + f"\n\n{_TAGS['assistant']}"
+
+
+def cut_at_role_tag(reply: str) -> str:
+    """Return a reply up to the first `Human:` or `Assistant:`, capitalised or not, without white space around it.
+
+    A model without a token that ends its turn writes the next turns too. PRO's evaluation cuts them off in this way.
+
+    Example:
+        >>> cut_at_role_tag(" You are welcome.\\n\\nHuman: Bye!")
+        'You are welcome.'
+    """
+    return _WRITTEN_TAG.split(reply, maxsplit=1)[0].strip()
 
 
 def sample_prompts(

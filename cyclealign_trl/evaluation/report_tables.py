@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .markdown_table import markdown_table
 from .metrics.ranking_agreement import FIGURES
 
 Figures = Mapping[str, Any]
@@ -27,7 +28,7 @@ def figures_table(title: str, figures: Sequence[Figures]) -> str:
     rows["Latency p50 / p90 / p99 (s)"] = [_latency(entry["latency"]) for entry in figures]
     rows["Tokens in + out per ranking"] = [_tokens(entry) for entry in figures]
     rows["US dollars per 1,000 rankings"] = [_cost(entry) for entry in figures]
-    return _table([title, *_column_titles(figures)], rows)
+    return markdown_table([title, *_column_titles(figures)], rows)
 
 
 def subsets_table(sizes: Mapping[str, int], figures: Sequence[Figures]) -> str:
@@ -43,7 +44,7 @@ def subsets_table(sizes: Mapping[str, int], figures: Sequence[Figures]) -> str:
         ]
         for subset in sorted(sizes)
     }
-    return _table(["Subset (rows): accuracy / exact / top-1 / tau", *_column_titles(figures)], rows)
+    return markdown_table(["Subset (rows): accuracy / exact / top-1 / tau", *_column_titles(figures)], rows)
 
 
 def positions_table(figures: Sequence[Figures]) -> str:
@@ -64,28 +65,12 @@ def positions_table(figures: Sequence[Figures]) -> str:
         str(position + 1): [column[position] if position < len(column) else "-" for column in columns]
         for position in range(max(map(len, columns)))
     }
-    return _table(["Shown position: beats / is first (without bias)", *_column_titles(figures)], rows)
+    return markdown_table(["Shown position: beats / is first (without bias)", *_column_titles(figures)], rows)
 
 
 def _column_titles(figures: Sequence[Figures]) -> list[str]:
     counts = [entry["num_demonstrations"] for entry in figures]
     return [f"{count} demonstration{'s' * (count != 1)}" for count in counts]
-
-
-def _table(header: Sequence[str], rows: dict[str, list[str]]) -> str:
-    """Return a Markdown table whose columns are padded to equal width."""
-    lines = [list(header), *([title, *cells] for title, cells in rows.items())]
-    lines = [[_cell(cell) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
-def _cell(text: str) -> str:
-    """Replace characters that would break the table or control a terminal, because subset names come from data."""
-    return "".join(letter if letter.isprintable() and letter != "|" else "?" for letter in text)
 
 
 def _bias_test(position_bias: Figures) -> str:

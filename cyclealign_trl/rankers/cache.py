@@ -142,7 +142,7 @@ def _decode(value: str, request: RankingRequest) -> RankingResult | None:
     try:
         fields: dict[str, Any] = json.loads(value)
         ranks, improved, usage = fields["ranks"], fields["improved_completion"], fields["usage"]
-        consistency, trimmed = fields.get("consistency"), fields.get("trimmed")
+        consistency, trimmed, reasoning = (fields.get(name) for name in ("consistency", "trimmed", "reasoning"))
         result = RankingResult(
             order=tuple(fields["order"]),
             ranks=None if ranks is None else tuple(ranks),
@@ -150,6 +150,7 @@ def _decode(value: str, request: RankingRequest) -> RankingResult | None:
             usage=None if usage is None else Usage(**usage),
             consistency=None if consistency is None else float(consistency),
             trimmed=None if trimmed is None else Trimmed(**trimmed),
+            reasoning=None if reasoning is None else str(reasoning),
         )
     except (ValueError, TypeError, KeyError):
         return None

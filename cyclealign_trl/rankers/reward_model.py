@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .._warnings import OnceLogger
 from ..errors import RankerError
-from ..models.batches import longest_first, pad
-from ..models.loading import check_positions, check_vocabulary, load_model, load_tokenizer, max_positions, place_model
-from ..models.special_text import TextEncoder
-from ..types import Prompt, RankingFailure, RankingRequest, with_completion
-from .base import Outcome, check_positive, rank_by_scores
-
-logger = logging.getLogger(__name__)
-
-OPEN_ASSISTANT_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}<|prompter|>"
-    "{% elif message['role'] == 'assistant' %}<|assistant|>"
-    "{% else %}{{ raise_exception('the layout has user and assistant turns, no ' + message['role']) }}{% endif %}"
-    "{{ message['content'] }}<|endoftext|>"
-    "{% endfor %}"
-)
-"""Chat template of the Open-Assistant reward models (`OpenAssistant/oasst-rm-2-pythia-6.9b-epoch-1`, ...)."""
+from ..models.reward_scorer import RewardScorer
+from ..types import RankingFailure, RankingRequest
+from .base import Outcome, rank_by_scores
 
 
 class RewardModelRanker:
@@ -84,39 +61,23 @@ class RewardModelRanker:
         device: str | torch.device | None = None,
         model_init_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        check_positive(batch_size=batch_size, max_length=max_length)
-        init_kwargs = dict(model_init_kwargs or {})
-        name = model if isinstance(model, str) else model.name_or_path
-        model = load_model(AutoModelForSequenceClassification, model, init_kwargs)
-        self._name = name or type(model).__name__
-        self._model = _prepare_model(model, self._name, device)
-        self._tokenizer = load_tokenizer(tokenizer, name, init_kwargs)
-        if chat_template is not None:
-            self._tokenizer.chat_template = chat_template
-        self._encoder = TextEncoder(self._tokenizer)
-        self._max_length = _resolve_max_length(max_length, model, self._tokenizer)
-        check_vocabulary(model, self._tokenizer)
-        self._pad_token_id = _sync_pad_token(model, self._tokenizer)
-        self._batch_size = batch_size
-        self._once = OnceLogger(logger)
-        self._lock = threading.Lock()
-        if self._pad_token_id is None and batch_size > 1:
-            self._batch_size = 1
-            self._once.warning(
-                "padding",
-                "Neither %s nor its tokenizer has a padding token, so texts are scored one at a time instead of %d. "
-                "Set `tokenizer.pad_token` to a token that no text ends with.",
-                self._name,
-                batch_size,
-            )
+        self.scorer = RewardScorer(
+            model,
+            tokenizer,
+            chat_template=chat_template,
+            batch_size=batch_size,
+            max_length=max_length,
+            device=device,
+            model_init_kwargs=model_init_kwargs,
+        )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(model={self._name!r}, device={str(self._model.device)!r})"
+        return f"{type(self).__name__}(model={self.name!r}, device={str(self.scorer.model.device)!r})"
 
     @property
     def name(self) -> str:
         """Name of the model."""
-        return self._name
+        return self.scorer.name
 
     def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
         """Rank the completions of each request. See `Ranker.rank`.
@@ -124,10 +85,9 @@ class RewardModelRanker:
         Raises:
             RankerError: If a prompt is conversational and the tokenizer has no chat template.
         """
-        with self._lock:
-            encoded = [self._encode(request) for request in requests]
-            texts = [ids for entry in encoded if not isinstance(entry, RankingFailure) for ids in entry]
-            scores = iter(self._scores(texts))
+        encoded = [self._encode(request) for request in requests]
+        texts = [ids for entry in encoded if not isinstance(entry, RankingFailure) for ids in entry]
+        scores = iter(self.scorer.score_ids(texts))
         return [
             entry if isinstance(entry, RankingFailure) else rank_by_scores([next(scores) for _ in entry])
             for entry in encoded
@@ -136,100 +96,8 @@ class RewardModelRanker:
     def _encode(self, request: RankingRequest) -> list[list[int]] | RankingFailure:
         """Return the token ids of the text to score for each completion."""
         try:
-            texts = [self._render(request.prompt, completion) for completion in request.completions]
+            return self.scorer.encode(request.prompt, request.completions)
         except TemplateError as error:
             return RankingFailure("invalid_prompt", f"the chat template rejects the messages: {error}")
-        # A chat template adds the special tokens itself.
-        return [self._tokenize(text, add_special_tokens=isinstance(request.prompt, str)) for text in texts]
-
-    def _render(self, prompt: Prompt, completion: str) -> str:
-        if isinstance(prompt, str):
-            if self._tokenizer.chat_template is not None:
-                self._once.warning(
-                    "plain",
-                    "%s has a chat template, so it was trained on conversations and scores plain-text prompts less "
-                    "reliably. Use conversational prompts: lists of messages with role and content.",
-                    self._name,
-                )
-            return prompt + self._encoder.mark(completion)
-        if self._tokenizer.chat_template is None:
-            raise RankerError(
-                f"The prompts are conversational, but the tokenizer of {self._name} has no chat template. Pass the "
-                "one that the model was trained with as `chat_template`, or use plain-text prompts."
-            )
-        messages = self._encoder.mark_messages(with_completion(prompt, completion))
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
-
-    def _tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids = self._encoder.encode(text)
-        opening, closing = (self._encoder.opening, self._encoder.closing) if add_special_tokens else ([], [])
-        length, room = len(opening) + len(ids) + len(closing), self._max_length - len(opening) - len(closing)
-        if length > self._max_length:
-            self._once.warning(
-                "too_long",
-                "A text has %d tokens, but %s is limited to %d. Texts that are too long lose their beginning. Use "
-                "shorter prompts or completions, or increase `max_length` if the model supports it.",
-                length,
-                self._name,
-                self._max_length,
-            )
-            ids = ids[-room:]  # special tokens at the start stay, because some models pool them
-        return [*opening, *ids, *closing]
-
-    def _scores(self, texts: Sequence[Sequence[int]]) -> list[float]:
-        """Score texts, given as token ids."""
-        scores = [math.nan] * len(texts)
-        for batch in longest_first([len(text) for text in texts], self._batch_size):
-            for index, score in zip(batch, self._forward([texts[index] for index in batch]), strict=True):
-                scores[index] = score
-        return scores
-
-    def _forward(self, batch: Sequence[Sequence[int]]) -> list[float]:
-        device = self._model.device
-        # Without a padding token every batch has one row, so the id is not used.
-        input_ids, attention_mask = pad(batch, self._pad_token_id or 0, device)  # both (B, L)
-        # Some kernels launch on the current CUDA device, which worker threads do not inherit.
-        current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with current, torch.inference_mode():
-            output = self._model(input_ids=input_ids, attention_mask=attention_mask)
-        scores: list[float] = output.logits.float().squeeze(-1).tolist()  # (B,)
-        return scores
-
-
-def _prepare_model(model: PreTrainedModel, name: str, device: str | torch.device | None) -> PreTrainedModel:
-    """Check the model, move it to its device and set it to evaluation mode."""
-    if model.config.num_labels != 1:
-        raise ValueError(
-            f"A reward model has 1 output, but {name} has num_labels={model.config.num_labels}. Use a model that was "
-            "trained as a reward model, with num_labels=1. (The default for a model without a trained head is 2.)"
-        )
-    place_model(model, name, device)
-    # Texts are scored in a single forward pass, so a cache of keys and values would only take memory.
-    model.config.get_text_config().use_cache = False
-    return model.eval()
-
-
-def _resolve_max_length(max_length: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    if max_length is None:
-        limit = int(tokenizer.model_max_length)  # 1e30 if the tokenizer has no limit
-        positions = max_positions(model)
-        return limit if positions is None else min(limit, positions)
-    check_positions(model, max_length=max_length)
-    return max_length
-
-
-def _sync_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the padding token, after setting it in the model, which finds the end of a text by it."""
-    config = model.config.get_text_config()
-    embeddings = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    if config.pad_token_id is not None and config.pad_token_id < 0:
-        config.pad_token_id = None  # some configs write "none" as -1
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    pad_token_id: int | None = config.pad_token_id
-    if pad_token_id is not None and embeddings is not None and pad_token_id >= embeddings:
-        raise ValueError(
-            f"The padding token of {type(model).__name__} has id {pad_token_id}, but the model has embeddings for ids "
-            f"below {embeddings}. Set config.pad_token_id and tokenizer.pad_token to a token of the model."
-        )
-    return pad_token_id
+        except ValueError as error:
+            raise RankerError(str(error)) from error

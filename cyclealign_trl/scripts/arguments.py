@@ -67,10 +67,14 @@ class CommandParser(TrlParser):
         dataclass_types: Dataclasses to parse the arguments into.
         prog: Name of the command.
         description: Description of the command for its help.
+        positional: Name of the argument that takes the values in front of all others, if there is one.
     """
 
-    def __init__(self, dataclass_types: Iterable[type[Any]], prog: str, description: str) -> None:
+    def __init__(
+        self, dataclass_types: Iterable[type[Any]], prog: str, description: str, positional: str | None = None
+    ) -> None:
         self._sections = tuple(dataclass_types)
+        self._positional = positional
         super().__init__(self._sections, prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
@@ -84,7 +88,7 @@ class CommandParser(TrlParser):
         The arguments of `accelerate launch` are read from the YAML file, too. No dataclass is built, because
         `TrainingArguments` would initialize a device. Exits with status 2 if an argument belongs to neither.
         """
-        argv = _separate_config_value(argv)
+        argv = self._normalize(argv)
         if argv[-1:] == ["--config"]:
             self.error("--config needs the path of a YAML file.")
         self.dataclass_types = []
@@ -109,11 +113,15 @@ class CommandParser(TrlParser):
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """Parse the command's own arguments into the dataclasses. The command line takes precedence over YAML."""
-        parsed: tuple[Any, ...] = self.parse_args_and_config(
-            _separate_config_value(argv), fail_with_unknown_args=False
-        )
+        parsed: tuple[Any, ...] = self.parse_args_and_config(self._normalize(argv), fail_with_unknown_args=False)
         given = {token.partition("=")[0][2:].replace("-", "_") for token in argv if token.startswith("--")}
         return tuple(_replace_ranker(part, given) if isinstance(part, RankerArguments) else part for part in parsed)
+
+    def _normalize(self, argv: Sequence[str]) -> list[str]:
+        """Return the arguments with a name in front of positional ones, and `--config` apart from its value."""
+        if self._positional is not None and argv and not argv[0].startswith("-"):
+            argv = [f"--{self._positional}", *argv]
+        return _separate_config_value(argv)
 
     def format_help(self) -> str:
         """Return the help as text."""
@@ -128,9 +136,10 @@ class CommandParser(TrlParser):
         inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
         trains = any(issubclass(dataclass_type, TrainingArguments) for dataclass_type in self._sections)
         launch_usage = " [arguments of accelerate launch]" if trains else ""
+        values_usage = "" if self._positional is None else f" [{self._positional.upper()} ...]"
         launch_note = " and those of `accelerate launch`" if trains else ""
         introduction = [
-            f"usage: {self.prog} [--config FILE] [--argument VALUE ...]{launch_usage}",
+            f"usage: {self.prog}{values_usage} [--config FILE] [--argument VALUE ...]{launch_usage}",
             str(self.description),
             f"--config takes a YAML file with the arguments below{launch_note}. The command line takes precedence.",
         ]

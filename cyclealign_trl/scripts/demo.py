@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("outputs/demo"),
         metavar="DIR",
-        help="Folder for the model, the interaction log, summary.json and curves.png.",
+        help="Folder for the model, the interaction log, report.html, summary.json and curves.png.",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="INT", help="Seed for the corpus, the weights and the sampling."
@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the demo and write the model, the interaction log, `summary.json` and `curves.png`."""
+    """Run the demo and write the model, the interaction log, `report.html`, `summary.json` and `curves.png`."""
     args = make_parser().parse_args(argv)
     started = time.perf_counter()
     from datasets import Dataset
@@ -80,6 +80,8 @@ def main(argv: Sequence[str]) -> None:
     from ..demo.held_out import sample_held_out
     from ..demo.loopback import LoopbackEndpoint
     from ..demo.policy import pretrain_policy
+    from ..evaluation.run_report.page import write_run_report
+    from ..evaluation.run_report.run_data import HELD_OUT
 
     class ProgressBarOnly(ProgressCallback):
         """Show the progress bar of the Trainer without its metrics, which the demo summarizes at the end."""
@@ -112,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
                 loss_type=args.loss_type,
                 sft_target=args.sft_target,
                 sft_weight=args.sft_weight,
-                logging_strategy="no",
+                logging_steps=1,
                 save_strategy="no",
                 use_cpu=True,
             ),
@@ -147,15 +149,24 @@ def main(argv: Sequence[str]) -> None:
         "estimated_completion_tokens": expected.completion_tokens,
         "estimated_calls": expected.attempts,
     }
+    held_out = [
+        {"prompt": question, "before": texts_before, "after": texts_after}
+        for (question, texts_before), (_, texts_after) in zip(before.completions, after.completions, strict=True)
+    ]
+    (args.output_dir / HELD_OUT).write_text(json.dumps(held_out, indent=1) + "\n", encoding="utf-8")
+    scores, agreements = _by_step(rows)
+    trainer.state.log_history += [{"step": step + 1, "score": value} for step, value in scores.items()]
+    trainer.save_state()
+    report = write_run_report(args.output_dir)
     (args.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
     _print_step(f"4/4  Held-out score after: {after.score:.3f}")
     _print_samples(after)
-    written = "model, interactions/, summary.json"
+    written = "model, interactions/, report.html, summary.json"
     if importlib.util.find_spec("matplotlib") is None:
         written += " (to plot the curves: pip install 'cyclealign-trl[report]')"
     else:
-        _plot_curves(rows, args.output_dir / "curves.png")
+        _plot_curves(scores, agreements, args.output_dir / "curves.png")
         written += ", curves.png"
     print(
         f"Held-out score   {before.score:.3f} -> {after.score:.3f}\n"
@@ -165,33 +176,41 @@ def main(argv: Sequence[str]) -> None:
         f"Estimated before {expected.prompt_tokens:,} prompt and {expected.completion_tokens:,} completion tokens in "
         f"{expected.attempts} calls; the run made {summary['calls']} calls\n"
         f"Time             {summary['seconds']:.0f} s\n"
-        f"Written          {args.output_dir}: {written}\n\n"
+        f"Written          {args.output_dir}: {written}\n"
+        f"Report           {report.absolute().as_uri()}\n\n"
         f"To align a model of your own with a judge of your own:\n  {REAL_RUN}"
     )
 
 
-def _plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Plot the policy's score and the agreement by optimiser step."""
-    from matplotlib.figure import Figure
-
+def _by_step(rows: Sequence[dict[str, Any]]) -> tuple[dict[int, float], dict[int, float]]:
+    """Return the mean score of the policy's samples, and the mean agreement, by optimiser step."""
     from ..cycle.agreement import agreement_rate
     from ..demo.corpus import score
 
-    rewards: dict[int, list[float]] = {}
+    scores: dict[int, list[float]] = {}
     agreements: dict[int, list[float]] = {}
     for row in rows:
         question = row["prompt"][-1]["content"]
-        rewards.setdefault(row["step"], []).extend(score(question, reply) for reply in row["completions"])
+        scores.setdefault(row["step"], []).extend(score(question, reply) for reply in row["completions"])
         if row["agreement"] is not None:
             agreements.setdefault(row["step"], []).append(agreement_rate(row["agreement"], row["ranks"]))
+    return (
+        {step: fmean(values) for step, values in scores.items()},
+        {step: fmean(values) for step, values in agreements.items()},
+    )
+
+
+def _plot_curves(scores: dict[int, float], agreements: dict[int, float], path: Path) -> None:
+    """Plot the policy's score and the agreement by optimiser step."""
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, values, label in (
-        (panels[0], rewards, "Score of the policy's samples"),
+        (panels[0], scores, "Score of the policy's samples"),
         (panels[1], agreements, "Agreed share of each ranking"),
     ):
-        panel.plot(list(values), [fmean(step) for step in values.values()], color="#2a6f97", linewidth=1.6)
+        panel.plot(list(values), list(values.values()), color="#2a6f97", linewidth=1.6)
         panel.set(xlabel="Optimiser step", title=label, ylim=(0, 1.02))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

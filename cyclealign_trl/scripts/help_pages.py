@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("train", "train-ranked", "estimate", "dlma", "aligner", "judge")
+COMMANDS = ("train", "train-ranked", "estimate", "dlma", "aligner", "judge", "evaluate", "compare")
 """Commands with a stored page."""
 _FILE = Path(__file__).with_suffix(".json")
 _LIBRARIES = ("accelerate", "torch", "transformers", "trl")

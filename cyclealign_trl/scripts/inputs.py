@@ -12,15 +12,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import Dataset
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_dataset, get_quantization_config
 
 from ..aligner.aligner import Aligner
 from ..aligner.aligner_config import AlignerConfig
 from ..cycle.cyclealign_config import CycleAlignConfig
 from ..data import hh_rlhf
-from ..data.formats import check_data_path, file_format
+from ..data.named_datasets import load_named_splits, select_split
+from ..evaluation.pairwise_judge import PairwiseJudge
 from ..offline.ranking_config import RankingConfig
 from ..rankers.base import Ranker
 from ..rankers.llm import LLMRanker
@@ -67,13 +67,13 @@ def load_splits(
     elif name is None:
         raise ValueError("No dataset to train on. Set --dataset_name, or `datasets` in the YAML file.")
     else:
-        splits = _load_splits(
+        splits = load_named_splits(
             name, script_args.dataset_config, script_args.dataset_train_split, streaming=script_args.dataset_streaming
         )
-    train_dataset = _select_split(splits, script_args.dataset_train_split, "dataset_train_split")
+    train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
     if training_args.eval_strategy == "no":
         return train_dataset, None
-    return train_dataset, _select_split(splits, script_args.dataset_test_split, "dataset_test_split")
+    return train_dataset, select_split(splits, script_args.dataset_test_split, "dataset_test_split")
 
 
 def load_references(name: str | None, config: str | None, split: str) -> Dataset:
@@ -92,45 +92,18 @@ def load_references(name: str | None, config: str | None, split: str) -> Dataset
         raise ValueError("No dataset to rank. Set --dataset_name.")
     if name == hh_rlhf.HUB_ID:
         return hh_rlhf.load_hh_rlhf(cast("Any", config), cast("Any", split), dataset_type="ranked")
-    return _select_split(_load_splits(name, config, split), split, "dataset_split")
+    return select_split(load_named_splits(name, config, split), split, "dataset_split")
 
 
-def _load_splits(name: str, config: str | None, file_split: str, **kwargs: Any) -> Any:
-    """Load all splits of a dataset on the Hub or in a folder, or one file as the split `file_split`."""
-    try:
-        check_data_path(name)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{str(error).rstrip('.')} (--dataset_name).") from error
-    reader = file_format(name)
-    if reader is None:
-        # The subsets of HH-RLHF are folders, not configurations.
-        part = {"data_dir": config} if name == hh_rlhf.HUB_ID else {"name": config}
-        return _load_dataset(name, **part, **kwargs)
-    return _load_dataset(reader, data_files={file_split: name})
-
-
-def _load_dataset(path: str, **kwargs: Any) -> Any:
-    try:
-        return load_dataset(path, **kwargs)
-    except (StopIteration, DatasetGenerationError) as error:  # no rows, or rows that cannot be read
-        files = kwargs.get("data_files", path)
-        raise ValueError(f"{files} has no readable rows: {error.__cause__ or error}") from error
-    except (DatasetNotFoundError, ConnectionError) as error:
-        raise ValueError(f"There is no folder {path}, and it cannot be loaded from the Hub: {error}") from error
-
-
-def _select_split(splits: Any, name: str, argument: str) -> Dataset:
-    if name not in splits:
-        raise ValueError(f"The dataset has no split {name!r} (--{argument}), only {', '.join(splits)}.")
-    return splits[name]
-
-
-def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
+def make_ranker(
+    args: RankerArguments, *, connect: bool = True, llm: type[LLMRanker] | type[PairwiseJudge] = LLMRanker
+) -> Ranker:
     """Create the ranker.
 
     Args:
         args: Arguments that name an LLM or a factory.
         connect: Whether to check that the endpoint of an LLM answers.
+        llm: Class of the ranker that asks an LLM.
 
     Raises:
         ValueError: If the arguments name no ranker or two, or the ranker cannot be created.
@@ -138,7 +111,7 @@ def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
     """
     kwargs = parse_ranker_kwargs(args)
     if args.ranker_model is not None and args.ranker_factory is None:
-        factory: Callable[..., Ranker] = partial(LLMRanker, args.ranker_model, args.ranker_base_url)
+        factory: Callable[..., Ranker] = partial(llm, args.ranker_model, args.ranker_base_url)
     elif args.ranker_factory is not None and args.ranker_model is args.ranker_base_url is None:
         factory = _import_factory(args.ranker_factory)
     else:
@@ -156,24 +129,14 @@ def make_ranker(args: RankerArguments, *, connect: bool = True) -> Ranker:
     ranker = factory(**kwargs)
     if not isinstance(ranker, Ranker):
         raise ValueError(f"ranker_factory {args.ranker_factory!r} returned {ranker!r}, which has no method rank.")
-    if connect and isinstance(ranker, LLMRanker):
+    if connect and isinstance(ranker, LLMRanker | PairwiseJudge):
         ranker.check_connection()
     return ranker
 
 
 def parse_ranker_kwargs(args: RankerArguments) -> dict[str, Any]:
-    """Parse `ranker_kwargs`.
-
-    Raises:
-        ValueError: If they are not a JSON object, or contain an API key.
-    """
-    kwargs = _parse_json_object("ranker_kwargs", args.ranker_kwargs)
-    if "api_key" in kwargs:
-        raise ValueError(
-            "ranker_kwargs must not contain an API key, because files and process lists would show it: set "
-            "OPENAI_API_KEY instead."
-        )
-    return kwargs
+    """Parse `ranker_kwargs`; see `parse_json_object`."""
+    return parse_json_object("ranker_kwargs", args.ranker_kwargs)
 
 
 def make_corrector(args: CorrectorArguments, training_args: CycleAlignConfig) -> Corrector | None:
@@ -182,7 +145,7 @@ def make_corrector(args: CorrectorArguments, training_args: CycleAlignConfig) ->
     Raises:
         ValueError: If `corrector_kwargs` do not fit, or the aligner has no template.
     """
-    kwargs = _parse_json_object("corrector_kwargs", args.corrector_kwargs)
+    kwargs = parse_json_object("corrector_kwargs", args.corrector_kwargs)
     if args.corrector is None:
         if kwargs:
             raise ValueError("corrector_kwargs are set, but no aligner to load. Set --corrector.")
@@ -219,12 +182,26 @@ def _check_kwargs(complaint: str, kwargs: dict[str, Any], *functions: Callable[.
             raise ValueError(f"{complaint}: unknown argument {name!r}. {hint}")
 
 
-def _parse_json_object(name: str, value: Any) -> dict[str, Any]:
-    """Parse an argument that is a mapping in YAML and JSON text on the command line."""
+def parse_json_object(name: str, value: Any) -> dict[str, Any]:
+    """Parse an argument that is a mapping in YAML and JSON text on the command line.
+
+    Args:
+        name: Name of the argument.
+        value: Its value. `None` is an empty mapping.
+
+    Raises:
+        ValueError: If it is not a JSON object, or contains an API key.
+    """
     try:
-        return dict(json.loads(value or "{}") if isinstance(value, str | None) else value)
+        parsed = dict(json.loads(value or "{}") if isinstance(value, str | None) else value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a JSON object: {error}.") from error
+    if "api_key" in parsed:
+        raise ValueError(
+            f"{name} must not contain an API key, because files and process lists would show it: set OPENAI_API_KEY "
+            "instead."
+        )
+    return parsed
 
 
 def _import_factory(path: str) -> Callable[..., Ranker]:

@@ -15,7 +15,8 @@ from trl import is_conversational
 from .._compat import PREFIX_CHECKPOINT_DIR, get_config_model_id, uploading_without
 from . import checkpoints
 from .dataset_checks import describe_dataset
-from .model_card import TrainedModel, evaluation_metrics, hub_link, model_card
+from .model_card import TrainedModel, evaluation_metrics, hub_link, model_card, public_name
+from .run_file import RUN_FILE, continue_run_file, start_run_file
 
 Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
 
@@ -31,6 +32,9 @@ UNPUBLISHED = (
     "pairs/*",
     "iteration-*/*",
     "runs/*",
+    RUN_FILE,
+    "report.html",
+    "held_out.json",
     "*.tmp",
 )
 """Files in an output directory that are never pushed with a model: prompts, completions, spending, and reports.
@@ -77,6 +81,18 @@ class BaseTrainer(Trainer):
         """Add how the model was trained to its description."""
         raise NotImplementedError
 
+    def _run_record(self) -> dict[str, Any]:
+        """Return what `run.json` says about the run in addition to settings and versions, as JSON data."""
+        base_model = get_config_model_id(self.model.config)
+        return {
+            "trainer": type(self).__name__,
+            "model": public_name(base_model) if base_model else None,
+            "data": {
+                "training": describe_dataset(self.train_dataset),
+                "evaluation": describe_dataset(self.eval_dataset),
+            },
+        }
+
     # Checkpoints
 
     def train(
@@ -97,9 +113,13 @@ class BaseTrainer(Trainer):
                 checkpoints.set_aside(Path(self.args.output_dir))
             self.accelerator.wait_for_everyone()
             self._start_new_run()
+            if self.is_world_process_zero():
+                start_run_file(Path(self.args.output_dir), self._run_record(), self.args)
             return super().train(None, *args, **kwargs)
         state = checkpoints.load(checkpoint, self.args.process_index, self.args.world_size, self._resume_settings())
         self._load_state(state)
+        if self.is_world_process_zero():
+            continue_run_file(Path(self.args.output_dir), self.args)
         return super().train(str(checkpoint), *args, **kwargs)
 
     def end(self) -> None:

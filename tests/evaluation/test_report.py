@@ -96,3 +96,21 @@ def test_save_writes_json_tables_rankings_and_plot(tmp_path):
     assert lines[0]["ranks"] == ranks_by_length(lines[0]["completions"])
     assert lines[0]["failure"] is None
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("num_demonstrations", "bars"), [(0, 4), (2, 0)])
+def test_the_plot_has_bars_for_a_single_number_of_demonstrations(tmp_path, monkeypatch, num_demonstrations, bars):
+    figure = pytest.importorskip("matplotlib.figure")
+    from cyclealign_trl import FunctionRanker, evaluate_ranker
+    from cyclealign_trl.evaluation.report_plot import plot_report
+
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    rows = [{"prompt": f"q{i}", "completions": ["a", "bb", "ccc"], "ranks": [2, 1, 0]} for i in range(8)]
+    ranker = FunctionRanker(lambda completions, **kwargs: [len(text) for text in completions])
+    report = evaluate_ranker(ranker, rows, max_demonstrations=num_demonstrations)
+    plot_report(report.figures, tmp_path / "plot.png")
+    agreement = drawn[0].axes[0]
+    assert len(agreement.patches) == bars
+    low, high = agreement.get_xlim()
+    assert high - low > 1

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from cyclealign_trl.errors import RankerError
-from cyclealign_trl.rankers.reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE, RewardModelRanker
+from cyclealign_trl.models.gpt_neox_reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE
+from cyclealign_trl.rankers.reward_model import RewardModelRanker
 from cyclealign_trl.types import RankingFailure, RankingRequest, RankingResult
 from tests.conftest import make_model, make_tokenizer
 
@@ -281,14 +282,14 @@ def test_loads_a_model_by_name(tmp_path, dtype):
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     ranker = RewardModelRanker(str(tmp_path), model_init_kwargs={"dtype": dtype})
-    [parameter] = {parameter.dtype for parameter in ranker._model.parameters()}
+    [parameter] = {parameter.dtype for parameter in ranker.scorer.model.parameters()}
     assert parameter == getattr(torch, dtype)
-    seen = record_scores(ranker._model)
+    seen = record_scores(ranker.scorer.model)
     ranker.rank([CHAT])
     assert len(seen) == 2
     for text, score in seen.items():
         assert score == pytest.approx(score_alone(model, text), abs=1e-5 if dtype == "float32" else 0.1)
-    assert repr(ranker) == f"RewardModelRanker(model={str(tmp_path)!r}, device='{ranker._model.device}')"
+    assert repr(ranker) == f"RewardModelRanker(model={str(tmp_path)!r}, device='{ranker.scorer.model.device}')"
 
 
 def test_loads_the_tokenizer_with_the_revision_of_the_model(tmp_path, monkeypatch):

@@ -10,10 +10,9 @@ from datasets import Dataset
 
 from cyclealign_trl.chat import client
 from cyclealign_trl.cli import main
-from cyclealign_trl.data import hh_rlhf
+from cyclealign_trl.data import hh_rlhf, named_datasets
 from cyclealign_trl.demo.loopback import LoopbackEndpoint, Reply
 from cyclealign_trl.evaluation.metrics.ranking_agreement import FIGURES
-from cyclealign_trl.scripts import inputs
 from tests.evaluation.stubs import (
     RANKED_FILES,
     LengthJudge,
@@ -201,7 +200,7 @@ def test_reads_datasets_on_the_hub(tmp_path, endpoint, monkeypatch):
                       "rejected": f"\n\nHuman: {i}?\n\nAssistant: no"} for i in range(4)]  # fmt: skip
         return Dataset.from_list(dialogues) if "split" in kwargs else {"test": Dataset.from_list(REWARD_BENCH_2)}
 
-    for module in (hh_rlhf, inputs):
+    for module in (hh_rlhf, named_datasets):
         monkeypatch.setattr(module, "load_dataset", load)
     report = judge("Anthropic/hh-rlhf", tmp_path / "a", endpoint, "--dataset_config", "harmless-base")
     assert calls == [("Anthropic/hh-rlhf", {"data_dir": "harmless-base", "split": "test"})]

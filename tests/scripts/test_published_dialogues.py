@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from cyclealign_trl.cli import main
-from cyclealign_trl.scripts import inputs
+from cyclealign_trl.data import named_datasets
 from tests.scripts.test_train import STUB, policy, run_yaml  # noqa: F401 (fixtures)
 
 
@@ -29,7 +29,7 @@ def dataset_name(request, tmp_path, rows, monkeypatch):
         assert (path, kwargs) == ("Anthropic/hh-rlhf", {"data_dir": "helpful-base", "streaming": False})
         return DatasetDict(train=Dataset.from_list(rows))
 
-    monkeypatch.setattr(inputs, "load_dataset", load)
+    monkeypatch.setattr(named_datasets, "load_dataset", load)
     return ["Anthropic/hh-rlhf", "--dataset_config", "helpful-base"]
 
 
