@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .evaluation.prompts import PromptSet as PromptSet
     from .evaluation.prompts import load_prompts as load_prompts
     from .evaluation.prompts import read_prompts as read_prompts
+    from .evaluation.ranking_accuracy_callback import RankingAccuracyCallback as RankingAccuracyCallback
     from .evaluation.references import ReferenceRanking as ReferenceRanking
     from .evaluation.references import read_references as read_references
     from .evaluation.replies import Reply as Reply
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from .evaluation.sources import ReplySettings as ReplySettings
     from .evaluation.sources import ReplySource as ReplySource
     from .evaluation.sources import parse_source as parse_source
+    from .evaluation.win_rate_callback import WinRateCallback as WinRateCallback
     from .evaluation.win_rates import win_rates as win_rates
     from .models.gpt_neox_reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE as OPEN_ASSISTANT_CHAT_TEMPLATE
     from .models.reward_scorer import RewardScorer as RewardScorer
@@ -140,6 +142,7 @@ _MODULES = {
     "PromptSet": "evaluation.prompts",
     "Ranker": "rankers.base",
     "RankerError": "errors",
+    "RankingAccuracyCallback": "evaluation.ranking_accuracy_callback",
     "RankingConfig": "offline.ranking_config",
     "RankingFailure": "types",
     "RankingRequest": "types",
@@ -161,6 +164,7 @@ _MODULES = {
     "Upstream": "aligner.upstreams",
     "UpstreamError": "errors",
     "Usage": "types",
+    "WinRateCallback": "evaluation.win_rate_callback",
     "add_self_rewards": "dlma.contrastive_pairs",
     "agreement_ranking": "cycle.agreement",
     "assume_completions": "cycle.run_estimate",

@@ -22,10 +22,17 @@ TRL:
 - `is_vllm_available`: check for vLLM, with a warning about versions that TRL does not support.
 - `disable_dropout_in_model`: compare policy and reference without dropout.
 - `prepare_deepspeed`, `prepare_fsdp`: shard the reference model like the policy.
+
+DeepSpeed:
+
+- its logger, which warns that there is no accelerator when it is imported. accelerate imports it in every run, so the
+  warning is dropped unless the run uses DeepSpeed.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -66,6 +73,15 @@ __all__ = [
     "selective_log_softmax",
     "uploading_without",
 ]
+
+
+class _UnlessUsed(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        used = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+        return used or not record.getMessage().startswith("Setting accelerator to CPU")
+
+
+logging.getLogger("DeepSpeed").addFilter(_UnlessUsed())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,11 @@
 """Contract tests for the private names of TRL and transformers in `_compat`, which upgrades may move or change."""
 
 import inspect
+import logging
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from cyclealign_trl import _compat
@@ -100,3 +102,16 @@ def test_the_trainer_state_file_has_the_trainers_name():
     from cyclealign_trl.training.checkpoints import TRAINER_STATE
 
     assert TRAINER_STATE == TRAINER_STATE_NAME
+
+
+@pytest.mark.parametrize("used", ["false", "true"])
+def test_deepspeed_is_silent_unless_it_is_used(monkeypatch, used):
+    real_accelerator = pytest.importorskip("deepspeed.accelerator.real_accelerator")
+    note = "Setting accelerator to CPU. If you have GPU"
+    assert note in inspect.getsource(real_accelerator)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", used)
+    logger = real_accelerator.accel_logger
+    assert logger is logging.getLogger("DeepSpeed")
+    record, other = (logger.makeRecord(logger.name, 30, "", 0, text, (), None) for text in (note, "Out of memory"))
+    assert bool(logger.filter(record)) == (used == "true")
+    assert logger.filter(other)

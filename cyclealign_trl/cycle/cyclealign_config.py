@@ -98,7 +98,8 @@ class CycleAlignConfig(RankingConfig):
         max_eval_samples (`int` or `None`, *optional*, defaults to `None`):
             Maximum number of prompts per evaluation. Their rankings are paid for too.
         log_completions (`bool`, *optional*, defaults to `False`):
-            Whether to print a table of completions and both orders at every log. Needs `rich`.
+            Whether to print a table of completions and both orders at every log, and to send it to W&B, trackio and
+            TensorBoard if `report_to` names them. Needs `rich`.
     """
 
     _SAMPLING_STRATEGIES: ClassVar[tuple[str, ...]] = ("random",)  # the sampler repeats windows in an order of its own
@@ -268,7 +269,10 @@ class CycleAlignConfig(RankingConfig):
     )
     log_completions: bool = field(
         default=False,
-        metadata={"help": "Whether to print a table of completions and both orders at every log. Needs rich."},
+        metadata={
+            "help": "Whether to print a table of completions and both orders at every log, and to send it to W&B, "
+            "trackio and TensorBoard if report_to names them. Needs rich."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -349,6 +353,7 @@ def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> Demons
     """Return the given pool, or the one that the arguments describe.
 
     Raises:
+        TypeError: If the given object is no pool.
         ValueError: If the arguments contradict the given pool.
     """
     static = (DEFAULT,) if args.use_static_demonstrations else ()
@@ -356,6 +361,8 @@ def make_pool(args: CycleAlignConfig, given: DemonstrationPool | None) -> Demons
     if given is None:
         scope, selection = cast("Scope", args.demonstration_scope), cast("Selection", args.demonstration_selection)
         return DemonstrationPool(static, capacity, scope, selection, args.seed)
+    if not isinstance(given, DemonstrationPool):
+        raise TypeError(f"demonstrations must be a DemonstrationPool, got {type(given).__name__}.")
     # A field with its default value does not contradict the pool.
     contradictions = {
         f"use_static_demonstrations={args.use_static_demonstrations}": not args.use_static_demonstrations

@@ -38,6 +38,7 @@ from ..training.dataset_checks import check_map_style, column_names, first_rows
 from ..training.model_card import TrainedModel, public_name
 from ..training.row_checks import PROMPT, RowCheck
 from ..types import Corrector, RankingFailure, RankingRequest, prompt_key
+from .completion_tables import print_completions, track_completions
 from .cyclealign_config import CycleAlignConfig, check_corrector, make_pool
 from .demonstrations import DemonstrationPool
 from .guards import BudgetGuard, FailureGuard, RankerErrorGuard
@@ -50,7 +51,7 @@ from .publishing import describe_run, push_log, run_settings, save_demonstration
 from .rollout import PromptBatch, PromptCollator, Rollout, make_backend
 from .rollout_queue import RolloutQueue
 from .step_exchange import exchange
-from .step_metrics import InteractionRecord, counts, means, print_completions
+from .step_metrics import InteractionRecord, counts, means
 from .targets import TargetBuilder
 
 if TYPE_CHECKING:
@@ -379,10 +380,12 @@ class CycleAlignTrainer(RankingTrainer):
         self._last_records = records
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the metrics since the last log, and print completions if `log_completions` is set."""
+        """Log with the metrics since the last log, and a table of completions if `log_completions` is set."""
         super().log(logs, start_time)
         if self.args.log_completions and "loss" in logs and self.is_world_process_zero():
-            print_completions(self._last_records, self.state.global_step)
+            step = self.state.global_step
+            print_completions(self._last_records, step)
+            track_completions(self._last_records, step, self.args.report_to, self.callback_handler.callbacks)
 
     # Checkpoints
 

@@ -87,6 +87,10 @@ class DemonstrationPool:
         group = self._dynamic.get(self._key(prompt), _Group())
         return (*self.static, *group.demonstrations)
 
+    def groups(self) -> list[tuple[Demonstration, ...]]:
+        """Return the dynamic demonstrations that are shown together, oldest first, of every prompt that has any."""
+        return [tuple(group.demonstrations) for group in self._dynamic.values() if group.demonstrations]
+
     def observe(self, demonstrations: Iterable[Demonstration]) -> None:
         """Add dynamic demonstrations, oldest first."""
         for demonstration in demonstrations:

@@ -1,25 +1,27 @@
-"""The exchange between processes at the end of a step: their records, their errors and their spending."""
+"""The exchange between processes after rankings: their records, their errors and their spending."""
 
 from __future__ import annotations
 
 from itertools import chain
+from typing import TypeVar
 
 from accelerate.utils import gather_object
 
 from ..chat.budget import Amount, Budget
 from ..errors import RankerError
-from .step_metrics import InteractionRecord
+
+Record = TypeVar("Record")
 
 
 def exchange(
-    micro_batches: list[list[InteractionRecord]], error: Exception | None, budget: Budget | None
-) -> tuple[list[InteractionRecord], RankerError | None]:
+    micro_batches: list[list[Record]], error: Exception | None, budget: Budget | None
+) -> tuple[list[Record], RankerError | None]:
     """Exchange the records of all processes, and share out the rest of the budget.
 
     Every process must call this at the same time.
 
     Args:
-        micro_batches: Records of this process, by micro-batch.
+        micro_batches: Records of this process, by micro-batch. All processes have equally many micro-batches.
         error: Error that ranking raised on this process.
         budget: Budget of the ranker, if it has one.
 
@@ -33,7 +35,7 @@ def exchange(
     message = None if error is None else f"{type(error).__name__}: {error}"
     fatal = error is not None and not isinstance(error, RankerError)
     committed = None if budget is None else budget.committed
-    gathered: list[tuple[str | None, bool, Amount | None, list[list[InteractionRecord]]]]
+    gathered: list[tuple[str | None, bool, Amount | None, list[list[Record]]]]
     gathered = gather_object([(message, fatal, committed, micro_batches)])
     if error is not None and fatal:
         raise error

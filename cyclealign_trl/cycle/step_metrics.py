@@ -1,20 +1,15 @@
-"""Metrics of a step's interactions, and the table of completions."""
+"""Metrics of a step's interactions."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
-from .._compat import print_prompt_completions_sample
 from ..chat.budget import BUDGET_EXHAUSTED
-from ..chat.replies import printable
-from ..types import Prompt
+from ..types import Usage
 from .interaction import SKIPPED, InteractionResult
-
-MAX_PRINTED = 8  # prompts in a printed table
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +69,7 @@ def means(records: Sequence[InteractionRecord]) -> dict[str, float]:
 
 
 def counts(records: Sequence[InteractionRecord]) -> dict[str, float]:
-    """Return metrics to add up over steps: failures by reason, ties, truncated requests, and the ranker's usage.
-
-    Cached answers cost nothing. The cost needs at least one answer with a price.
-    """
+    """Return metrics to add up over steps: failures by reason, ties, truncated requests, and the ranker's usage."""
     total: defaultdict[str, float] = defaultdict(float)
     for record in records:
         result = record.result
@@ -88,35 +80,24 @@ def counts(records: Sequence[InteractionRecord]) -> dict[str, float]:
         if result.trimmed is not None:
             total["ranker/dropped_demonstrations"] += result.trimmed.demonstrations
             total["ranker/cut_completions"] += result.trimmed.completions
-        if result.usage is None:
+    return dict(total) | usage_counts("ranker", [record.result.usage for record in records])
+
+
+def usage_counts(folder: str, usages: Iterable[Usage | None]) -> dict[str, float]:
+    """Return calls, tokens, cost and cached answers of a ranker as metrics in a folder.
+
+    Cached answers cost nothing. The cost needs at least one answer with a price.
+    """
+    total: defaultdict[str, float] = defaultdict(float)
+    for usage in usages:
+        if usage is None:
             continue
-        if result.usage.cached:
-            total["ranker/cached"] += 1
+        if usage.cached:
+            total[f"{folder}/cached"] += 1
             continue
-        total["ranker/requests"] += result.usage.attempts
-        total["ranker/prompt_tokens"] += result.usage.prompt_tokens
-        total["ranker/completion_tokens"] += result.usage.completion_tokens
-        if result.usage.cost is not None:
-            total["ranker/cost"] += result.usage.cost
+        total[f"{folder}/requests"] += usage.attempts
+        total[f"{folder}/prompt_tokens"] += usage.prompt_tokens
+        total[f"{folder}/completion_tokens"] += usage.completion_tokens
+        if usage.cost is not None:
+            total[f"{folder}/cost"] += usage.cost
     return dict(total)
-
-
-def print_completions(records: Sequence[InteractionRecord], step: int) -> None:
-    """Print a table of up to `MAX_PRINTED` prompts, with each completion's place in both orders. Needs `rich`."""
-    rows: dict[str, list[Any]] = {"prompt": [], "completion": [], "ranker": [], "policy": [], "agreed": []}
-    for record in records[:MAX_PRINTED]:
-        result = record.result
-        scored = bool(result.white_box_order)
-        for place, index in enumerate(result.white_box_order or range(len(result.completions)), start=1):
-            rows["prompt"].append(_printable_prompt(result.prompt))
-            rows["completion"].append(printable(result.completions[index]))
-            rows["ranker"].append(result.failure if result.ranks is None else str(result.ranks[index] + 1))
-            rows["policy"].append(str(place) if scored else "")
-            rows["agreed"].append("yes" if index in (result.agreement or ()) else "")
-    print_prompt_completions_sample(rows.pop("prompt"), rows.pop("completion"), {}, None, step, extra=rows)
-
-
-def _printable_prompt(prompt: Prompt) -> Prompt:
-    if isinstance(prompt, str):
-        return printable(prompt)
-    return [{**message, "content": printable(message["content"])} for message in prompt]

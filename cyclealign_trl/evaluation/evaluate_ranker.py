@@ -103,7 +103,7 @@ def evaluate_ranker(
     tasks = []
     for num_demonstrations in range(max_demonstrations + 1):
         for index, reference in enumerate(ranked):
-            shown = _shown_order(reference, seed)
+            shown = shown_order(reference, seed)
             tasks.append(_Task(index, num_demonstrations, False, shown))
             if reverse:
                 tasks.append(_Task(index, num_demonstrations, True, shown[::-1]))
@@ -165,7 +165,7 @@ def _hold_out_demonstrations(
 def _demonstration(reference: ReferenceRanking, seed: int) -> Demonstration:
     """Return the row as a demonstration, with only the first shown of completions that the reference ties."""
     index_by_rank: dict[int, int] = {}
-    for index in _shown_order(reference, seed):
+    for index in shown_order(reference, seed):
         index_by_rank.setdefault(reference.ranks[index], index)
     shown = list(index_by_rank.values())
     return Demonstration(
@@ -175,7 +175,8 @@ def _demonstration(reference: ReferenceRanking, seed: int) -> Demonstration:
     )
 
 
-def _shown_order(reference: ReferenceRanking, seed: int) -> tuple[int, ...]:
+def shown_order(reference: ReferenceRanking, seed: int) -> tuple[int, ...]:
+    """Return the indices of a row's completions in a random order that depends on the seed and the row alone."""
     order = list(range(len(reference.completions)))
     key = f"{seed}\n{prompt_key(reference.prompt)}\n{reference.completions!r}"
     random.Random(key.encode(errors="backslashreplace")).shuffle(order)  # noqa: S311 (not used for security)

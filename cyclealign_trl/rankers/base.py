@@ -55,6 +55,9 @@ class Ranker(Protocol):
       version and sampling settings. Enables caching: see `CachedRanker`. A ranker without it is never cached.
     - `num_passes` (`int`): Number of passes over a request that the ranker merges into one ranking. The ranker must
       then also answer a request for a single pass (`RankingRequest.pass_index`). `CachedRanker` stores every pass.
+    - `shuffle` (`bool`): Whether the ranker shows the completions in an order of its own. Passes 0 and 1 of a request
+      must then show opposite orders. Callers that need both orders ask for these passes, and otherwise swap the
+      completions themselves.
     - `budget` (`cyclealign_trl.chat.budget.Budget`): Spending limit. The ranker reserves the largest possible cost
       before a call and settles the real cost after it. A request that the budget cannot cover becomes
       `RankingFailure("budget_exhausted")`. `CycleAlignTrainer` keeps the ledger in its output directory, and divides

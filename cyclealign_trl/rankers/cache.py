@@ -65,6 +65,11 @@ class CachedRanker:
         return getattr(self._ranker, "num_passes", 1)
 
     @property
+    def shuffle(self) -> bool:
+        """Whether the cached ranker shows completions in an order of its own."""
+        return getattr(self._ranker, "shuffle", False)
+
+    @property
     def budget(self) -> Budget | None:
         """Budget of the cached ranker, if it has one."""
         return getattr(self._ranker, "budget", None)

@@ -171,6 +171,11 @@ class LLMRanker:
         return self._num_passes
 
     @property
+    def shuffle(self) -> bool:
+        """Whether completions are shuffled before they are shown."""
+        return self._shuffle
+
+    @property
     def budget(self) -> Budget:
         """Spending limits and the amounts spent so far."""
         return self._client.budget

@@ -14,6 +14,7 @@ from trl import is_conversational
 
 from .._compat import PREFIX_CHECKPOINT_DIR, get_config_model_id, uploading_without
 from . import checkpoints
+from .console import shorten_console
 from .dataset_checks import describe_dataset
 from .model_card import TrainedModel, evaluation_metrics, hub_link, model_card, public_name
 from .run_file import RUN_FILE, continue_run_file, start_run_file
@@ -31,6 +32,8 @@ UNPUBLISHED = (
     "prompt-completion/*",
     "pairs/*",
     "iteration-*/*",
+    "win_rate/*",
+    "ranking_accuracy/*",
     "runs/*",
     RUN_FILE,
     "report.html",
@@ -52,6 +55,7 @@ class BaseTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        shorten_console(self)
         self.add_callback(_CardBeforePush(self.create_model_card))
 
     # Hooks of subclasses
@@ -141,7 +145,8 @@ class BaseTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         """Fetch the micro-batches of the next optimiser step, or none if a finished run was resumed."""
-        if self.state.global_step >= self.state.max_steps:  # the Trainer would take one more step before it checks
+        # The Trainer would take one more step before it checks.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             return [], None
         samples: tuple[list[Any], torch.Tensor | int | None]
         samples = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -28,7 +28,7 @@ _LIBRARIES = (
     "deepspeed",
     "vllm",
 )
-_SECRET = re.compile(r"(^|_)(token|api_key|key|password|secret|authorization)$", re.IGNORECASE)
+_SECRET = re.compile(r"(^|[_-])(token|key|password|secret|authorization|headers)$", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]*@")
 _FILLED_IN = {"accelerator_config", "data_seed", "disable_tqdm"}  # by the trainers, from other settings
 _OF_THE_MACHINE = {"output_dir", "logging_dir", "run_name", "hub_token", "push_to_hub_token"}
@@ -63,7 +63,7 @@ def read_run_file(output_dir: Path) -> dict[str, Any] | None:
 
 def settings_of(args: Any) -> dict[str, Any]:
     """Return the fields of a config as JSON data, without secrets and without folders of the machine."""
-    return {name: _public(value) for name, value in args.to_dict().items() if name not in _OF_THE_MACHINE}
+    return {name: without_secrets(value) for name, value in args.to_dict().items() if name not in _OF_THE_MACHINE}
 
 
 def changed_settings(args: Any, settings: Mapping[str, Any]) -> list[str]:
@@ -73,7 +73,7 @@ def changed_settings(args: Any, settings: Mapping[str, Any]) -> list[str]:
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if field.name not in settings or field.name in _FILLED_IN or default is MISSING:
             continue
-        value, default = settings[field.name], _public(getattr(default, "value", default))
+        value, default = settings[field.name], without_secrets(getattr(default, "value", default))
         if value != default and (value or default):  # None becomes False or an empty list at construction
             changed.append(field.name)
     return changed
@@ -100,17 +100,17 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _public(value: Any) -> Any:
-    """Return a value as JSON data without secrets."""
+def without_secrets(value: Any) -> Any:
+    """Return a value as JSON data, without what is named like a secret and without passwords in URLs."""
     if isinstance(value, Mapping):
         return {
-            str(name): "[hidden]" if _SECRET.search(str(name)) and inner else _public(inner)
+            str(name): "[hidden]" if _SECRET.search(str(name)) and inner else without_secrets(inner)
             for name, inner in value.items()
         }
     if isinstance(value, str):
         return _USER_IN_URL.sub("", value)
     if isinstance(value, Sequence):
-        return [_public(inner) for inner in value]
+        return [without_secrets(inner) for inner in value]
     return value if value is None or isinstance(value, bool | int | float) else type(value).__name__
 
 

@@ -55,3 +55,8 @@ def test_budget_and_timeout_settings_without_effect_raise(tmp_path, changes, mes
 def test_a_pool_that_contradicts_the_arguments_raises(tmp_path, setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         make_trainer(tmp_path, demonstrations=DemonstrationPool(), **setting)
+
+
+def test_something_else_than_a_pool_raises(tmp_path):
+    with pytest.raises(TypeError, match="demonstrations must be a DemonstrationPool, got list"):
+        make_trainer(tmp_path, demonstrations=[])
