@@ -80,7 +80,6 @@ def cyclealign(job: Job) -> str:
     windows = -(-scale.steps // job.row.settings["num_interactions"])
     prompts = study.pairs["prompt"][: windows * scale.batch_size]
     samples = study.samples("training", scale.num_improvements).sample(prompts)
-    study.check_time()
     questions = [prompt[-1]["content"] for prompt in prompts]
     judge = StudyJudge(
         random_score(job.seed) if job.row.judge == "random" else study.judge_score,
@@ -118,7 +117,6 @@ def dlma(job: Job) -> str:
         max_prompt_length=None,  # the contrastive prompts are longer than the prompts
         max_completion_length=scale.max_completion_length - 1,
     )
-    study.check_time()
     args = DLMAConfig(
         **job.arguments,
         max_prompt_length=scale.max_prompt_length,

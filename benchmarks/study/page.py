@@ -170,9 +170,7 @@ def _summary(results: Results) -> str:
             gains.append(f"`{row}`")
     if not gains:
         return "**By the evaluator, no row is better than both `zero_shot` and its control.**"
-    return (
-        f"**By the evaluator, better than `zero_shot` and than its control, if it has one: {', '.join(gains)}.**"
-    )
+    return f"**By the evaluator, better than `zero_shot` and than its control, if it has one: {', '.join(gains)}.**"
 
 
 def _findings(results: Results) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cyclealign_trl import ModelUpstream
 from cyclealign_trl.evaluation.prompts import EvaluationPrompt
 from cyclealign_trl.evaluation.row_file import KEY, RowFile
+from cyclealign_trl.models.model_pool import ModelReference
 from cyclealign_trl.types import Prompt
 
 
@@ -19,6 +20,9 @@ class PolicySamples:
         path: File of the samples.
         number: Samples per prompt.
         max_new_tokens: Longest sample in tokens.
+
+    Raises:
+        ValueError: If the file has samples of another model, or with other settings.
     """
 
     def __init__(self, model: str, path: Path, number: int, max_new_tokens: int) -> None:
@@ -26,7 +30,8 @@ class PolicySamples:
         self._number = number
         self._max_new_tokens = max_new_tokens
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = RowFile(path, {"number": number, "max_new_tokens": max_new_tokens})
+        identity = ModelReference.find(model).identity
+        self._file = RowFile(path, {**identity, "number": number, "max_new_tokens": max_new_tokens})
 
     def sample(self, prompts: Sequence[Prompt]) -> list[list[str]]:
         """Return the samples of each prompt, and generate those that are missing."""

@@ -84,18 +84,18 @@ def test_finished_rows_are_not_run_again(inputs, results):
     assert len(before) == len(ROWS)
 
 
-def test_an_interrupted_row_ends_with_the_same_weights(inputs, results, tmp_path):
+@pytest.mark.parametrize("name", ["pro", "cyclealign_pro"])
+def test_an_interrupted_row_ends_with_the_same_weights(name, inputs, results, tmp_path):
     model, dialogues, output = inputs[:3]
     study = Study(model, dialogues, Path(output), tmp_path, SCALES["tiny"], deadline=-math.inf)
-    job = Job(study, ROWS["pro"], 0, tmp_path / "pro-0")
+    job = Job(study, ROWS[name], 0, tmp_path / f"{name}-0")
     with pytest.raises(OutOfTimeError):
         make(job)
-    assert [path.name for path in (tmp_path / "pro-0").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert [path.name for path in job.folder.glob("checkpoint-*")] == ["checkpoint-1"]
     study.deadline = math.inf
-    make(study, ROWS["pro"], 0, tmp_path / "pro-0")
-    resumed, whole = (
-        load_file(folder / "pro-0" / "adapter_model.safetensors") for folder in (tmp_path, Path(output, "tiny"))
-    )
+    make(job)
+    folders = (job.folder, Path(output, "tiny", job.folder.name))
+    resumed, whole = (load_file(folder / "adapter_model.safetensors") for folder in folders)
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert any(weight.any() for name, weight in whole.items() if "lora_B" in name)
