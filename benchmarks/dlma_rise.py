@@ -33,6 +33,7 @@ from cyclealign_trl import (
 from cyclealign_trl.demo.corpus import Dialogue, Kind, dialogues, questions, vocabulary
 from cyclealign_trl.demo.held_out import sample_held_out
 from cyclealign_trl.demo.policy import build_tokenizer, pretrain
+from cyclealign_trl.demo.tasks import make_task
 
 STYLES = ContrastivePrompts("kind", "rude")
 KINDS: dict[str, Kind] = {STYLES.positive: "helpful", STYLES.negative: "rude"}
@@ -133,7 +134,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return sample_held_out(trainer.model, tokenizer, seed).score
+    return sample_held_out(trainer.model, tokenizer, make_task(), seed).score
 
 
 def measure(seed: int, num_steps: int = 800, variants: Sequence[str] = VARIANTS) -> dict[str, float]:
@@ -150,7 +151,7 @@ def measure(seed: int, num_steps: int = 800, variants: Sequence[str] = VARIANTS)
         model, prompts, STYLES, tokenizer, batch_size=64, max_prompt_length=MAX_PROMPT,
         max_completion_length=MAX_COMPLETION, seed=seed,
     )  # fmt: skip
-    before = sample_held_out(model, tokenizer, seed).score
+    before = sample_held_out(model, tokenizer, make_task(), seed).score
     figures = {"ordering": ordering_accuracy(model, tokenizer, seed), "before": before}
     for variant in variants:
         rows = pairs.to_list()

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from .rankers.cache import CachedRanker as CachedRanker
     from .rankers.contrastive_prompts import ContrastivePrompts as ContrastivePrompts
     from .rankers.function import FunctionRanker as FunctionRanker
+    from .rankers.jury import JuryRanker as JuryRanker
     from .rankers.kendall_tau import kendall_tau as kendall_tau
     from .rankers.llm import LLMRanker as LLMRanker
     from .rankers.reward_model import RewardModelRanker as RewardModelRanker
@@ -130,6 +131,7 @@ _MODULES = {
     "FunctionUpstream": "aligner.upstreams",
     "JudgeReport": "evaluation.report",
     "JudgedRanking": "evaluation.report",
+    "JuryRanker": "rankers.jury",
     "LLMRanker": "rankers.llm",
     "ModelUpstream": "aligner.upstreams",
     "OPEN_ASSISTANT_CHAT_TEMPLATE": "models.gpt_neox_reward_model",

@@ -170,8 +170,8 @@ class RankingResult:
             follow from `order`.
         improved_completion: A completion that the ranker wrote to be better than the ranked ones, if any.
         usage: Tokens, cost and calls of the answer, if known.
-        consistency: Agreement of several passes over the same completions: mean of Kendall's tau-b over pairs of
-            passes, from -1 to 1. `None` for a single pass.
+        consistency: Agreement of several passes over the same completions, or of the members of a jury: mean of
+            Kendall's tau-b over pairs, from -1 to 1. `None` for a single pass.
         trimmed: Parts of the request that the ranker did not see. `None` means that it saw everything.
         reasoning: What the ranker wrote before its ranking, if anything.
 

@@ -22,8 +22,9 @@ def test_the_demo_raises_the_score_and_its_control_does_not(tmp_path, control):
     assert finished.returncode == 0, finished.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == {
-        "score_before", "score_after", "seconds", "interactions", "failures", "prompt_tokens", "completion_tokens",
-        "calls", "estimated_prompt_tokens", "estimated_completion_tokens", "estimated_calls",
+        "score_before", "score_after", "score_before_interval", "score_after_interval", "change_interval", "seconds",
+        "interactions", "failures", "prompt_tokens", "completion_tokens", "calls", "estimated_prompt_tokens",
+        "estimated_completion_tokens", "estimated_calls",
     }  # fmt: skip
     rise = summary["score_after"] - summary["score_before"]
     assert abs(rise) < 0.08 if control else rise > 0.25

@@ -389,9 +389,9 @@ def test_cyclealign_example(offline, monkeypatch, judge):
     assert len(list((offline / "out" / "interactions").iterdir())) == 2
 
 
-def test_custom_ranker_example(offline, monkeypatch, judge):
+def test_jury_example(offline, monkeypatch, judge):
     run_example(
-        "custom_ranker.py",
+        "jury.py",
         monkeypatch,
         f"{SMALL} --dataset_name trl-lib/ultrafeedback-prompt --judges one another --num_interactions 2",
     )
@@ -399,9 +399,9 @@ def test_custom_ranker_example(offline, monkeypatch, judge):
     assert {request["model"] for request in judge.requests} == {"one", "another"}
 
 
-def test_custom_ranker_command(offline, monkeypatch, judge):
+def test_jury_command(offline, monkeypatch, judge):
     monkeypatch.syspath_prepend(ROOT)
-    docstring = ast.get_docstring(ast.parse((ROOT / "examples" / "custom_ranker.py").read_text(encoding="utf-8")))
+    docstring = ast.get_docstring(ast.parse((ROOT / "examples" / "jury.py").read_text(encoding="utf-8")))
     arguments = shlex.split(docstring[docstring.index("cyclealign train") :])[2:]
     train.main([*arguments, "--max_prompt_length", "64", "--per_device_train_batch_size", "2"])
     assert {request["model"] for request in judge.requests} == {"gpt-5-mini", "gpt-5-nano"}

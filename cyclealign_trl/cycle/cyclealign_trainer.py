@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from .._compat import is_vllm_available
 from ..chat.budget import Budget
+from ..chat.joint_budget import JointBudget
 from ..data.formats import plain_prompt
 from ..data.hh_rlhf import DatasetType, is_published
 from ..errors import RankerError
@@ -28,9 +29,8 @@ from ..models.generation_backend import seeded
 from ..offline.ranking_collator import Batch, TokenIds
 from ..offline.ranking_config import RankingConfig
 from ..offline.ranking_trainer import RankingTargets, RankingTrainer
-from ..rankers.base import Ranker, check_ranker, ranker_name
+from ..rankers.base import Ranker, check_ranker, ranker_name, set_default_tokenizer
 from ..rankers.cache import with_cache
-from ..rankers.function import FunctionRanker
 from ..training.base_trainer import Optimizers
 from ..training.checkpoints import set_folder_aside
 from ..training.config_checks import check_config_class
@@ -133,8 +133,7 @@ class CycleAlignTrainer(RankingTrainer):
             self._get_train_sampler()  # raises if one step takes more prompts than there are
         self.eval_dataset = first_rows(self.eval_dataset, args.max_eval_samples)
         self.ranker = with_cache(ranker, Path(args.output_dir), args.process_index) if args.cache_rankings else ranker
-        if isinstance(ranker, FunctionRanker):
-            ranker.set_default_tokenizer(self.renderer.tokenizer)
+        set_default_tokenizer(ranker, self.renderer.tokenizer)
         self.corrector = corrector
         self.generation = make_backend(args, self.model, self.accelerator, self.renderer)
         if isinstance(self.generation, TrainerCallback):  # it follows the optimiser steps
@@ -431,7 +430,7 @@ class CycleAlignTrainer(RankingTrainer):
     # Budget of the ranker
 
     @property
-    def _budget(self) -> Budget | None:
+    def _budget(self) -> Budget | JointBudget | None:
         return getattr(self.ranker, "budget", None)
 
     @property

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from accelerate.utils import gather_object
 
-from ..chat.budget import Amount, Budget
+from ..chat.budget import Budget
+from ..chat.joint_budget import JointBudget
 from ..errors import RankerError
 
 Record = TypeVar("Record")
 
 
 def exchange(
-    micro_batches: list[list[Record]], error: Exception | None, budget: Budget | None
+    micro_batches: list[list[Record]], error: Exception | None, budget: Budget | JointBudget | None
 ) -> tuple[list[Record], RankerError | None]:
     """Exchange the records of all processes, and share out the rest of the budget.
 
@@ -35,7 +36,7 @@ def exchange(
     message = None if error is None else f"{type(error).__name__}: {error}"
     fatal = error is not None and not isinstance(error, RankerError)
     committed = None if budget is None else budget.committed
-    gathered: list[tuple[str | None, bool, Amount | None, list[list[Record]]]]
+    gathered: list[tuple[str | None, bool, Any, list[list[Record]]]]
     gathered = gather_object([(message, fatal, committed, micro_batches)])
     if error is not None and fatal:
         raise error

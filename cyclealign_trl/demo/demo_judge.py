@@ -1,13 +1,14 @@
-"""Judge of the demo: reads the prompt of an `LLMRanker` and ranks by the scores of the corpus."""
+"""Judge of the demo: reads the prompt of an `LLMRanker` and ranks by a rule that scores completions."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 
-from .corpus import improve, score
+from . import corpus
 from .loopback import Reply
 
 # A heading and the fenced text below it. Only whole fences match, so headings inside a text are ignored.
@@ -22,12 +23,24 @@ class DemoJudge:
     """Answers the chat-completions requests of an `LLMRanker`: `LoopbackEndpoint(DemoJudge().respond)`.
 
     Args:
+        score: Function from a question and a completion to a score, the higher the better.
+        improve: Function from a question and its best completion to a better one.
         control: Whether to rank at random and to improve nothing, as a control for the effect of the judge.
         seed: Seed of the random rankings. A ranking depends only on the seed and the request, not on earlier calls.
         latency: Delay of each reply in seconds, to simulate a real endpoint.
     """
 
-    def __init__(self, *, control: bool = False, seed: int = 0, latency: float = 0.0) -> None:
+    def __init__(
+        self,
+        score: Callable[[str, str], float] = corpus.score,
+        improve: Callable[[str, str], str] = corpus.improve,
+        *,
+        control: bool = False,
+        seed: int = 0,
+        latency: float = 0.0,
+    ) -> None:
+        self.score = score
+        self.improve = improve
         self.control = control
         self.seed = seed
         self.latency = latency
@@ -42,10 +55,10 @@ class DemoJudge:
             rng.shuffle(labels)
             return Reply(json.dumps({"ranking": labels}), delay=self.latency)
         # The sort is stable: completions with equal scores stay in shown order.
-        labels = sorted(completions, key=lambda label: score(question, completions[label]), reverse=True)
+        labels = sorted(completions, key=lambda label: self.score(question, completions[label]), reverse=True)
         answer: dict[str, Any] = {"ranking": labels}
         if labels and "improved_response" in rest:
-            answer["improved_response"] = improve(question, completions[labels[0]])
+            answer["improved_response"] = self.improve(question, completions[labels[0]])
         return Reply(json.dumps(answer), delay=self.latency)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from ..rankers.base import Outcome, Ranker, ranker_name
+from ..rankers.base import Ranker, ranker_name
 from ..rankers.cache import CachedRanker
 from ..types import Demonstration, RankingRequest, prompt_key
 from .intervals import check_confidence_level
@@ -27,27 +26,6 @@ class _Task(NamedTuple):
     num_demonstrations: int
     reverse: bool
     shown: tuple[int, ...]
-
-
-class _TimedRanker:
-    """Measures the time that a ranker takes, without the time of a cache around it."""
-
-    def __init__(self, ranker: Ranker) -> None:
-        self._ranker = ranker
-        self.fingerprint = getattr(ranker, "fingerprint", None)
-        self.num_passes: int = getattr(ranker, "num_passes", 1)
-        self._last_call = threading.local()
-
-    def rank(self, requests: Sequence[RankingRequest]) -> list[Outcome]:
-        started = time.perf_counter()
-        outcomes = self._ranker.rank(requests)
-        self._last_call.seconds = time.perf_counter() - started
-        return outcomes
-
-    def pop_seconds(self) -> float | None:
-        """Return the duration of this thread's last call and forget it; `None` if there was no call since."""
-        seconds: float | None = self._last_call.__dict__.pop("seconds", None)
-        return seconds
 
 
 def evaluate_ranker(
@@ -75,7 +53,8 @@ def evaluate_ranker(
         ranker: Ranker to evaluate.
         dataset: Rows with a reference order, in any format that `read_references` supports.
         cache_path: Path of a `CachedRanker` database that stores the answers, so that an interrupted, repeated or
-            extended evaluation does not pay for them twice. The ranker must have a `fingerprint`.
+            extended evaluation does not pay for them twice. The ranker, or a member of a jury, must have a
+            `fingerprint`.
         max_demonstrations: Largest number of demonstrations. Figures are computed for 0, 1, ... demonstrations.
         reverse: Whether to rank each row a second time with its completions shown in reverse order. This doubles the
             price, and separates position bias from opinion exactly.
@@ -108,8 +87,7 @@ def evaluate_ranker(
             if reverse:
                 tasks.append(_Task(index, num_demonstrations, True, shown[::-1]))
 
-    timed_ranker = _TimedRanker(ranker)
-    cached_ranker = None if cache_path is None else CachedRanker(timed_ranker, cache_path)
+    cached_ranker = None if cache_path is None else CachedRanker(ranker, cache_path)
 
     def rank(task: _Task) -> JudgedRanking:
         reference = ranked[task.reference]
@@ -120,8 +98,11 @@ def evaluate_ranker(
             reference.metadata,
             num_static=task.num_demonstrations,
         )
-        (outcome,) = (cached_ranker or timed_ranker).rank([request])
-        return JudgedRanking(*task, outcome, timed_ranker.pop_seconds())
+        started = time.perf_counter()
+        (outcome,) = (cached_ranker or ranker).rank([request])
+        seconds = time.perf_counter() - started
+        is_cached = outcome.usage is not None and outcome.usage.cached
+        return JudgedRanking(*task, outcome, None if is_cached else seconds)
 
     try:
         rankings = _run_tasks(rank, tasks, max_concurrency)

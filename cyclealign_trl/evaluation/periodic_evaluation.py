@@ -15,9 +15,8 @@ from ..cycle.step_exchange import exchange
 from ..errors import RankerError
 from ..models.generation_backend import seeded
 from ..offline.ranking_trainer import RankingTrainer
-from ..rankers.base import Outcome, Ranker, check_ranker, in_request_order, stream_outcomes
+from ..rankers.base import Outcome, Ranker, check_ranker, in_request_order, set_default_tokenizer, stream_outcomes
 from ..rankers.cache import with_cache
-from ..rankers.function import FunctionRanker
 from ..training.checkpoints import set_folder_aside
 from ..types import RankingRequest
 from .intervals import check_confidence_level
@@ -76,8 +75,7 @@ class PeriodicEvaluation(StopCallback):
         if min_delta < 0:
             raise ValueError(f"min_delta must be at least 0, got {min_delta}.")
         check_confidence_level(confidence_level)
-        if isinstance(ranker, FunctionRanker):
-            ranker.set_default_tokenizer(trainer.renderer.tokenizer)
+        set_default_tokenizer(ranker, trainer.renderer.tokenizer)
         self.trainer = trainer
         self.eval_steps = eval_steps
         self.patience = patience
@@ -217,7 +215,7 @@ class PeriodicEvaluation(StopCallback):
             if callback is self:
                 break
             budgets.append(callback._budget)
-        if self._budget is not None and not any(self._budget is other for other in budgets):
+        if self._budget is not None and self._budget not in budgets:
             args = self.trainer.args
             self._budget.keep_ledger(self._ledger_folder, args.process_index, args.world_size)
 

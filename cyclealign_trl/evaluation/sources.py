@@ -244,10 +244,16 @@ class DatasetSource(ReplySource):
                 f"Replies need columns 'prompt' and 'completion'; {self.dataset} has {', '.join(rows.column_names)}."
             )
         completions: dict[str, str] = {}
+        num_others = 0
         for row in rows:
             key, completion = match_key(plain_prompt(row["prompt"])), completion_text(row["completion"])
-            if completions.setdefault(key, completion) != completion:
-                logger.warning("%s has several replies to one prompt. The first one counts.", self.dataset)
+            num_others += completions.setdefault(key, completion) != completion
+        if num_others:
+            logger.warning(
+                "%s has several replies to some prompts. The first one counts, and %d others do not.",
+                self.dataset,
+                num_others,
+            )
         return completions
 
     def identity(self, settings: ReplySettings) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_from_scores
 
@@ -58,10 +58,10 @@ class Ranker(Protocol):
     - `shuffle` (`bool`): Whether the ranker shows the completions in an order of its own. Passes 0 and 1 of a request
       must then show opposite orders. Callers that need both orders ask for these passes, and otherwise swap the
       completions themselves.
-    - `budget` (`cyclealign_trl.chat.budget.Budget`): Spending limit. The ranker reserves the largest possible cost
-      before a call and settles the real cost after it. A request that the budget cannot cover becomes
-      `RankingFailure("budget_exhausted")`. `CycleAlignTrainer` keeps the ledger in its output directory, and divides
-      the remaining budget among its processes after every step.
+    - `budget` (`cyclealign_trl.chat.budget.Budget`, or `JointBudget` of several rankers): Spending limit. The ranker
+      reserves the largest possible cost before a call and settles the real cost after it. A request that the budget
+      cannot cover becomes `RankingFailure("budget_exhausted")`. `CycleAlignTrainer` keeps the ledger in its output
+      directory, and divides the remaining budget among its processes after every step.
     - `stream(requests)`: Yields outcomes as they arrive. See `StreamingRanker`.
     - `estimate(request)`: Returns the `Usage` to expect for a ranking without making a call. Used by
       `cyclealign estimate`.
@@ -96,7 +96,7 @@ class StreamingRanker(Ranker, Protocol):
         ...
 
 
-def stream_outcomes(ranker: Ranker, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
+def stream_outcomes(ranker: Ranker, requests: Sequence[RankingRequest]) -> Generator[tuple[int, Outcome], None, None]:
     """Yield (position of the request, its outcome) as the answers arrive; all at once if the ranker does not stream.
 
     Without requests, the ranker is not asked.
@@ -113,6 +113,12 @@ def cancel(ranker: Ranker) -> None:
     """Cancel the open calls of a ranker, if it supports cancelling."""
     if callable(method := getattr(ranker, "cancel", None)):
         method()
+
+
+def set_default_tokenizer(ranker: Ranker, tokenizer: Any) -> None:
+    """Give a ranker the policy's tokenizer, if it can use one, such as a `FunctionRanker`."""
+    if callable(method := getattr(ranker, "set_default_tokenizer", None)):
+        method(tokenizer)
 
 
 def estimate(ranker: Ranker, request: RankingRequest) -> Usage | None:

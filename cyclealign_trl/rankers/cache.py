@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -10,22 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from ..chat.budget import Budget
+from ..chat.joint_budget import JointBudget
 from ..chat.store import AnswerStore, digest, make_folder
 from ..types import RankingRequest, RankingResult, Trimmed, Usage
 from .base import Outcome, Ranker, cancel, estimate, in_request_order, ranker_name, stream_outcomes
+from .jury import JuryRanker
 from .passes import stream_in_passes
 
 
 class CachedRanker:
     """Cache the rankings of another ranker in a database.
 
+    Of a `JuryRanker`, the rankings of each member that has a fingerprint are stored, instead of the merged ones.
+
     Rankings are stored, failures are not. The key consists of the ranker's fingerprint and the request: prompt,
     completions, demonstrations and metadata. A stored ranking is returned with `usage.cached` set. Equal requests in
     one call are sent once. `rank` is thread-safe.
 
     Args:
-        ranker: Ranker to cache. It must have a `fingerprint`. If it also has a `stream` method, each ranking is stored
-            as soon as it arrives.
+        ranker: Ranker to cache. It, or a member of a jury, must have a `fingerprint`. If it also has a `stream`
+            method, each ranking is stored as soon as it arrives.
         path: Path of the database, created if missing.
         also_read: Further databases to read from, such as those of other processes. They are not written to. Missing
             files are ignored.
@@ -39,12 +44,14 @@ class CachedRanker:
         self, ranker: Ranker, path: str | PathLike[str], also_read: Sequence[str | PathLike[str]] = ()
     ) -> None:
         self._ranker = ranker
-        if not self.fingerprint:
+        if not is_cacheable(ranker):
             raise ValueError(
                 f"{type(ranker).__name__} has no `fingerprint`, so its stored rankings could not be recognised as "
                 "outdated. Use it without a cache, or add a `fingerprint`."
             )
         self._store = AnswerStore(path, also_read)
+        if isinstance(ranker, JuryRanker):
+            self._ranker = self._cache_members(ranker)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._ranker!r}, {str(self._store.path)!r})"
@@ -70,7 +77,7 @@ class CachedRanker:
         return getattr(self._ranker, "shuffle", False)
 
     @property
-    def budget(self) -> Budget | None:
+    def budget(self) -> Budget | JointBudget | None:
         """Budget of the cached ranker, if it has one."""
         return getattr(self._ranker, "budget", None)
 
@@ -84,6 +91,8 @@ class CachedRanker:
 
     def stream(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
         """Yield (index of the request, outcome): stored rankings first, then new ones in order of arrival."""
+        if isinstance(self._ranker, JuryRanker):
+            return self._ranker.stream(requests)
         return stream_in_passes(self._stream_single_passes, requests, self.num_passes)
 
     def estimate(self, request: RankingRequest) -> Usage | None:
@@ -97,6 +106,23 @@ class CachedRanker:
     def close(self) -> None:
         """Close the databases. The cached ranker stays open."""
         self._store.close()
+
+    def _cache_members(self, jury: JuryRanker) -> JuryRanker:
+        """Return the jury with members that are cached in this store, except those that cannot be or are already.
+
+        Two stores of one file would take each other for another process.
+        """
+        members: list[Ranker] = []
+        for member in jury.members:
+            if isinstance(member, CachedRanker) or not is_cacheable(member):
+                members.append(member)
+            elif isinstance(member, JuryRanker):
+                members.append(self._cache_members(member))
+            else:
+                cached = copy.copy(self)
+                cached._ranker = member
+                members.append(cached)
+        return jury.with_members(members)
 
     def _stream_single_passes(self, requests: Sequence[RankingRequest]) -> Iterator[tuple[int, Outcome]]:
         indices_by_key: dict[str, list[int]] = {}
@@ -173,13 +199,20 @@ def _without_expense(outcome: Outcome) -> Outcome:
     return _mark_as_cached(outcome) if isinstance(outcome, RankingResult) else replace(outcome, usage=None)
 
 
+def is_cacheable(ranker: Ranker) -> bool:
+    """Return whether a ranker, or a member of a jury, has a fingerprint."""
+    if isinstance(ranker, JuryRanker):
+        return any(map(is_cacheable, ranker.members))
+    return bool(getattr(ranker, "fingerprint", None))
+
+
 def with_cache(ranker: Ranker, folder: Path, process_index: int) -> Ranker:
     """Return a ranker that keeps its answers in `folder/rankings-R.sqlite`, R being the index of the process.
 
     It also reads the databases of other processes and of earlier runs in the folder. Rankers that cannot be cached,
     or are cached already, are returned unchanged.
     """
-    if isinstance(ranker, CachedRanker) or getattr(ranker, "fingerprint", None) is None:
+    if isinstance(ranker, CachedRanker) or not is_cacheable(ranker):
         return ranker
     own = folder / f"rankings-{process_index}.sqlite"
     make_folder(folder)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import combinations
-from statistics import fmean
 
 from ..chat.store import digest
-from ..types import RankingFailure, RankingRequest, RankingResult, Usage, ranks_from_scores
+from ..types import RankingFailure, RankingRequest, RankingResult
 from .base import Outcome, order_from_ranks
 from .kendall_tau import kendall_tau
+from .merging import borda_ranks, mean_tau, total_usage
 
 StreamSinglePasses = Callable[[Sequence[RankingRequest]], Iterator[tuple[int, Outcome]]]
 """Function like `StreamingRanker.stream` that makes one pass over each request."""
@@ -70,10 +69,10 @@ def stream_in_passes(
 def merge_passes(outcomes: Sequence[Outcome]) -> Outcome:
     """Merge the outcomes of several passes into one ranking by Borda count.
 
-    Completions are ordered by the sum of their ranks. Completions with equal sums share a rank, and `order` lists them
-    by index. The improved completion comes from the pass whose ranking is closest to the merged one (by Kendall's
-    tau-b, the first pass if several are equally close), among the passes that have one. The usage includes failed
-    passes. It includes cached passes only if all passes are cached.
+    Completions are ordered by the sum of their positions (see `borda_ranks`). Completions with equal sums share a
+    rank, and `order` lists them by index. The improved completion comes from the pass whose ranking is closest to the
+    merged one (by Kendall's tau-b, the first pass if several are equally close), among the passes that have one. The
+    usage includes failed passes. It includes cached passes only if all passes are cached.
 
     If half of the passes or more have failed, the result is the first failure: the remaining passes could not average
     out the position bias.
@@ -86,12 +85,12 @@ def merge_passes(outcomes: Sequence[Outcome]) -> Outcome:
         return outcomes[0]
     results = [outcome for outcome in outcomes if isinstance(outcome, RankingResult)]
     failures = [outcome for outcome in outcomes if isinstance(outcome, RankingFailure)]
-    usage = _total_usage([outcome.usage for outcome in outcomes if outcome.usage is not None])
+    usage = total_usage(outcomes)
     if 2 * len(results) <= len(outcomes):
         detail = f"{len(failures)} of {len(outcomes)} passes failed. The first: {failures[0].detail}"
         return RankingFailure(failures[0].reason, detail, usage)
     rankings = [result.resolved_ranks for result in results]
-    ranks = ranks_from_scores([-sum(ranks_of_one) for ranks_of_one in zip(*rankings, strict=True)])
+    ranks = borda_ranks(rankings)
     closest_first = sorted(results, key=lambda result: -(kendall_tau(result.resolved_ranks, ranks) or 0.0))
     improved = (result.improved_completion for result in closest_first)
     return RankingResult(
@@ -99,21 +98,6 @@ def merge_passes(outcomes: Sequence[Outcome]) -> Outcome:
         ranks=ranks,
         improved_completion=next((text for text in improved if text is not None), None),
         usage=usage,
-        consistency=_consistency(rankings),
+        consistency=mean_tau(rankings),
         trimmed=results[0].trimmed,
     )
-
-
-def _consistency(rankings: Sequence[Sequence[int]]) -> float | None:
-    """Return the mean of Kendall's tau-b over all pairs of rankings, or `None` if no pair defines it."""
-    taus = [kendall_tau(first, second) for first, second in combinations(rankings, 2)]
-    defined = [tau for tau in taus if tau is not None]
-    return fmean(defined) if defined else None
-
-
-def _total_usage(usages: Sequence[Usage]) -> Usage | None:
-    """Sum the usage of several passes. Cached passes count only if all are cached."""
-    counted = [usage for usage in usages if not usage.cached] or list(usages)
-    if not counted:
-        return None
-    return sum(counted[1:], start=counted[0])

@@ -42,7 +42,11 @@ class RankerArguments:
     )
     ranker_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Keyword arguments for LLMRanker or for the factory, as JSON."},
+        metadata={
+            "help": "Keyword arguments for LLMRanker or for the factory, as JSON. The `members` of "
+            "cyclealign_trl.JuryRanker are objects with ranker_model, ranker_base_url, ranker_factory and "
+            "ranker_kwargs."
+        },
     )
 
 

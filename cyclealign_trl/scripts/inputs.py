@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from ..data.named_datasets import load_named_splits, select_split
 from ..evaluation.pairwise_judge import PairwiseJudge
 from ..offline.ranking_config import RankingConfig
 from ..rankers.base import Ranker
+from ..rankers.jury import JuryRanker
 from ..rankers.llm import LLMRanker
 from ..types import Corrector
 from .arguments import CorrectorArguments, RankerArguments
@@ -96,22 +98,30 @@ def load_references(name: str | None, config: str | None, split: str) -> Dataset
 
 
 def make_ranker(
-    args: RankerArguments, *, connect: bool = True, llm: type[LLMRanker] | type[PairwiseJudge] = LLMRanker
+    args: RankerArguments,
+    *,
+    connect: bool = True,
+    shuffle: bool = True,
+    llm: type[LLMRanker] | type[PairwiseJudge] = LLMRanker,
 ) -> Ranker:
-    """Create the ranker.
+    """Create the ranker, and the members of a jury.
 
     Args:
         args: Arguments that name an LLM or a factory.
         connect: Whether to check that the endpoint of an LLM answers.
+        shuffle: Whether an LLM shuffles completions before it shows them, unless its arguments set `shuffle` or
+            `num_passes`.
         llm: Class of the ranker that asks an LLM.
 
     Raises:
         ValueError: If the arguments name no ranker or two, or the ranker cannot be created.
         RankerError: If the endpoint does not answer.
     """
-    kwargs = parse_ranker_kwargs(args)
+    kwargs = parse_json_object("ranker_kwargs", args.ranker_kwargs)
     if args.ranker_model is not None and args.ranker_factory is None:
         factory: Callable[..., Ranker] = partial(llm, args.ranker_model, args.ranker_base_url)
+        if not shuffle and not {"shuffle", "num_passes"} & kwargs.keys():
+            kwargs["shuffle"] = False
     elif args.ranker_factory is not None and args.ranker_model is args.ranker_base_url is None:
         factory = _import_factory(args.ranker_factory)
     else:
@@ -126,6 +136,10 @@ def make_ranker(
         inspect.signature(factory).bind(**kwargs)
     except TypeError as error:
         raise ValueError(f"{complaint}: {error}.") from error
+    if factory is JuryRanker:
+        kwargs["members"] = _make_members(
+            kwargs["members"], partial(make_ranker, connect=connect, shuffle=shuffle, llm=llm)
+        )
     ranker = factory(**kwargs)
     if not isinstance(ranker, Ranker):
         raise ValueError(f"ranker_factory {args.ranker_factory!r} returned {ranker!r}, which has no method rank.")
@@ -134,9 +148,25 @@ def make_ranker(
     return ranker
 
 
-def parse_ranker_kwargs(args: RankerArguments) -> dict[str, Any]:
-    """Parse `ranker_kwargs`; see `parse_json_object`."""
-    return parse_json_object("ranker_kwargs", args.ranker_kwargs)
+def _make_members(members: Any, make: Callable[[RankerArguments], Ranker]) -> list[Ranker]:
+    """Create the members of a jury from a list of mappings with the fields of `RankerArguments`.
+
+    Raises:
+        ValueError: If the members are anything else, or one of them cannot be created.
+    """
+    known = [field.name for field in fields(RankerArguments)]
+    keys = ", ".join(known)
+    if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
+        raise ValueError(f"The members of a jury must be a list of mappings with the keys {keys}.")
+    made = []
+    for number, member in enumerate(members):
+        if unknown := [name for name in member if name not in known]:
+            raise ValueError(f"Member {number} of the jury has the unknown key {unknown[0]!r}. Known keys: {keys}.")
+        try:
+            made.append(make(RankerArguments(**member)))
+        except ValueError as error:
+            raise ValueError(f"Member {number} of the jury: {error}") from error
+    return made
 
 
 def make_corrector(args: CorrectorArguments, training_args: CycleAlignConfig) -> Corrector | None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..evaluation.evaluate_ranker import evaluate_ranker
 from ..evaluation.report import JudgeReport
+from ..rankers.cache import is_cacheable
 from .arguments import CommandParser, RankerArguments
-from .inputs import load_references, make_ranker, parse_ranker_kwargs
+from .inputs import load_references, make_ranker
 from .one_line_errors import one_line_errors
 
 
@@ -85,16 +85,12 @@ def main(argv: Sequence[str]) -> None:
 
 def _measure(args: JudgeArguments, ranker_args: RankerArguments) -> JudgeReport:
     dataset = load_references(args.dataset_name, args.dataset_config, args.dataset_split)
-    ranker_kwargs = parse_ranker_kwargs(ranker_args)
-    if ranker_args.ranker_model is not None and not {"shuffle", "num_passes"} & ranker_kwargs.keys():
-        # A ranker that shuffles hides its position bias. `evaluate_ranker` chooses the shown orders instead.
-        ranker_kwargs["shuffle"] = False
-    ranker = make_ranker(replace(ranker_args, ranker_kwargs=json.dumps(ranker_kwargs)))
-    cacheable = getattr(ranker, "fingerprint", None) is not None
+    # A ranker that shuffles hides its position bias. `evaluate_ranker` chooses the shown orders instead.
+    ranker = make_ranker(ranker_args, shuffle=False)
     return evaluate_ranker(
         ranker,
         dataset,
-        cache_path=Path(args.output_dir) / "rankings.sqlite" if cacheable else None,
+        cache_path=Path(args.output_dir) / "rankings.sqlite" if is_cacheable(ranker) else None,
         max_demonstrations=args.max_demonstrations,
         reverse=args.reverse,
         max_samples=args.max_samples,

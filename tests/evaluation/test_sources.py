@@ -1,5 +1,7 @@
 """What writes replies, named by texts."""
 
+import json
+
 import pytest
 
 from cyclealign_trl.evaluation.sources import (
@@ -90,3 +92,13 @@ def test_both_formats_of_a_prompt_match():
     messages = [{"role": "user", "content": "Hi"}]
     assert match_key(messages) == match_key("\n\nHuman: Hi\n\nAssistant:") == match_key("\n\nHuman: Hi\n\nAssistant: ")
     assert match_key(messages) != match_key([{"role": "system", "content": "Hi"}])
+
+
+def test_several_replies_to_one_prompt_warn_once(tmp_path, caplog):
+    path = tmp_path / "replies.jsonl"
+    rows = [{"prompt": f"Q{index // 3}", "completion": str(index)} for index in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    assert list(parse_source(str(path)).completions.values()) == ["0", "3"]
+    assert [record.message.removeprefix(str(path)) for record in caplog.records] == [
+        " has several replies to some prompts. The first one counts, and 4 others do not."
+    ]

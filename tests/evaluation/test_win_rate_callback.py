@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from cyclealign_trl import (
     CheckpointError,
     FunctionRanker,
+    JuryRanker,
     LLMRanker,
     RankerError,
     RankingConfig,
@@ -290,6 +291,19 @@ def test_the_budget_of_the_trainer_covers_the_callback(tmp_path):
     ledger = (tmp_path / "spent" / "process-0.jsonl").read_text().splitlines()
     spent = sum(json.loads(line)["cost"] for line in ledger)
     assert sum(logged) == spent == trainer.ranker.budget.committed.cost > 16
+    assert not (tmp_path / "win_rate" / "spent").exists()
+
+
+def test_the_budgets_of_the_trainers_jury_cover_the_callback(tmp_path):
+    judge = PricedJudge()
+    jury = JuryRanker([judge, FunctionRanker(lambda completions, **_: [float(len(text)) for text in completions])])
+    trainer = make_trainer(tmp_path, jury, learning_rate=0.05)
+    add_win_rate(trainer, trainer.ranker, eval_steps=8)
+    trainer.train()
+    logged = [log.get("ranker/cost", 0) + log.get("win_rate/cost", 0) for log in trainer.state.log_history]
+    ledger = (tmp_path / "spent" / "PricedJudge" / "process-0.jsonl").read_text().splitlines()
+    spent = sum(json.loads(line)["cost"] for line in ledger)
+    assert sum(logged) == spent == judge.budget.committed.cost > 8
     assert not (tmp_path / "win_rate" / "spent").exists()
 
 

@@ -102,6 +102,32 @@ def test_reports_position_bias_unless_shuffling_is_asked_for(tmp_path):
     assert shuffled["figures"][0]["position_bias"]["biased"] is False
 
 
+def test_measures_a_jury_and_stores_the_rankings_of_each_member(tmp_path, endpoint):
+    def shortest(body):
+        labels = sorted(SHOWN.findall(body["messages"][-1]["content"]), key=lambda one: len(one[1]))
+        return Reply(json.dumps({"ranking": [label for label, _ in labels]}))
+
+    def measure(*models):
+        members = [{"ranker_model": model, "ranker_base_url": address} for model, address in models]
+        main(["judge", "--dataset_name", str(data), "--output_dir", str(tmp_path / "out"), "--no_reverse",
+              "--ranker_factory", "cyclealign_trl.JuryRanker", "--ranker_kwargs", json.dumps({"members": members})]
+        )  # fmt: skip
+        return json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+
+    data = write(tmp_path / "ranked.jsonl", make_rows(5))
+    with LoopbackEndpoint(shortest) as other:
+        pair = [("one", endpoint.base_url), ("two", other.base_url)]
+        report = measure(*pair)
+        assert report["ranker"] == "jury of one and two"
+        assert report["figures"][0]["agreement"]["pairwise_accuracy"] == 0.5  # opposite votes tie everything
+        shown = [[text for _, text in SHOWN.findall(body["messages"][-1]["content"])] for body in endpoint.requests]
+        assert sorted(shown) == sorted(
+            [text for _, text in SHOWN.findall(body["messages"][-1]["content"])] for body in other.requests
+        )
+        measure(*pair, ("three", endpoint.base_url))
+        assert (len(endpoint.requests), len(other.requests)) == (10, 5)
+
+
 def test_reports_the_cost_at_given_prices(tmp_path, endpoint, capsys):
     data = write(tmp_path / "ranked.jsonl", make_rows(5))
     prices = json.dumps({"prices": {"input": 2.0, "output": 8.0}})  # dollars per million tokens

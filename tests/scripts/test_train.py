@@ -47,6 +47,10 @@ def run_yaml(tmp_path, policy, monkeypatch):
     return config
 
 
+def jury(**kwargs):
+    return {"ranker_factory": "cyclealign_trl.JuryRanker", "ranker_kwargs": kwargs}
+
+
 def write_prompts(tmp_path):
     prompts(2).to_json(tmp_path / "prompts.jsonl")
     return tmp_path / "prompts.jsonl"
@@ -71,6 +75,28 @@ def test_train_with_an_llm_and_an_adapter(tmp_path, run_yaml, judge, capfd):
     out, err = capfd.readouterr()
     assert f"Model saved to {tmp_path / 'out'}." in out
     assert "Warning" not in err
+
+
+def test_train_with_a_jury_from_yaml(tmp_path, run_yaml, judge):
+    run_yaml.write_text(
+        f"""{run_yaml.read_text()}
+ranker_factory: cyclealign_trl.JuryRanker
+ranker_kwargs:
+  weights: [2, 2, 1]
+  members:
+    - ranker_model: judge
+      ranker_base_url: {judge.base_url}
+      ranker_kwargs: {{criteria: the kindest}}
+    - ranker_model: other
+      ranker_base_url: {judge.base_url}
+    - ranker_factory: tests.scripts.test_train.make_stub
+"""
+    )
+    main(["train", "--config", str(run_yaml), "--dataset_name", str(write_prompts(tmp_path)), "--num_generations", "2",
+          "--num_interactions", "1", "--max_steps", "1"])  # fmt: skip
+    asked = sorted((request["model"], "the kindest" in json.dumps(request)) for request in judge.requests)
+    assert asked == [("judge", True), ("judge", True), ("other", False), ("other", False)]
+    assert {path.name for path in (tmp_path / "out" / "spent").iterdir()} == {"judge", "other"}
 
 
 def test_train_with_a_corrector(tmp_path, run_yaml, policy, capfd):
@@ -332,6 +358,18 @@ def test_makes_a_reward_model_ranker(tmp_path):
             {"ranker_model": "judge", "ranker_kwargs": {"extra": "secret"}},
             "The ranker does not accept these ranker_kwargs",
         ),
+        (jury(), "missing a required argument: 'members'"),
+        (jury(members="judge"), "The members of a jury must be a list of mappings with the keys ranker_model, "),
+        (jury(members=["judge"]), "must be a list of mappings"),
+        (
+            jury(members=[{"model": "secret"}]),
+            "Member 0 of the jury has the unknown key 'model'. Known keys: ranker_",
+        ),
+        (
+            jury(members=[{"ranker_model": "judge", "ranker_kwargs": {"api_key": "secret"}}]),
+            "Member 0 of the jury: ranker_kwargs must not contain an API key",
+        ),
+        (jury(members=[{"ranker_factory": STUB.split()[1]}]), "JuryRanker needs at least 2 members, got 1."),
     ],
 )
 def test_ranker_argument_errors_raise(fields, message):
