@@ -37,9 +37,7 @@ are written by `python -m benchmarks.study.page` from the results in `benchmarks
 
 {legend}
 
-![Difference of each row from the initial policy by the evaluator's reward, with intervals.](images/study.svg)
-
-## What the results show
+{figure}## What the results show
 
 {findings}
 
@@ -95,6 +93,11 @@ The second command continues where it was stopped, also after a kill: finished r
 from their checkpoints. `--scale full` has sizes for a GPU: {full_calls} judge calls or pairs per row. {full}
 """
 
+_FIGURE = """\
+![Difference of each row from the initial policy by the evaluator's reward, with intervals.](images/study.svg)
+
+"""
+
 
 def write_page(results: Path, docs: Path) -> None:
     """Write the page and its figure.
@@ -104,7 +107,8 @@ def write_page(results: Path, docs: Path) -> None:
         docs: Folder of the page.
     """
     finished = load_results(results / "small")
-    draw(finished, docs / "images" / "study.svg")
+    if len(finished.runs) > 1:
+        draw(finished, docs / "images" / "study.svg")
     (docs / "study.md").write_text(page_text(finished, (results / "full").exists()), encoding="utf-8")
 
 
@@ -126,7 +130,8 @@ def page_text(results: Results, has_full: bool) -> str:
             "the training seed.",
             119,
         ),
-        findings="\n".join([_summary(results), "", *(f"- {line}" for line in _findings(results))]),
+        figure=_FIGURE if len(results.runs) > 1 else "",
+        findings="\n".join([_summary(results), "", *(f"- {line}" for line in _findings(results))]).rstrip(),
         reward_models=_reward_models(results),
         num_improvements=scale.num_improvements,
         settings="\n".join(f"- {line}" for line in _settings()),
@@ -162,6 +167,8 @@ def _table(results: Results) -> str:
 
 def _summary(results: Results) -> str:
     """Return which rows gain over the initial policy and over their control."""
+    if results.runs.keys() <= {"zero_shot"}:
+        return "**Nothing yet: no row but the initial policy has been measured.**"
     gains = []
     for row in results.runs:
         baselines = {"zero_shot", ROWS[row].control} - {None, row}
@@ -192,7 +199,8 @@ def _findings(results: Results) -> list[str]:
             parts.append(f"its control `{control}` has not run yet")
         if parts:
             lines.append(f"`{row}` is {'; '.join(parts)}.")
-    lines.append('"Not different" means that the 95 % interval contains 0.')
+    if lines:
+        lines.append('"Not different" means that the 95 % interval contains 0.')
     return lines
 
 
@@ -211,9 +219,10 @@ def _reward_models(results: Results) -> str:
     text = "\n".join(lines)
     if at_chance:
         names = " and of the ".join(at_chance)
-        text += (
-            f"\n\n**The accuracy of the {names} cannot be told from chance.** That a policy has a higher reward by "
-            "such a model says that it learned what the model likes, and not that its replies are better."
+        text += "\n\n" + fill(
+            f"**The accuracy of the {names} cannot be told from chance.** That a policy has a higher reward by "
+            "such a model says that it learned what the model likes, and not that its replies are better.",
+            119,
         )
     return text
 

@@ -14,7 +14,7 @@ from benchmarks.study.endpoint import StudyJudge, best_of, random_score
 from benchmarks.study.figures import load_results
 from benchmarks.study.job import Job, OutOfTimeError, Study
 from benchmarks.study.methods import make
-from benchmarks.study.page import page_text
+from benchmarks.study.page import DOCS, page_text, write_page
 from benchmarks.study.rows import ROWS
 from benchmarks.study.scales import SCALES
 from benchmarks.study.splits import PARTS, part_of
@@ -110,13 +110,18 @@ def test_page_shows_every_row_with_its_control(results):
     assert "accuracy of the evaluator and of the judge cannot be told from chance" in text
 
 
+def test_committed_page_is_what_the_stored_results_give(tmp_path):
+    write_page(run.RESULTS, tmp_path)
+    assert (tmp_path / "study.md").read_text() == (DOCS / "study.md").read_text()
+
+
 def test_judge_ranks_by_its_score_and_offers_the_best_sample():
     prompt = [
         {"role": "user", "content": "Q"},
         {"role": "assistant", "content": "A"},
         {"role": "user", "content": "R"},
     ]
-    judge = StudyJudge(lambda _, texts: [len(text) for text in texts], {"u": prompt}, {"u": ["", "xx", "xxx", "x"]})
+    judge = StudyJudge(lambda _, texts: [len(text) for text in texts], {"R": prompt}, {"R": ["", "xx", "xxx", "x"]})
     with LoopbackEndpoint(judge.respond) as endpoint:
         ranker = LLMRanker("judge", endpoint.base_url, "none")
         (result,) = ranker.rank([RankingRequest(prompt, ("aa", "a", "aaa"))])
