@@ -90,7 +90,8 @@ python -m benchmarks.study.page
 ```
 
 The second command stops after `--minutes 55`, and continues where it was stopped, also after a kill: finished rows are
-skipped, and trainers resume from their checkpoints. `--scale full` has sizes for a GPU: {full_calls} judge calls or pairs per row. {full}
+skipped, and trainers resume from their checkpoints. `--scale full` has sizes for a GPU: {full_calls} judge calls or
+pairs per row. {full}
 """
 
 _FIGURE = """\
