@@ -5,6 +5,9 @@ Only this module imports such names. `tests/test_compat.py` fails if an upgrade 
 transformers:
 
 - `PREFIX_CHECKPOINT_DIR`: name of a checkpoint folder, to write our state there before the Trainer fills it.
+- `rotate_checkpoints`: delete old checkpoints, at a time of our own if each machine has its own.
+- `PreTrainedModel.should_save_on_this_rank`: whether `save_pretrained` writes. It does on process 0 alone, even with
+  `save_on_each_node`. `saving_on_this_process` replaces it.
 - `EvalLoopOutput`: return type of `Trainer.evaluation_loop`, which we override.
 - `trainer.hf_api`: client of all uploads, which have no argument for ignored files. `uploading_without` replaces it.
 
@@ -23,6 +26,11 @@ TRL:
 - `disable_dropout_in_model`: compare policy and reference without dropout.
 - `prepare_deepspeed`, `prepare_fsdp`: shard the reference model like the policy.
 
+torch:
+
+- `_set_pg_timeout`, `_world.pg_map`: the timeout of every process group. transformers sets it for the default group on
+  GPUs alone, and DeepSpeed makes groups of its own.
+
 DeepSpeed:
 
 - its logger, which warns that there is no accelerator when it is imported. accelerate imports it in every run, so the
@@ -33,13 +41,16 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import HfApi
 from transformers import trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 from trl.import_utils import is_vllm_available
 from trl.kernels import ChunkedLogProbFunction
 from trl.models.utils import add_hooks, prepare_deepspeed, prepare_fsdp, remove_hooks
@@ -70,7 +81,10 @@ __all__ = [
     "prepare_fsdp",
     "print_prompt_completions_sample",
     "remove_hooks",
+    "rotate_checkpoints",
+    "saving_on_this_process",
     "selective_log_softmax",
+    "set_timeout_of_all_groups",
     "uploading_without",
 ]
 
@@ -108,3 +122,23 @@ def uploading_without(patterns: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         trainer.hf_api = hf_api
+
+
+@contextmanager
+def saving_on_this_process(model: Any) -> Iterator[None]:
+    """Let `save_pretrained` of a model write on this process inside the block, even if it is not process 0."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        del model.should_save_on_this_rank
+
+
+def set_timeout_of_all_groups(timeout: timedelta) -> None:
+    """Set how long this process waits for others in any process group, if there are several processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # backends other than NCCL and gloo keep their timeout
+        for group in torch.distributed.distributed_c10d._world.pg_map:
+            torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)

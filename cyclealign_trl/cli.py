@@ -14,6 +14,7 @@ from .scripts.help_pages import stored_help
 # Each command is a module of `cyclealign_trl.scripts` with `make_parser()` and `main(argv)`. It is imported on use.
 COMMANDS = {
     "demo": "Align a tiny policy with a rule-based judge, offline, in under three minutes on two CPU cores.",
+    "init": "Write a commented YAML file for the commands below.",
     "train": "Align a policy with the feedback of a black-box ranker (CycleAlign).",
     "train-ranked": "Train a policy on ranked completions or preference pairs (PRO, RRHF).",
     "estimate": "Estimate the ranker calls, tokens and cost of a `train` run.",

@@ -1,10 +1,7 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Align a policy with the corrections of an aligner, in several rounds (arXiv 2402.02416, "multi-round").
 
 In each round, the policy answers prompts, the aligner corrects the answers, and the policy is trained to prefer the
-corrections. Train the aligner first: cyclealign aligner --config examples/configs/aligner.yaml
+corrections. Train the aligner first: cyclealign init aligner; cyclealign aligner --config aligner.yaml
 
 accelerate launch examples/aligner_bootstrap.py \
     --model_name_or_path Qwen/Qwen3-0.6B \
@@ -23,10 +20,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from datasets import load_dataset
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config
 
 from cyclealign_trl import Aligner, ModelUpstream, RankingConfig, RankingTrainer, bootstrap_preferences
+from cyclealign_trl.scripts.inputs import add_model_init_kwargs, load_splits
 
 
 @dataclass
@@ -57,9 +54,10 @@ def mean_score(scorer: str, prompts: list[Any], answers: list[str]) -> float:
 
 def main() -> None:
     """Parse the arguments, run the rounds and save the policy of each round."""
-    parser = TrlParser((ScriptArguments, BootstrapArguments, RankingConfig, ModelConfig))
-    script_args, bootstrap_args, training_args, model_args = parser.parse_args_and_config()
-    dataset = load_dataset(script_args.dataset_name, split=script_args.dataset_train_split)
+    parser = TrlParser((ScriptArguments, BootstrapArguments, RankingConfig, ModelConfig, DatasetMixtureConfig))
+    script_args, bootstrap_args, training_args, model_args, mixture_args = parser.parse_args_and_config()
+    dataset, _ = load_splits(script_args, mixture_args, training_args)
+    add_model_init_kwargs(training_args, model_args)
     device = "cpu" if training_args.use_cpu else None
     max_new_tokens = bootstrap_args.max_new_tokens
     aligner = Aligner.from_pretrained(bootstrap_args.aligner, device=device, max_new_tokens=max_new_tokens)
@@ -69,7 +67,8 @@ def main() -> None:
         rows = dataset.shuffle(seed=training_args.seed + number)
         prompts = list(rows["prompt"][: bootstrap_args.num_prompts])
         # Every process samples the same answers, because all use the same seed, and so has the same pairs.
-        upstream = ModelUpstream(policy, max_new_tokens=max_new_tokens, seed=training_args.seed, device=device)
+        loading = {"device": device, "model_init_kwargs": training_args.model_init_kwargs}
+        upstream = ModelUpstream(policy, max_new_tokens=max_new_tokens, seed=training_args.seed, **loading)
         answers = upstream(prompts)
         del upstream
         if bootstrap_args.scorer is not None:

@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Align a policy by DLMA: it writes a good and a bad completion per prompt, scores both, and trains on the pairs.
 
 accelerate launch examples/dlma.py \
@@ -14,10 +11,10 @@ No ranker is needed. An interrupted run continues from the pairs that it has wri
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import load_dataset
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config
 
 from cyclealign_trl import ContrastivePrompts, DLMAConfig, DLMATrainer, generate_contrastive_pairs
+from cyclealign_trl.scripts.inputs import add_model_init_kwargs, load_splits
 
 
 @dataclass
@@ -30,9 +27,10 @@ class PairArguments:
 
 def main() -> None:
     """Parse the arguments, make pairs, train and save the policy."""
-    parser = TrlParser((ScriptArguments, PairArguments, DLMAConfig, ModelConfig))
-    script_args, pair_args, training_args, model_args = parser.parse_args_and_config()
-    prompts = load_dataset(script_args.dataset_name, split=script_args.dataset_train_split)
+    parser = TrlParser((ScriptArguments, PairArguments, DLMAConfig, ModelConfig, DatasetMixtureConfig))
+    script_args, pair_args, training_args, model_args, mixture_args = parser.parse_args_and_config()
+    prompts, _ = load_splits(script_args, mixture_args, training_args)
+    add_model_init_kwargs(training_args, model_args)
     pairs = generate_contrastive_pairs(
         model_args.model_name_or_path,
         prompts.select(range(min(pair_args.num_prompts, len(prompts)))),
@@ -45,7 +43,7 @@ def main() -> None:
         max_prompt_length=training_args.max_prompt_length,
         max_completion_length=training_args.max_completion_length - 1,  # leaves room for the end-of-sequence token
         device=training_args.device,
-        model_init_kwargs={"dtype": model_args.dtype} if model_args.dtype else None,
+        model_init_kwargs=training_args.model_init_kwargs,
     )
     trainer = DLMATrainer(
         model_args.model_name_or_path,

@@ -1,6 +1,3 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Align a policy by CycleAlign with a jury: the merged rankings of several LLM judges.
 
 # Set OPENAI_API_KEY first.
@@ -22,10 +19,10 @@ cyclealign train \
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from datasets import load_dataset
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config
 
 from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, JuryRanker, LLMRanker
+from cyclealign_trl.scripts.inputs import add_model_init_kwargs, load_splits
 
 
 def make_ranker(judges: Sequence[str], base_url: str | None = None) -> JuryRanker:
@@ -43,14 +40,16 @@ class JudgeArguments:
 
 def main() -> None:
     """Parse the arguments, train and save the policy."""
-    parser = TrlParser((ScriptArguments, CycleAlignConfig, ModelConfig, JudgeArguments))
-    script_args, training_args, model_args, judge_args = parser.parse_args_and_config()
-    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    parser = TrlParser((ScriptArguments, JudgeArguments, CycleAlignConfig, ModelConfig, DatasetMixtureConfig))
+    script_args, judge_args, training_args, model_args, mixture_args = parser.parse_args_and_config()
+    train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
+    add_model_init_kwargs(training_args, model_args)
     trainer = CycleAlignTrainer(
         model_args.model_name_or_path,
         make_ranker(judge_args.judges, judge_args.base_url),
         training_args,
-        train_dataset=dataset[script_args.dataset_train_split],
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

@@ -1,53 +1,53 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
-"""Train a policy by PRO or RRHF on the preference pairs of HH-RLHF: the paper's baseline, without a ranker.
+"""Train a policy by PRO or RRHF on preference pairs, without a ranker, and compare its accuracy before and after.
 
+# The paper's baseline: a subset of HH-RLHF
 accelerate launch examples/offline_pro.py \
     --model_name_or_path Qwen/Qwen3-0.6B-Base \
-    --subsets harmless-base helpful-base \
+    --dataset_name Anthropic/hh-rlhf \
+    --dataset_config harmless-base \
+    --eval_strategy epoch \
     --output_dir qwen-pro
 
-Add `--loss_type rrhf` for RRHF, and `--hh_path path/to/hh-rlhf` to read a local copy of the dataset.
+Add `--loss_type rrhf` for RRHF. `--dataset_name` also takes a folder or a file of pairs or ranked completions.
 """
 
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config
 
-from cyclealign_trl import RankingConfig, RankingTrainer, load_hh_rlhf
+from cyclealign_trl import RankingConfig, RankingTrainer
+from cyclealign_trl.scripts.inputs import add_model_init_kwargs, load_splits
 
 
 @dataclass
-class DataArguments:
-    """Settings of the dataset."""
+class EvaluationArguments:
+    """Settings of the evaluation, which needs `--eval_strategy`."""
 
-    subsets: list[str] | None = field(default=None, metadata={"help": "Subsets of HH-RLHF. Defaults to all four."})
-    hh_path: str | None = field(
-        default=None, metadata={"help": "Folder with a copy of HH-RLHF. Defaults to the dataset on the Hub."}
-    )
     max_eval_pairs: int = field(default=500, metadata={"help": "Maximum number of held-out pairs to evaluate on."})
 
 
 def main() -> None:
     """Parse the arguments, evaluate, train, evaluate again and save the policy."""
-    parser = TrlParser((DataArguments, RankingConfig, ModelConfig))
-    data_args, training_args, model_args = parser.parse_args_and_config()
-    train, test = (load_hh_rlhf(data_args.subsets, split, data_args.hh_path) for split in ("train", "test"))
+    parser = TrlParser((ScriptArguments, EvaluationArguments, RankingConfig, ModelConfig, DatasetMixtureConfig))
+    script_args, eval_args, training_args, model_args, mixture_args = parser.parse_args_and_config()
+    train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
+    if eval_dataset is not None:
+        number = min(eval_args.max_eval_pairs, len(eval_dataset))
+        eval_dataset = eval_dataset.shuffle(seed=training_args.seed).select(range(number))
+    add_model_init_kwargs(training_args, model_args)
     trainer = RankingTrainer(
         model_args.model_name_or_path,
         training_args,
-        train_dataset=train,
-        eval_dataset=test.shuffle(seed=training_args.seed).select(range(min(data_args.max_eval_pairs, len(test)))),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
     )
-    trainer.accelerator.print(train.info.description)
-    before = trainer.evaluate()
+    before = None if eval_dataset is None else trainer.evaluate()
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    after = trainer.evaluate()
     trainer.save_model()
-    accuracies = (metrics["eval_ranking/accuracy"] for metrics in (before, after))
-    trainer.accelerator.print("Held-out ranking accuracy: {:.3f} -> {:.3f}".format(*accuracies))
+    if before is not None:
+        accuracies = (metrics["eval_ranking/accuracy"] for metrics in (before, trainer.evaluate()))
+        trainer.accelerator.print("Held-out ranking accuracy: {:.3f} -> {:.3f}".format(*accuracies))
     trainer.end()
 
 

@@ -1,11 +1,10 @@
-# /// script
-# dependencies = ["cyclealign-trl[peft]"]
-# ///
 """Align a policy by CycleAlign, with a reward model as the ranker, on prompts of HH-RLHF as in the paper.
 
 accelerate launch examples/reward_model_ranker.py \
     --model_name_or_path Qwen/Qwen3-0.6B \
     --reward_model Skywork/Skywork-Reward-V2-Qwen3-0.6B \
+    --dataset_name Anthropic/hh-rlhf \
+    --dataset_config harmless-base \
     --num_prompts 1000 \
     --output_dir qwen-reward-model
 
@@ -15,9 +14,10 @@ reward model share the GPU.
 
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_peft_config
 
-from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, RewardModelRanker, load_hh_rlhf, sample_prompts
+from cyclealign_trl import CycleAlignConfig, CycleAlignTrainer, RewardModelRanker
+from cyclealign_trl.scripts.inputs import add_model_init_kwargs, load_splits
 
 
 @dataclass
@@ -27,19 +27,16 @@ class RewardModelArguments:
     reward_model: str = field(metadata={"help": "Name or path of a sequence classifier with one output."})
     reward_batch_size: int = field(default=16, metadata={"help": "Number of texts per scored batch."})
     reward_dtype: str = field(default="bfloat16", metadata={"help": "Dtype of the weights of the reward model."})
-    num_prompts: int = field(
-        default=1000, metadata={"help": "Number of prompts, in equal parts from the four subsets of HH-RLHF."}
-    )
-    hh_path: str | None = field(
-        default=None, metadata={"help": "Folder with a copy of HH-RLHF. Defaults to the dataset on the Hub."}
-    )
+    num_prompts: int = field(default=1000, metadata={"help": "Number of prompts, drawn at random."})
 
 
 def main() -> None:
     """Parse the arguments, train and save the policy."""
-    parser = TrlParser((RewardModelArguments, CycleAlignConfig, ModelConfig))
-    reward_args, training_args, model_args = parser.parse_args_and_config()
-    prompts = load_hh_rlhf(split="train", path=reward_args.hh_path, dataset_type="prompt-only")
+    parser = TrlParser((ScriptArguments, RewardModelArguments, CycleAlignConfig, ModelConfig, DatasetMixtureConfig))
+    script_args, reward_args, training_args, model_args, mixture_args = parser.parse_args_and_config()
+    train_dataset, eval_dataset = load_splits(script_args, mixture_args, training_args)
+    number = min(reward_args.num_prompts, len(train_dataset))
+    add_model_init_kwargs(training_args, model_args)
     trainer = CycleAlignTrainer(
         model_args.model_name_or_path,
         RewardModelRanker(
@@ -49,7 +46,8 @@ def main() -> None:
             model_init_kwargs={"dtype": reward_args.reward_dtype},
         ),
         training_args,
-        train_dataset=sample_prompts(prompts, reward_args.num_prompts, seed=training_args.seed),
+        train_dataset=train_dataset.shuffle(seed=training_args.seed).select(range(number)),
+        eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

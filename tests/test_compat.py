@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cyclealign_trl import _compat
+from tests.conftest import make_model
 
 
 def parameters(function):
@@ -27,7 +28,44 @@ def test_functions_accept_our_arguments():
     assert {"logits", "index"} <= parameters(_compat.selective_log_softmax)
     assert _compat.PREFIX_CHECKPOINT_DIR == "checkpoint"
     assert "metrics" in _compat.EvalLoopOutput._fields
+    rotation = list(inspect.signature(_compat.rotate_checkpoints).parameters)
+    assert rotation[:4] == ["output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime"]
     assert "model" in parameters(_compat.remove_hooks) & parameters(_compat.add_hooks)
+
+
+def test_models_are_saved_on_process_0_alone_unless_told_otherwise():
+    from transformers import PreTrainedModel
+
+    assert "self.should_save_on_this_rank(is_main_process)" in inspect.getsource(PreTrainedModel.save_pretrained)
+    model = make_model()
+    with _compat.saving_on_this_process(model):
+        assert model.should_save_on_this_rank(True)
+        assert not model.should_save_on_this_rank(False)
+        assert model.should_save_on_this_rank.__name__ == "<lambda>"
+    assert model.should_save_on_this_rank.__name__ == "should_save_on_this_rank"
+
+
+TIMEOUTS = """
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from cyclealign_trl._compat import set_timeout_of_all_groups
+
+set_timeout_of_all_groups(timedelta(seconds=9))  # without groups
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+groups = [dist.group.WORLD, dist.new_group([0])]
+set_timeout_of_all_groups(timedelta(seconds=9))
+print([group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups])
+"""
+
+
+def test_the_timeout_of_all_groups_is_set(tmp_path):
+    command = [sys.executable, "-c", TIMEOUTS, str(tmp_path / "store")]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.stdout.strip() == "[9.0, 9.0]", finished.stderr
 
 
 def test_vllm_generation_accepts_our_arguments():

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -34,6 +35,7 @@ from cyclealign_trl.scripts import (
     estimate,
     evaluate,
     export,
+    init,
     report,
     serve,
     train,
@@ -90,6 +92,10 @@ def offline(tmp_path, monkeypatch, judge):
     model, tokenizer = make_model(max_position_embeddings=1024), make_tokenizer()
     model.save_pretrained("Qwen/Qwen3-0.6B")
     tokenizer.save_pretrained("Qwen/Qwen3-0.6B")
+    model.save_pretrained("Qwen/Qwen3-0.6B-Base")
+    base_tokenizer = make_tokenizer()
+    base_tokenizer.chat_template = None
+    base_tokenizer.save_pretrained("Qwen/Qwen3-0.6B-Base")
     model.config.num_labels = 1
     LlamaForSequenceClassification(model.config).save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
     tokenizer.save_pretrained("Skywork/Skywork-Reward-V2-Qwen3-0.6B")
@@ -123,7 +129,7 @@ def offline(tmp_path, monkeypatch, judge):
         rows = stand_ins[path]
         if path == hh_rlhf.HUB_ID:  # as published, subsets share no prompts
             subset = kwargs["data_dir"]
-            return rows.map(lambda row: {name: text.replace(": Q", f": {subset} ") for name, text in row.items()})
+            rows = rows.map(lambda row: {name: text.replace(": Q", f": {subset} ") for name, text in row.items()})
         return DatasetDict(train=rows, test=rows) if split is None else rows
 
     for module in (datasets, corrections, hh_rlhf, named_datasets):
@@ -166,7 +172,7 @@ def test_code_of_each_page_runs(page, offline):
 def test_all_pages_with_code_are_tested():
     assert {page.stem for page in ALL if blocks(page, "python")} >= {
         "README", "quickstart", "concepts", "cyclealign_trainer", "ranking_trainer", "rankers", "demonstrations",
-        "losses", "data", "dlma", "aligner", "judge", "evaluation",
+        "losses", "data", "dlma", "aligner", "judge", "evaluation", "recipes",
     }  # fmt: skip
 
 
@@ -198,14 +204,17 @@ def test_documented_losses_are_correct(capsys):
 @pytest.mark.parametrize(
     "page", [page for page in ALL if "cyclealign " in str(blocks(page, "bash"))], ids=lambda p: p.stem
 )
-def test_commands_of_each_page_can_be_parsed(page, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_commands_of_each_page_can_be_parsed(page, tmp_path, monkeypatch):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
     commands = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
     lines = [line for line in commands.splitlines() if line.startswith("cyclealign ")]
     assert lines
     for line in lines:
         _, command, *arguments = shlex.split(line, comments=True)
         assert command in COMMANDS
+        if command == "init":
+            init.main(arguments)
         training = {
             "train": train, "train-ranked": train_ranked, "dlma": dlma, "aligner": aligner, "estimate": estimate
         }  # fmt: skip
@@ -375,6 +384,7 @@ def run_example(name, monkeypatch, arguments):
 
 SMALL = """--model_name_or_path Qwen/Qwen3-0.6B --output_dir out --max_prompt_length 64 --per_device_train_batch_size 2
     --dtype float32"""
+HH = "--dataset_name Anthropic/hh-rlhf --dataset_config harmless-base"
 
 
 def test_cyclealign_example(offline, monkeypatch, judge):
@@ -408,9 +418,8 @@ def test_jury_command(offline, monkeypatch, judge):
 
 
 def test_offline_pro_example(offline, monkeypatch, capsys):
-    run_example("offline_pro.py", monkeypatch, f"{SMALL} --subsets harmless-base --max_eval_pairs 4")
+    run_example("offline_pro.py", monkeypatch, f"{SMALL} {HH} --eval_strategy epoch --max_eval_pairs 4")
     output = capsys.readouterr().out
-    assert "harmless-base/train: 250 rows, 250 kept" in output
     assert re.search(r"Held-out ranking accuracy: \d\.\d{3} -> \d\.\d{3}", output)
 
 
@@ -418,7 +427,7 @@ def test_reward_model_example(offline, monkeypatch):
     run_example(
         "reward_model_ranker.py",
         monkeypatch,
-        f"{SMALL} --reward_model Skywork/Skywork-Reward-V2-Qwen3-0.6B --num_prompts 8 --num_interactions 2",
+        f"{SMALL} {HH} --reward_model Skywork/Skywork-Reward-V2-Qwen3-0.6B --num_prompts 8 --num_interactions 2",
     )
     assert len(list((offline / "out" / "interactions").iterdir())) == 2
 
@@ -449,9 +458,51 @@ def test_bootstrapping_example(offline, monkeypatch, capsys):
     assert len(set(weights)) == 3
 
 
+PROMPTS = {"prompt": MESSAGES}
+PAIRS = {"chosen": MESSAGES + reply("yes"), "rejected": MESSAGES + reply("no")}
+NEEDED = {
+    "aligner_bootstrap.py": ("--aligner outputs/aligner --num_prompts 4 --num_rounds 1 --max_new_tokens 8", PROMPTS),
+    "jury.py": ("--judges one another --num_interactions 1", PROMPTS),
+    "cyclealign.py": ("--ranker_model judge --num_interactions 1", PROMPTS),
+    "dlma.py": ("--max_prompt_length 256", PROMPTS),
+    "offline_pro.py": ("", PAIRS),
+    "reward_model_ranker.py": ("--reward_model Skywork/Skywork-Reward-V2-Qwen3-0.6B --num_interactions 1", PROMPTS),
+}
+
+
+@pytest.fixture(params=NEEDED)
+def example(request, monkeypatch):
+    """Run an example with its other arguments. Its data are files, unlike those of the tests above."""
+    needed, row = NEEDED[request.param]
+    for number in range(2):
+        questions = [[{"role": "user", "content": f"Question {number}{i}"}] for i in range(4)]
+        rows = [{name: question + messages[1:] for name, messages in row.items()} for question in questions]
+        Dataset.from_list(rows).to_json(f"rows{number}.jsonl")
+    return lambda arguments: run_example(request.param, monkeypatch, f"{SMALL} {needed} --use_cpu {arguments}")
+
+
+def test_examples_take_a_mixture_of_files(offline, example):
+    Path("mixture.yaml").write_text(
+        "datasets:\n" + "".join(f"  - path: json\n    data_files: rows{number}.jsonl\n" for number in range(2))
+    )
+    example("--config mixture.yaml")
+    assert next((offline / "out").rglob("model.safetensors")).is_file()
+
+
+def test_examples_refuse_a_stream(offline, example):
+    with pytest.raises(ValueError, match="--dataset_streaming is set, but the trainers need datasets with a length"):
+        example("--dataset_name rows0.jsonl --dataset_streaming")
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="the model would be loaded")
+def test_examples_load_the_policy_in_4_bits(offline, example):
+    with pytest.raises(ImportError, match="bitsandbytes"):
+        example("--dataset_name rows0.jsonl --use_peft --load_in_4bit")
+
+
 def test_all_examples_are_tested_and_short():
     names = {path.name for path in (ROOT / "examples").glob("*.py")}
     tested = set(re.findall(r'"(\w+\.py)",\s*monkeypatch', Path(__file__).read_text(encoding="utf-8")))
-    assert names == tested
+    assert names == tested == set(NEEDED)
     for name in names:
         assert len((ROOT / "examples" / name).read_text(encoding="utf-8").splitlines()) < 100, name

@@ -77,14 +77,18 @@ def respond(body):
     return Reply(json.dumps({"ranking": names[::-1], "improved_response": "better"}))
 
 
+def write_policy_and_prompts(folder):
+    make_model(max_position_embeddings=1024).save_pretrained(folder / "policy")
+    make_tokenizer().save_pretrained(folder / "policy")
+    (folder / "prompts").mkdir()
+    rows = ({"prompt": [{"role": "user", "content": f"Question {i}"}]} for i in range(16))
+    (folder / "prompts" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Folder with a policy, prompts and preference pairs."""
-    make_model(max_position_embeddings=1024).save_pretrained(tmp_path / "policy")
-    make_tokenizer().save_pretrained(tmp_path / "policy")
-    (tmp_path / "prompts").mkdir()
-    rows = ({"prompt": [{"role": "user", "content": f"Question {i}"}]} for i in range(16))
-    (tmp_path / "prompts" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_policy_and_prompts(tmp_path)
     (tmp_path / "pairs").mkdir()
     rows = ({"prompt": f"Q{i}", "chosen": " yes", "rejected": " no way"} for i in range(16))
     (tmp_path / "pairs" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ def test_every_public_name_exists_and_has_a_docstring():
 def test_an_unknown_name_raises_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'GRPOTrainer'"):
         cyclealign_trl.GRPOTrainer  # noqa: B018
+
+
+def test_the_wheel_contains_every_file_of_the_package():
+    package = Path(cyclealign_trl.__file__).parent
+    settings = tomllib.loads((package.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["cyclealign_trl"]
+    declared = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert files == declared
 
 
 def own_fields(config):

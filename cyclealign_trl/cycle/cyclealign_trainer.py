@@ -421,7 +421,7 @@ class CycleAlignTrainer(RankingTrainer):
         self._queue.agreed.clear()
         self._queue.restart([])
         self._totals.start()
-        if self.is_world_process_zero():
+        if self.args.should_save:
             for folder in (self.interaction_log.folder, self._ledger_folder):
                 set_folder_aside(folder)
         self.accelerator.wait_for_everyone()

@@ -5,6 +5,7 @@ The log is a folder of Parquet files, which `datasets.load_dataset("parquet", ..
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,9 +19,12 @@ from datasets import Dataset, DatasetInfo, Features, List, Value
 
 from .._files import atomic_write
 from ..data.formats import text_feature
+from ..training.run_file import read_run_file
 from ..types import ExportType, as_completion
 from .interaction import InteractionResult
 from .log_files import LogFile, merge_full_block, read_files
+
+logger = logging.getLogger(__name__)
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _ORDER = pa.list_(pa.int64())
@@ -114,12 +118,30 @@ class InteractionLog:
         while paths != (current := self.paths) and current:
             paths = current
             try:
-                return read_files(paths, columns)
+                table = read_files(paths, columns)
             except FileNotFoundError:  # another process has merged some of the files since they were listed
                 continue
+            self._warn_of_missing(paths)
+            return table
         raise FileNotFoundError(
             f"No interaction log in {self.folder}. Train first, or pass the output directory of a CycleAlign run."
         )
+
+    def _warn_of_missing(self, paths: Sequence[Path]) -> None:
+        """Warn of processes of the run that wrote to the directory of another machine."""
+        files = [file for file in map(LogFile.from_path, paths) if file is not None]
+        run = read_run_file(self.folder.parent)
+        if run is None or not files:
+            return
+        missing = sorted(set(range(run["processes"])) - {file.process_index for file in files})
+        if missing:
+            logger.warning(
+                "%s has no interactions of processes %s, of %d in the run. If its machines had separate output "
+                "directories, copy the files in their `interactions` folders here.",
+                self.folder,
+                ", ".join(map(str, missing)),
+                run["processes"],
+            )
 
 
 def to_row(step: int, interaction: int, result: InteractionResult) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from . import hh_rlhf
 from .formats import check_data_path, file_format
 
 
-def load_named_splits(
-    name: str, config: str | None, file_split: str, argument: str = "dataset_name", **kwargs: Any
-) -> Any:
+def load_named_splits(name: str, config: str | None, file_split: str, argument: str = "dataset_name") -> Any:
     """Load all splits of a data set on the Hub or in a folder, or one file as a split.
 
     Args:
@@ -21,7 +19,6 @@ def load_named_splits(
         config: Configuration of the data set. For HH-RLHF on the Hub, the subset. Has no effect on a file.
         file_split: Name of the split that a file is.
         argument: Argument that named the data set, for error messages.
-        kwargs: Further arguments of `datasets.load_dataset` for a data set that is no file.
 
     Raises:
         ValueError: If there is no such data set on the Hub, or it has no readable rows.
@@ -35,7 +32,7 @@ def load_named_splits(
     if reader is None:
         # The subsets of HH-RLHF are folders, not configurations.
         part = {"data_dir": config} if name == hh_rlhf.HUB_ID else {"name": config}
-        return _load_dataset(name, **part, **kwargs)
+        return _load_dataset(name, **part)
     return _load_dataset(reader, data_files={file_split: name})
 
 

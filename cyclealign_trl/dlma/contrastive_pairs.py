@@ -65,8 +65,8 @@ def generate_contrastive_pairs(
         prompts: The prompts, as text or messages, or a dataset with a column `prompt`.
         contrastive: `"harmless"`, `"helpful"`, or your own `ContrastivePrompts`.
         tokenizer: The model's tokenizer. `None` loads it by the model's name.
-        output_dir: Folder for finished batches, required with several processes. An interrupted call continues from
-            there, with the same pairs as an uninterrupted one.
+        output_dir: Folder for finished batches, of all machines or of each. An interrupted call continues from there,
+            with the same pairs as an uninterrupted one.
         batch_size: Prompts per batch.
         max_prompt_length: Longest contrastive prompt in tokens. `None` means no limit.
         max_completion_length: Longest completion in tokens.
@@ -82,15 +82,13 @@ def generate_contrastive_pairs(
         `rejected_logps`. The last two are log-probabilities under the positive and under the negative prompt.
 
     Raises:
-        ValueError: If there are no prompts, every pair is dropped, `output_dir` is missing with several processes, or
-            `output_dir` contains pairs from a different model, different prompts or different settings.
+        ValueError: If there are no prompts, every pair is dropped, or `output_dir` contains pairs from a different
+            model, different prompts or different settings.
     """
     prompts = prompts if isinstance(prompts, Dataset) else list(prompts)
     if not len(prompts):
         raise ValueError("There are no prompts. Pass at least one.")
     rank, num_processes = _processes()
-    if num_processes > 1 and output_dir is None:
-        raise ValueError(f"output_dir is required to share pairs among {num_processes} processes.")
     self_reward = SelfReward(
         model,
         tokenizer,
@@ -123,6 +121,7 @@ def generate_contrastive_pairs(
     for index in tqdm(own, desc="Generating contrastive pairs", disable=rank > 0 or len(own) < 2, leave=False):
         path = None if folder is None else folder / f"batch-{index:06d}.json"
         if path is not None and path.exists():
+            pairs[index] = json.loads(path.read_text("utf-8"))
             continue
         config = GenerationConfig(
             **sampling,
@@ -134,10 +133,10 @@ def generate_contrastive_pairs(
             pairs[index] = _sample_pairs(self_reward, batches[index], config)
         if path is not None:
             _write_json(path, pairs[index])
-    if num_processes > 1:
-        torch.distributed.barrier()
-    if folder is not None:
-        pairs = {i: json.loads((folder / f"batch-{i:06d}.json").read_text("utf-8")) for i in range(len(batches))}
+    if num_processes > 1:  # not by reading the files, because each machine can have a folder of its own
+        parts: list[dict[int, list[dict[str, Any]]]] = [{} for _ in range(num_processes)]
+        torch.distributed.all_gather_object(parts, pairs)
+        pairs = {index: batch for part in parts for index, batch in part.items()}
     return _as_dataset([row for index in range(len(batches)) for row in pairs[index]])
 
 

@@ -203,7 +203,7 @@ class PeriodicEvaluation(StopCallback):
 
     def _start_new_run(self) -> None:
         """Move the files of an earlier run in the output directory out of the way, except its stored rankings."""
-        if self.trainer.is_world_process_zero():
+        if self.trainer.args.should_save:
             for folder in (self._ledger_folder, self._completions_folder):
                 set_folder_aside(folder)
         self.trainer.accelerator.wait_for_everyone()

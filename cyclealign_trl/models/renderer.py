@@ -229,7 +229,8 @@ class Renderer:
         if self.tokenizer.chat_template is None and "chat_template" not in self._chat_template_kwargs:
             raise ValueError(
                 "The prompts are lists of messages, but the tokenizer has no chat template. Pass prompts that are "
-                "texts (load_hh_rlhf(conversational=False) loads such prompts), or set tokenizer.chat_template."
+                "texts (load_hh_rlhf(conversational=False) loads such prompts), or set chat_template to a Jinja file "
+                "or to a model that has one."
             )
         with _naming_roles(prompt):
             rendered = maybe_apply_chat_template(

@@ -20,6 +20,7 @@ from transformers import (
 from .._warnings import OnceLogger
 from ..types import Prompt, with_completion
 from .batches import longest_first, pad
+from .chat_templates import read_chat_template
 from .gpt_neox_reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE, GPTNeoXRewardModel
 from .loading import check_positions, check_vocabulary, load_model, load_tokenizer, max_positions, place_model
 from .special_text import TextEncoder
@@ -38,8 +39,9 @@ class RewardScorer:
         model: Name or path of the model, or a loaded model. A loaded model is modified: it is moved to `device`, set
             to evaluation mode and, if it has no padding token, given the one of the tokenizer.
         tokenizer: Tokenizer of the model. `None` loads it by the model's name.
-        chat_template: Jinja template for conversations. `None` uses the template of the tokenizer, or the one of the
-            Open-Assistant models for their architecture.
+        chat_template: Jinja template for conversations, as a file or a text, or the name or folder of a model that has
+            one. `None` uses the template of the tokenizer, or the one of the Open-Assistant models for their
+            architecture.
         batch_size: Number of texts in one forward pass.
         max_length: Longest text in tokens. `None` means the limit of model and tokenizer.
         device: Device of the model. `None` means this process's accelerator, or the CPU without one. A model loaded
@@ -80,7 +82,7 @@ class RewardScorer:
         if chat_template is None and self.tokenizer.chat_template is None and isinstance(model, GPTNeoXRewardModel):
             chat_template = OPEN_ASSISTANT_CHAT_TEMPLATE
         if chat_template is not None:
-            self.tokenizer.chat_template = chat_template
+            self.tokenizer.chat_template = read_chat_template(chat_template)
         self._encoder = TextEncoder(self.tokenizer)
         self.max_length = _resolve_max_length(max_length, model, self.tokenizer)
         check_vocabulary(model, self.tokenizer)

@@ -38,6 +38,8 @@ class RankingConfig(TrainingArguments):
         max_completion_length (`int`, *optional*, defaults to `128`):
             Maximum number of tokens of a completion, including the end-of-sequence token. Longer completions are
             truncated on the right.
+        chat_template (`str` or `None`, *optional*, defaults to `None`):
+            Chat template for a model without one: a Jinja file, or a model that has one. It is saved with the model.
         chat_template_kwargs (`dict` or `None`, *optional*, defaults to `None`):
             Keyword arguments for the chat template of conversational prompts.
         model_init_kwargs (`dict` or `None`, *optional*, defaults to `None`):
@@ -85,6 +87,13 @@ class RankingConfig(TrainingArguments):
         metadata={
             "help": "Maximum number of tokens of a completion, including the end-of-sequence token. Longer "
             "completions are truncated on the right."
+        },
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template for a model without one: a Jinja file, or a model that has one. It is saved with "
+            "the model."
         },
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(

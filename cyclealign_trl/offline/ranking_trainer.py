@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .._compat import EvalLoopOutput, get_config_model_id
 from ..data.formats import ranked_row
 from ..data.hh_rlhf import DatasetType, is_published, read_published
+from ..models.chat_templates import set_chat_template
 from ..models.choose_scoring import choose_scoring
 from ..models.loading import (
     check_positions,
@@ -145,6 +146,8 @@ class RankingTrainer(BaseTrainer):
         if processing_class is None:
             source = hub_kwargs(dict_field(args.model_init_kwargs))
             processing_class = AutoTokenizer.from_pretrained(get_config_model_id(model.config), **source)
+        if args.chat_template is not None:
+            set_chat_template(processing_class, args.chat_template)
         chat_template_kwargs = dict_field(args.chat_template_kwargs)
         eos_token_ids = sync_special_tokens(model, processing_class, chat_template_kwargs)
         check_positions(

@@ -33,7 +33,8 @@ class RewardModelRanker:
         model: Name or path of the model, or a loaded model. A loaded model is modified: it is moved to `device`, set
             to evaluation mode and, if it has no padding token, given the one of the tokenizer.
         tokenizer: Tokenizer of the model. `None` loads it by the model's name.
-        chat_template: Jinja template for conversations. `None` uses the template of the tokenizer.
+        chat_template: Jinja template for conversations, as a file or a text, or the name or folder of a model that has
+            one. `None` uses the template of the tokenizer.
         batch_size: Number of texts in one forward pass.
         max_length: Longest text in tokens. `None` means the limit of model and tokenizer.
         device: Device of the model. `None` means this process's accelerator, or the CPU without one. A model loaded

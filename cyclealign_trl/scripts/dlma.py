@@ -8,19 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from accelerate.utils import is_peft_model
+from accelerate import PartialState
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
-from transformers import AutoTokenizer
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config
 
+from .._compat import saving_on_this_process
 from ..data.hh_rlhf import is_published, read_published
 from ..dlma.contrastive_pairs import generate_contrastive_pairs
 from ..dlma.dlma_config import DLMAConfig
 from ..dlma.dlma_trainer import DLMATrainer
 from ..errors import CheckpointError
-from ..models.loading import dict_field, hub_kwargs
+from ..models.chat_templates import set_chat_template
+from ..models.loading import dict_field, load_tokenizer
 from ..rankers.contrastive_prompts import ContrastivePrompts
-from ..training.checkpoints import last_complete_checkpoint
+from ..training.resumption import newest_checkpoint
 from .arguments import CommandParser
 from .inputs import add_model_init_kwargs, load_splits
 from .launch import run_training, train_in_process
@@ -114,9 +116,8 @@ def _read_prompts(
     splits: dict[str, Dataset], training_args: DLMAConfig, model_args: ModelConfig
 ) -> dict[str, Dataset]:
     """Return the prompts of dialogues of HH-RLHF, as messages if the model has a chat template."""
-    source = hub_kwargs(dict_field(training_args.model_init_kwargs))
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, **source)
-    conversational = tokenizer.chat_template is not None
+    tokenizer = load_tokenizer(None, model_args.model_name_or_path, dict_field(training_args.model_init_kwargs))
+    conversational = tokenizer.chat_template is not None or training_args.chat_template is not None
     prompts = {name: read_published(dataset, "prompt-only", conversational) for name, dataset in splits.items()}
     if training_args.process_index == 0:
         for name, dataset in prompts.items():
@@ -134,7 +135,8 @@ def _run_iterations(
     for iteration in range(1, pair_args.num_iterations):
         folder = output_dir / f"iteration-{iteration}"
         trained_model = folder / "model"
-        if not (resuming and (trained_model / "config.json").exists()):
+        # On all machines, which can have an output directory each.
+        if not (resuming and all(gather_object([(trained_model / "config.json").exists()]))):
             args = replace(training_args, output_dir=str(folder), push_to_hub=False)  # type: ignore[call-arg]
             trainer = _make_trainer(model, _make_pairs(model, prompts, pair_args, args), args, model_args)
             trainer.train(resume_from_checkpoint=resuming and _has_checkpoint(folder))
@@ -151,21 +153,28 @@ def _make_pairs(
     model: str, prompts: dict[str, Dataset], pair_args: PairArguments, args: DLMAConfig
 ) -> dict[str, Dataset]:
     """Make pairs for each split, or read finished batches of pairs from the output directory."""
+    init_kwargs = dict_field(args.model_init_kwargs)
+    tokenizer = load_tokenizer(None, model, init_kwargs)
+    template_kwargs = dict_field(args.chat_template_kwargs)
+    if args.chat_template is not None:
+        # The folder of the pairs then records the template.
+        template_kwargs["chat_template"] = set_chat_template(tokenizer, args.chat_template)
     pairs = {}
     for split, dataset in prompts.items():
         pairs[split] = generate_contrastive_pairs(
             model,
             dataset,
             pair_args.contrastive_prompts,
+            tokenizer,
             output_dir=Path(args.output_dir, "pairs", split),
             batch_size=pair_args.generation_batch_size,
             max_prompt_length=args.max_prompt_length,
             max_completion_length=args.max_completion_length - 1,  # leaves room for the end-of-sequence token
             temperature=pair_args.temperature,
-            chat_template_kwargs=dict_field(args.chat_template_kwargs),
+            chat_template_kwargs=template_kwargs,
             seed=args.seed,
             device=args.device,
-            model_init_kwargs=dict_field(args.model_init_kwargs),
+            model_init_kwargs=init_kwargs,
         )
         if args.process_index == 0:
             print(f"Pairs of {split}: {pairs[split].info.description}")
@@ -187,8 +196,10 @@ def _make_trainer(
 def _save_merged(trainer: DLMATrainer, folder: Path) -> None:
     """Save the model for the next iteration, with an adapter merged into its weights."""
     if is_peft_model(trainer.model):
-        if trainer.is_world_process_zero():
-            trainer.model.merge_and_unload().save_pretrained(folder)
+        if trainer.args.should_save:
+            model = trainer.model.merge_and_unload()
+            with saving_on_this_process(model):
+                model.save_pretrained(folder)
             trainer.processing_class.save_pretrained(folder)
         trainer.accelerator.wait_for_everyone()
     else:
@@ -197,7 +208,7 @@ def _save_merged(trainer: DLMATrainer, folder: Path) -> None:
 
 def _has_checkpoint(folder: Path) -> bool:
     try:
-        return bool(last_complete_checkpoint(folder))
+        return bool(newest_checkpoint(folder, PartialState().process_index))
     except CheckpointError:
         return False
 

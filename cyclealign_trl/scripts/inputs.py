@@ -58,9 +58,15 @@ def load_splits(
     split. For HH-RLHF on the Hub, `dataset_config` is the subset.
 
     Raises:
-        ValueError: If no dataset is named, or a split is missing.
+        ValueError: If no dataset is named, a split is missing, or the dataset would be a stream.
         FileNotFoundError: If a file is missing.
     """
+    if script_args.dataset_streaming or mixture_args.streaming:
+        argument = "dataset_streaming" if script_args.dataset_streaming else "streaming"
+        raise ValueError(
+            f"--{argument} is set, but the trainers need datasets with a length. Leave it out, or write a part to a "
+            "file and name the file: Dataset.from_list(list(stream.take(1000))).to_json(...)."
+        )
     name = script_args.dataset_name
     if mixture_args.datasets:
         if name is not None:
@@ -69,9 +75,7 @@ def load_splits(
     elif name is None:
         raise ValueError("No dataset to train on. Set --dataset_name, or `datasets` in the YAML file.")
     else:
-        splits = load_named_splits(
-            name, script_args.dataset_config, script_args.dataset_train_split, streaming=script_args.dataset_streaming
-        )
+        splits = load_named_splits(name, script_args.dataset_config, script_args.dataset_train_split)
     train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
     if training_args.eval_strategy == "no":
         return train_dataset, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,18 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import is_conversational
 
-from .._compat import PREFIX_CHECKPOINT_DIR, get_config_model_id, uploading_without
-from . import checkpoints
+from .._compat import (
+    PREFIX_CHECKPOINT_DIR,
+    get_config_model_id,
+    rotate_checkpoints,
+    saving_on_this_process,
+    set_timeout_of_all_groups,
+    uploading_without,
+)
+from . import checkpoints, resumption
 from .console import shorten_console
 from .dataset_checks import describe_dataset
+from .machines import check_output_dir
 from .model_card import TrainedModel, evaluation_metrics, hub_link, model_card, public_name
 from .run_file import RUN_FILE, continue_run_file, start_run_file
 
@@ -51,12 +60,17 @@ class BaseTrainer(Trainer):
 
     A subclass says how it was trained (`_describe`), which settings a resumed run must share (`_resume_settings`), and
     what else a checkpoint keeps (`_state`, `_load_state`).
+
+    Raises:
+        ValueError: If `save_on_each_node` does not fit the output directories of several machines.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_output_dir(self.args)
         shorten_console(self)
         self.add_callback(_CardBeforePush(self.create_model_card))
+        self.add_callback(_TimeoutOfAllGroups())
 
     # Hooks of subclasses
 
@@ -120,8 +134,9 @@ class BaseTrainer(Trainer):
             if self.is_world_process_zero():
                 start_run_file(Path(self.args.output_dir), self._run_record(), self.args)
             return super().train(None, *args, **kwargs)
-        state = checkpoints.load(checkpoint, self.args.process_index, self.args.world_size, self._resume_settings())
-        self._load_state(state)
+        self._load_state(
+            resumption.load_state(checkpoint, self.args.process_index, self.args.world_size, self._resume_settings())
+        )
         if self.is_world_process_zero():
             continue_run_file(Path(self.args.output_dir), self.args)
         return super().train(str(checkpoint), *args, **kwargs)
@@ -137,9 +152,8 @@ class BaseTrainer(Trainer):
     def _checkpoint_to_resume(self, requested: str | bool | None) -> Path | None:
         # A command line passes every value as text.
         wanted = {"true": True, "false": None}.get(str(requested).lower(), requested)
-        if wanted is True:
-            return checkpoints.last_complete_checkpoint(Path(self.args.output_dir))
-        return Path(str(wanted)) if wanted else None
+        path = Path(wanted) if isinstance(wanted, str) and wanted else wanted or None
+        return resumption.choose_checkpoint(path, Path(self.args.output_dir), self.args.process_index)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -159,7 +173,40 @@ class BaseTrainer(Trainer):
             checkpoints.mark_incomplete(checkpoint)
         self.accelerator.wait_for_everyone()
         checkpoints.save(checkpoint, self.args.process_index, self._resume_settings(), self._state())
-        super()._save_checkpoint(model, trial)
+        with self._rotating_after_all(checkpoint.parent):
+            super()._save_checkpoint(model, trial)
+
+    @contextmanager
+    def _rotating_after_all(self, run_dir: Path) -> Iterator[None]:
+        """Delete old checkpoints only when all machines have completed the new one.
+
+        If a machine died before that, another one would have deleted the last checkpoint that both have.
+        """
+        args = self.args
+        if not args.save_on_each_node:
+            yield
+            return
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            yield
+        finally:
+            args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
+            rotate_checkpoints(str(run_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # ZeRO-3 gathers the weights on process 0 alone.
+        gathered = state_dict is not None or not self.is_deepspeed_enabled
+        writes = self.args.save_on_each_node and self.args.should_save and gathered
+        with saving_on_this_process(self.model) if writes else nullcontext():
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.is_deepspeed_enabled and self.args.should_save and self.args.process_index > 0:
+            # DeepSpeed needs this file on each machine, and writes it on process 0 alone.
+            Path(output_dir, "latest").write_text(f"global_step{self.model_wrapped.global_steps}", encoding="utf-8")
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)  # every process writes this last; only the Trainer's state follows
@@ -247,6 +294,15 @@ class _CardBeforePush(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._write_card()
+
+
+class _TimeoutOfAllGroups(TrainerCallback):
+    """Let `ddp_timeout` apply to all process groups, which exist when training begins."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        set_timeout_of_all_groups(args.ddp_timeout_delta)
 
 
 def _as_list(names: str | list[str] | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,11 @@ def load(checkpoint: Path, process_index: int, num_processes: int, settings: Map
             f"{num_saved}."
         )
     path = _path(checkpoint, process_index)
+    if not path.exists():
+        raise CheckpointError(
+            f"{path}, the state of process {process_index}, is missing. If each machine has its own output "
+            "directory, start each with the rank that it had."
+        )
     saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if saved["version"] != VERSION:
         raise CheckpointError(f"{path} has version {saved['version']}; this package reads version {VERSION}.")
@@ -112,25 +117,38 @@ def load(checkpoint: Path, process_index: int, num_processes: int, settings: Map
     return state
 
 
-def last_complete_checkpoint(output_dir: Path) -> Path:
-    """Return the newest complete checkpoint, and warn of newer ones that are incomplete.
+def has_state(checkpoint: Path, process_index: int) -> bool:
+    """Return whether a checkpoint has the state of a process."""
+    return _path(checkpoint, process_index).exists()
+
+
+def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
+    """Return the complete checkpoints of an output directory by step."""
+    return {step: folder for step, folder in _by_step(output_dir).items() if is_complete(folder)}
+
+
+def newest_of(output_dir: Path, complete_steps: Sequence[int]) -> Path:
+    """Return the newest of the checkpoints that are complete, and warn of newer ones.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If no checkpoint is complete.
     """
-    steps = {
+    if not complete_steps:
+        raise CheckpointError(f"No complete checkpoint found in {output_dir}: there is nothing to resume from.")
+    folders = _by_step(output_dir)
+    newest = max(complete_steps)
+    for step in sorted(folders):
+        if step > newest:
+            logger.warning("%s is incomplete: resuming from %s instead.", folders[step], folders[newest].name)
+    return folders[newest]
+
+
+def _by_step(output_dir: Path) -> dict[int, Path]:
+    return {
         int(match.group(1)): folder
         for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
         if (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name))
     }
-    complete = [step for step, folder in steps.items() if is_complete(folder)]
-    if not complete:
-        raise CheckpointError(f"No complete checkpoint found in {output_dir}: there is nothing to resume from.")
-    newest = steps[max(complete)]
-    for step in sorted(steps):
-        if step > max(complete):
-            logger.warning("%s is incomplete: resuming from %s instead.", steps[step], newest.name)
-    return newest
 
 
 def _path(checkpoint: Path, process_index: int) -> Path:

@@ -61,8 +61,10 @@ def check_trainer_settings(args: TrainingArguments, strategies: Iterable[str] = 
             "accelerator_config: every process then loads its own rows."
         )
     if args.use_liger_kernel:
-        if importlib.util.find_spec("liger_kernel") is None:
-            raise ValueError("use_liger_kernel=True needs the package: pip install liger-kernel.")
+        if any(importlib.util.find_spec(name) is None for name in ("liger_kernel", "triton")):
+            raise ValueError(
+                "use_liger_kernel=True needs Liger and Triton, which needs a GPU: pip install liger-kernel triton."
+            )
         unfused = {"cross_entropy": False, "fused_linear_cross_entropy": False}
         args.liger_kernel_config = {**(args.liger_kernel_config or {}), **unfused}
 

@@ -105,6 +105,21 @@ def test_reading_without_a_log_raises(tmp_path):
         InteractionLog(tmp_path).read()
 
 
+def test_a_log_without_the_files_of_another_machine_warns(tmp_path, caplog):
+    for process in (0, 1, 3):
+        InteractionLog(tmp_path, process).write(0, 0, results("Q"))
+    log = InteractionLog(tmp_path)
+    assert len(log.read()) == 6
+    assert caplog.messages == []  # a published log has no run.json
+    (tmp_path / "run.json").write_text('{"version": 1, "processes": 4}')
+    assert len(log.read()) == 6
+    (message,) = caplog.messages
+    assert message.startswith(f"{log.folder} has no interactions of processes 2, of 4 in the run. If its machines had")
+    InteractionLog(tmp_path, 2).write(0, 0, results("Q"))
+    assert len(log.read()) == 8
+    assert len(caplog.messages) == 1
+
+
 def test_every_column_is_described():
     assert list(COLUMN_DESCRIPTIONS) == schema(conversational=False).names == schema(conversational=True).names
 

@@ -38,8 +38,8 @@ def test_trains_on_both_column_layouts(tmp_path, run_yaml, question, capfd):
           "--warmup_fraction", "0.5"])  # fmt: skip
     out, err = capfd.readouterr()
     assert f"Model saved to {tmp_path / 'out'}." in out
-    assert out.count("'identity_warmup': '1'") == 2
-    assert "eval_mean_token_accuracy" in out
+    assert out.count("  warm-up 1.000") == 2
+    assert "  eval  loss " in out
     assert "Warning" not in err
     assert Aligner.from_pretrained(tmp_path / "out", device="cpu").template.text == "{question}|{answer}="
 

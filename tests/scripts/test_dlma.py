@@ -64,7 +64,7 @@ def test_trains_on_given_pairs_without_making_new_ones(tmp_path, arguments, capf
         (tmp_path / "pairs").mkdir(exist_ok=True)
         Dataset.from_list(rows).to_json(tmp_path / "pairs" / f"{split}.jsonl")
     main([*arguments, "--dataset_name", str(tmp_path / "pairs"), "--eval_strategy", "epoch"])
-    assert "eval_rewards/accuracies" in capfd.readouterr().out
+    assert "  eval  loss " in capfd.readouterr().out
     assert not (tmp_path / "out/pairs").exists()
 
 

@@ -26,7 +26,7 @@ def dataset_name(request, tmp_path, rows, monkeypatch):
         return [str(path)]
 
     def load(path, **kwargs):
-        assert (path, kwargs) == ("Anthropic/hh-rlhf", {"data_dir": "helpful-base", "streaming": False})
+        assert (path, kwargs) == ("Anthropic/hh-rlhf", {"data_dir": "helpful-base"})
         return DatasetDict(train=Dataset.from_list(rows))
 
     monkeypatch.setattr(named_datasets, "load_dataset", load)

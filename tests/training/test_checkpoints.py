@@ -6,6 +6,7 @@ import pytest
 
 from cyclealign_trl import CheckpointError
 from cyclealign_trl.training import checkpoints
+from cyclealign_trl.training.resumption import newest_checkpoint
 
 
 def make_checkpoint(folder, step, num_processes=1):
@@ -39,7 +40,7 @@ def test_an_incomplete_checkpoint_is_skipped_with_a_warning(tmp_path, caplog, da
         for path in newer.iterdir():
             path.unlink()
     with caplog.at_level(logging.WARNING):
-        assert checkpoints.last_complete_checkpoint(tmp_path) == complete
+        assert newest_checkpoint(tmp_path, 0) == complete
     assert caplog.messages == [f"{newer} is incomplete: resuming from checkpoint-9 instead."]
     with pytest.raises(
         CheckpointError, match=r"checkpoint-10 is not a complete checkpoint: .*the run was killed while it was written"
@@ -51,7 +52,7 @@ def test_the_newest_complete_checkpoint_is_chosen_without_a_warning(tmp_path, ca
     for step in (2, 10, 9):
         make_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-best").mkdir()
-    assert checkpoints.last_complete_checkpoint(tmp_path).name == "checkpoint-10"
+    assert newest_checkpoint(tmp_path, 0).name == "checkpoint-10"
     assert caplog.messages == []
 
 
@@ -60,7 +61,7 @@ def test_a_checkpoint_that_is_being_overwritten_is_incomplete(tmp_path):
     checkpoints.mark_incomplete(path)
     assert not checkpoints.is_complete(path)
     with pytest.raises(CheckpointError, match=r"No complete checkpoint found in .*: there is nothing to resume from"):
-        checkpoints.last_complete_checkpoint(tmp_path)
+        newest_checkpoint(tmp_path, 0)
 
 
 @pytest.mark.parametrize(("saved", "now"), [(1, 2), (2, 1)])
@@ -89,7 +90,7 @@ def test_the_checkpoints_of_an_earlier_run_are_loaded_only_by_name(tmp_path, cap
         checkpoints.set_aside(tmp_path)
     assert caplog.messages == [f"{path} belongs to an earlier run. It is resumed only if it is passed by name."]
     with pytest.raises(CheckpointError, match="No complete checkpoint"):
-        checkpoints.last_complete_checkpoint(tmp_path)
+        newest_checkpoint(tmp_path, 0)
     assert checkpoints.load(path, 0, 1, {"seed": 1}) == {"process": 0}
 
 

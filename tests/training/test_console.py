@@ -12,6 +12,11 @@ from tests.aligner.test_aligner_trainer import make_trainer as make_aligner_trai
 from tests.cycle.stubs import DigestRanker, make_trainer, prompts
 
 
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def lines(capsys):
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
 
