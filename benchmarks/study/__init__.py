@@ -1,0 +1,1 @@
+"""The study: methods side by side on a real chat model and real dialogues."""

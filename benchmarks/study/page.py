@@ -1,0 +1,287 @@
+"""Write docs/study.md and its figure from the stored results.
+
+python -m benchmarks.study.page
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from textwrap import fill
+from typing import Any
+
+from cyclealign_trl.evaluation.intervals import Estimate
+
+from .figures import Results, draw, load_results
+from .rows import ROWS
+from .run import RESULTS
+from .scales import SCALES
+
+DOCS = Path(__file__).parents[2] / "docs"
+PACKAGES = ("python", "torch", "transformers", "trl", "peft")
+
+_PAGE = """\
+# The study
+
+Methods side by side on a real chat model and real dialogues: SmolLM2-135M-Instruct on HH-RLHF, with a reward model as
+the black box behind an OpenAI-compatible endpoint, and another reward model as the evaluator. This page and its figure
+are written by `python -m benchmarks.study.page` from the results in `benchmarks/study/results`.
+
+{progress}
+
+## Results
+
+{table}
+
+{legend}
+
+{figure}## What the results show
+
+{findings}
+
+## The two reward models
+
+{reward_models}
+
+Both start from the first layers of the policy with a new head, and TRL's `RewardTrainer` trains all weights. The four
+test files of HH-RLHF are split by the first message of a dialogue into four parts that share no dialogue: pairs for
+the judge, pairs for the evaluator, dialogues to train policies on, and dialogues to evaluate on. The accuracy is
+measured on pairs of the last part.
+
+The judge ranks the completions of a request by its score. Its improved completion is the best of
+{num_improvements} samples of the initial policy under its score, sampled once per prompt for all rows. The random
+judge orders completions and picks the improved completion by a hash of the text: the row differs from
+`cyclealign_pro` in nothing but what the judge knows.
+
+## Settings
+
+{settings}
+
+Rows that ask the judge make {calls} calls, and rows that do not train on {calls} pairs or prompts. No row was tuned
+by itself.
+
+| row | seeds | optimiser steps | judge calls in training | seconds to train | seconds to evaluate |
+| --- | --- | --- | --- | --- | --- |
+{runs}
+
+{machine}
+
+## What a policy and a judge of this size cannot show
+
+- **In-context learning of the judge.** A reward model does not read demonstrations. The part of CycleAlign in which
+  agreements become demonstrations for the judge runs here, and has no effect on the rankings. `LLMRanker` is the same
+  for an LLM behind an endpoint.
+- **A better teacher.** The improved completion comes from the initial policy itself. An LLM would write one that the
+  policy cannot sample.
+- **Quality as people see it.** The evaluator is right about the share of pairs in the table above, and a policy can
+  raise its reward without a better reply. Judge and evaluator have the same architecture and the same kind of data, so
+  they can share blind spots.
+- **Differences between methods.** With so few steps and one learning rate for all, a row without an effect says that
+  these settings have none, and not that the method has none.
+
+## Continue it
+
+```bash
+python -m benchmarks.study.reward_models MODEL HH_RLHF_FOLDER OUTPUT_DIR
+python -m benchmarks.study.run MODEL HH_RLHF_FOLDER OUTPUT_DIR --seeds 0 1 2
+python -m benchmarks.study.page
+```
+
+The second command stops after `--minutes 55`, and continues where it was stopped, also after a kill: finished rows are
+skipped, and trainers resume from their checkpoints. `--scale full` has sizes for a GPU: {full_calls} judge calls or
+pairs per row. {full}
+"""
+
+_FIGURE = """\
+![Difference of each row from the initial policy by the evaluator's reward, with intervals.](images/study.svg)
+
+"""
+
+
+def write_page(results: Path, docs: Path) -> None:
+    """Write the page and its figure.
+
+    Args:
+        results: Folder with the results of each scale.
+        docs: Folder of the page.
+    """
+    finished = load_results(results / "small")
+    if len(finished.runs) > 1:
+        draw(finished, docs / "images" / "study.svg")
+    (docs / "study.md").write_text(page_text(finished, (results / "full").exists()), encoding="utf-8")
+
+
+def page_text(results: Results, has_full: bool) -> str:
+    """Return the page."""
+    scale = SCALES["small"]
+    missing = [row for row in ROWS if row not in results.runs]
+    seeds = {run["seed"] for runs in results.runs.values() for run in runs}
+    progress = f"{len(results.runs)} of {len(ROWS)} rows have run, with {_count(len(seeds), 'seed')}."
+    if missing:
+        progress += f" Not run yet: {', '.join(f'`{row}`' for row in missing)}."
+    number = len(next(iter(results.runs.values()))[0]["prompt_ids"])
+    return _PAGE.format(
+        progress=fill(progress, 119),
+        table=_table(results),
+        legend=fill(
+            f"Mean over {number} held-out prompts of 100 times the sigmoid of the reward, with 95 % intervals by "
+            "bootstrap. Differences are paired by prompt. The intervals cover the draw of the prompts, not that of "
+            "the training seed.",
+            119,
+        ),
+        figure=_FIGURE if len(results.runs) > 1 else "",
+        findings="\n".join([_summary(results), "", *(f"- {line}" for line in _findings(results))]).rstrip(),
+        reward_models=_reward_models(results),
+        num_improvements=scale.num_improvements,
+        settings="\n".join(f"- {line}" for line in _settings()),
+        calls=scale.calls,
+        runs="\n".join(_run_line(row, runs) for row, runs in results.runs.items()),
+        machine=_machine(results),
+        full_calls=SCALES["full"].calls,
+        full="It has results of its own." if has_full else "It has not been run.",
+    )
+
+
+def _table(results: Results) -> str:
+    lines = [
+        "| row | what it is | evaluator's reward | minus `zero_shot` | control | minus control | judge's reward "
+        "| words |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row, runs in results.runs.items():
+        control = ROWS[row].control
+        cells = [
+            f"`{row}`",
+            ROWS[row].about,
+            _plain(results.mean(row, "evaluator")),
+            _signed(results.difference(row, "zero_shot", "evaluator")),
+            "" if control is None else f"`{control}`",
+            _signed(results.difference(row, control, "evaluator")),
+            _plain(results.mean(row, "judge")),
+            f"{fmean(fmean(run['words']) for run in runs):.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _summary(results: Results) -> str:
+    """Return which rows gain over the initial policy and over their control."""
+    if results.runs.keys() <= {"zero_shot"}:
+        return "**Nothing yet: no row but the initial policy has been measured.**"
+    gains = []
+    for row in results.runs:
+        baselines = {"zero_shot", ROWS[row].control} - {None, row}
+        intervals = [results.difference(row, baseline, "evaluator")[1] for baseline in baselines]
+        if intervals and all(interval is not None and interval[0] > 0 for interval in intervals):
+            gains.append(f"`{row}`")
+    if not gains:
+        return "**By the evaluator, no row is better than both `zero_shot` and its control.**"
+    return f"**By the evaluator, better than `zero_shot` and than its control, if it has one: {', '.join(gains)}.**"
+
+
+def _findings(results: Results) -> list[str]:
+    """Return a sentence per row, written from the intervals."""
+    lines = []
+    for row in results.runs:
+        if row == "zero_shot":
+            continue
+        parts = []
+        for reward_model, baseline in (("judge", "zero_shot"), ("evaluator", "zero_shot"),
+                                       ("evaluator", ROWS[row].control)):  # fmt: skip
+            value, interval = results.difference(row, baseline, reward_model)
+            if value is None or interval is None:
+                continue
+            verdict = "better than" if interval[0] > 0 else "worse than" if interval[1] < 0 else "not different from"
+            parts.append(f"{verdict} `{baseline}` by the {reward_model} ({value:+.1f})")
+        control = ROWS[row].control
+        if control is not None and control not in results.runs:
+            parts.append(f"its control `{control}` has not run yet")
+        if parts:
+            lines.append(f"`{row}` is {'; '.join(parts)}.")
+    if lines:
+        lines.append('"Not different" means that the 95 % interval contains 0.')
+    return lines
+
+
+def _reward_models(results: Results) -> str:
+    lines = ["| reward model | pairs to train on | accuracy on held-out pairs | 95 % interval | held-out pairs |",
+             "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    at_chance = []
+    for name, summary in results.reward_models.items():
+        low, high = (100 * bound for bound in summary["accuracy_interval"])
+        lines.append(
+            f"| {name} | {summary['pairs']} | {100 * summary['accuracy']:.1f} % | {low:.1f} to {high:.1f} % | "
+            f"{summary['held_out_pairs']} |"
+        )
+        if low <= 50:
+            at_chance.append(name)
+    text = "\n".join(lines)
+    if at_chance:
+        names = " and of the ".join(at_chance)
+        text += "\n\n" + fill(
+            f"**The accuracy of the {names} cannot be told from chance.** That a policy has a higher reward by "
+            "such a model says that it learned what the model likes, and not that its replies are better.",
+            119,
+        )
+    return text
+
+
+def _settings() -> list[str]:
+    scale = SCALES["small"]
+    return [
+        f"LoRA of rank {scale.lora_rank} on all linear layers, AdamW, constant learning rate {scale.learning_rate:g}, "
+        f"{scale.steps} steps of {scale.batch_size} prompts or pairs.",
+        f"The cycle: {scale.num_generations} completions per prompt, at most {scale.max_completion_length} tokens, "
+        "temperature 1, no nucleus, SFT weight 0.05.",
+        f"Only prompts of at most {scale.max_prompt_length} tokens, and pairs whose completions have at most "
+        f"{scale.max_completion_length}.",
+        f"Evaluation: up to {scale.evaluation_prompts} prompts of each of HH-RLHF's four subsets, greedy replies of "
+        f"at most {scale.max_completion_length} tokens.",
+    ]
+
+
+def _run_line(row: str, runs: Any) -> str:
+    seconds = [f"{fmean(run['seconds'][part] for run in runs):.0f}" for part in ("training", "evaluation")]
+    calls = fmean(run["judge_calls"] for run in runs)
+    names = ", ".join(str(run["seed"]) for run in runs)
+    return f"| `{row}` | {names} | {runs[0]['steps']} | {calls:.0f} | {' | '.join(seconds)} |"
+
+
+def _machine(results: Results) -> str:
+    runs: list[Mapping[str, Any]] = [run for of_row in results.runs.values() for run in of_row]
+    devices = " and ".join(sorted({run["device"] for run in runs}))
+    versions = "; ".join(sorted({", ".join(f"{name} {run['versions'][name]}" for name in PACKAGES) for run in runs}))
+    threads = " or ".join(sorted({_count(run["threads"], "thread") for run in runs}))
+    text = f"Device: {devices}, {threads}. Versions: {versions}."
+    if "CPU" in devices:
+        text += " Other work ran on the machine at the same time, so the seconds are upper bounds."
+    return fill(text, 119)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _plain(estimate: Estimate) -> str:
+    value, interval = estimate
+    return "" if value is None or interval is None else f"{value:.1f} ({interval[0]:.1f} to {interval[1]:.1f})"
+
+
+def _signed(estimate: Estimate) -> str:
+    value, interval = estimate
+    return "" if value is None or interval is None else f"{value:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description="Write docs/study.md and its figure from the stored results.")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="Folder of the results. Default: %(default)s.")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="Folder of the page. Default: %(default)s.")
+    args = parser.parse_args(argv)
+    write_page(args.results, args.docs)
+
+
+if __name__ == "__main__":
+    main()

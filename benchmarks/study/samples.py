@@ -1,0 +1,52 @@
+"""Sample the initial policy several times per prompt, once for the whole study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclealign_trl import ModelUpstream
+from cyclealign_trl.evaluation.prompts import EvaluationPrompt
+from cyclealign_trl.evaluation.row_file import KEY, RowFile
+from cyclealign_trl.models.model_pool import ModelReference
+from cyclealign_trl.types import Prompt
+
+
+class PolicySamples:
+    """Samples of the initial policy by prompt, stored as they are generated.
+
+    Args:
+        model: Name or path of the initial policy.
+        path: File of the samples.
+        number: Samples per prompt.
+        max_new_tokens: Longest sample in tokens.
+
+    Raises:
+        ValueError: If the file has samples of another model, or with other settings.
+    """
+
+    def __init__(self, model: str, path: Path, number: int, max_new_tokens: int) -> None:
+        self._model = model
+        self._number = number
+        self._max_new_tokens = max_new_tokens
+        path.parent.mkdir(parents=True, exist_ok=True)
+        identity = ModelReference.find(model).identity
+        self._file = RowFile(path, {**identity, "number": number, "max_new_tokens": max_new_tokens})
+
+    def sample(self, prompts: Sequence[Prompt]) -> list[list[str]]:
+        """Return the samples of each prompt, and generate those that are missing."""
+        ids = [EvaluationPrompt(prompt).id for prompt in prompts]
+        missing = [(key, prompt) for key, prompt in zip(ids, prompts, strict=True) if key not in self._file.rows]
+        if missing:
+            policy = ModelUpstream(
+                self._model,
+                batch_size=self._number,
+                max_new_tokens=self._max_new_tokens,
+                generation_kwargs={"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0,
+                                   "repetition_penalty": 1.0},
+            )  # fmt: skip
+            for key, prompt in missing:
+                # The seed depends on the prompt, so that an interrupted run samples the same as an uninterrupted one.
+                samples = policy([prompt] * self._number, seed=int(key, 16) % 2**63)
+                self._file.append([{KEY: key, "samples": list(map(str, samples))}])
+        return [self._file.rows[key]["samples"] for key in ids]
