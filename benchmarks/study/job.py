@@ -24,7 +24,7 @@ from .scales import Scale
 
 
 class OutOfTimeError(Exception):
-    """The time of this session is over. What is finished is stored."""
+    """The time of this command is over. What is finished is stored."""
 
 
 @dataclass

@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class _Clock:
-    """Add up the seconds that a block takes over all sessions, except those in which the process was killed."""
+    """Add up the seconds that a block takes over all starts, except those that were killed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
