@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from tests.test_launching import PROCESSES, ROOT, respond, write_policy_and_prom
 
 pytest.importorskip("deepspeed")
 
-CONFIGS = {name: PROCESSES[name] for name in ("zero2.yaml", "zero2.json")}
+CONFIGS = {name: PROCESSES[name] for name in ("zero2.yaml", "zero2.json", "zero3.yaml")}
 CONFIGS["ddp"] = CONFIGS["zero2.json"]  # without the JSON file
 MAX_STEPS = 6
 PER_PROCESS = 2  # requests per step: one in each micro-batch
@@ -46,7 +47,7 @@ class Judge(LoopbackEndpoint):
         late = len(self.requests) > self.prompt
         return Reply(respond(body).content, delay=self.delay if late else 0.0)
 
-    def wait_for(self, number, timeout=120):
+    def wait_for(self, number, timeout=280):
         deadline = time.monotonic() + timeout
         while len(self.requests) < number:
             assert time.monotonic() < deadline, f"{len(self.requests)} requests"
@@ -160,6 +161,9 @@ def interactions(outs):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
+    # A machine that is killed while it compiles this would leave a lock, for which every later run waits.
+    build = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
+    subprocess.run([sys.executable, "-c", build], check=True, capture_output=True)
     folder = tmp_path_factory.mktemp("inputs")
     write_policy_and_prompts(folder)
     return folder
@@ -188,12 +192,14 @@ def one_machine(inputs, tmp_path_factory):
     return run
 
 
-def assert_equals_one_machine(outs, judge, one_machine):
+def assert_equals_one_machine(outs, judge, one_machine, with_model):
+    """Assert that requests, metrics, interactions, and the models in some of the directories are the same."""
     expected, requests = one_machine
     assert {json.dumps(body["messages"]) for body in judge.requests} == requests
     for out in dict.fromkeys(outs):
         for ours, theirs in zip(history(out), history(expected), strict=True):
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    for out in dict.fromkeys(with_model):
         weights, others = (load_file(folder / "model.safetensors") for folder in (out, expected))
         assert all(weights[name].allclose(others[name], rtol=1e-3, atol=1e-4) for name in others)
     assert interactions(outs) == interactions([expected])
@@ -229,6 +235,7 @@ def test_separate_directories_without_save_on_each_node_stop_both(tmp_path, inpu
         ("zero2.yaml", 2, False),
         ("zero2.json", 2, False),
         ("zero2.yaml", 4, False),
+        ("zero3.yaml", 2, False),
         ("ddp", 2, False),
     ],
 )
@@ -260,7 +267,9 @@ def test_a_killed_machine_stops_the_other_and_both_resume(
             finish(machines)
         print(f"requests in flight: {in_flight}, repeated: {judge.repeated}")
         assert 0 < judge.repeated <= in_flight
-        assert_equals_one_machine(outs, judge, one_machine(num_processes))
+        # ZeRO-3 gathers the weights on the first machine alone.
+        with_model = outs[:1] if config == "zero3.yaml" else outs
+        assert_equals_one_machine(outs, judge, one_machine(num_processes), with_model)
 
 
 @pytest.mark.slow
