@@ -13,7 +13,7 @@ help: ## Show this help
 demo: $(VENV)/.demo ## Install, then align a tiny policy with a rule-based judge (offline, under 3 minutes)
 	$(BIN)/cyclealign demo --output_dir outputs/demo
 
-demo-llm: $(VENV)/.demo-llm ## Install, then align SmolLM2-135M-Instruct on everyday questions (offline, LoRA, a quarter of an hour)
+demo-llm: $(VENV)/.demo-llm ## Install, then align SmolLM2-135M-Instruct on everyday questions (offline, LoRA, about six minutes)
 	$(BIN)/cyclealign demo --model smollm2 --output_dir outputs/demo-llm
 
 test: $(VENV)/.all ## Install all CPU dependencies, then run the tests

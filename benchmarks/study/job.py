@@ -65,7 +65,7 @@ class Study:
     def samples(self, kind: str, number: int) -> PolicySamples:
         """Return the stored samples of the initial policy for a kind of prompts."""
         path = self.output_dir / "samples" / f"{kind}.jsonl"
-        return PolicySamples(self.model, path, number, self.scale.max_completion_length)
+        return PolicySamples(self.model, path, number, self.scale)
 
     def check_time(self) -> None:
         """Raise `OutOfTimeError` after the deadline."""

@@ -92,7 +92,8 @@ def cyclealign(job: Job) -> str:
         num_generations=scale.num_generations,
         max_prompt_length=scale.max_prompt_length,
         max_completion_length=scale.max_completion_length,
-        top_p=1.0,  # SFT on nucleus samples would sharpen the policy for any ranking
+        temperature=scale.temperature,
+        top_p=scale.top_p,
     )
     with LoopbackEndpoint(judge.respond) as endpoint:
         trainer = CycleAlignTrainer(

@@ -22,6 +22,7 @@ from benchmarks.speed.report import versions
 from cyclealign_trl import ReplySettings, evaluate_models
 from cyclealign_trl._files import atomic_write
 
+from .clock import Clock
 from .job import Job, OutOfTimeError, Study
 from .methods import judge_calls, make
 from .rows import ROWS, Row
@@ -34,10 +35,10 @@ def run_row(study: Study, name: str, row: Row, seed: int) -> dict[str, Any]:
     """Train and evaluate a row, and return its result."""
     label = f"{name}-{seed}"
     job = Job(study, row, seed, study.output_dir / label)
-    with _Clock(job.folder / "seconds-training.txt") as training:
+    with Clock(job.folder / "seconds-training.txt") as training:
         source = make(job)
     study.check_time()
-    with _Clock(job.folder / "seconds-evaluation.txt") as evaluation:
+    with Clock(job.folder / "seconds-evaluation.txt") as evaluation:
         rewards = {}
         for reward_model in ("evaluator", "judge"):
             report = evaluate_models(
@@ -97,24 +98,6 @@ def main(argv: list[str] | None = None) -> None:
             except OutOfTimeError:
                 print("Out of time. Run the same command again to continue.", flush=True)
                 return
-
-
-class _Clock:
-    """Add up the seconds that a block takes over all starts, except those that were killed."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.total = 0.0
-
-    def __enter__(self) -> _Clock:
-        self._start = time.monotonic()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        before = float(self._path.read_text("utf-8")) if self._path.exists() else 0.0
-        self.total = before + time.monotonic() - self._start
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(str(self.total), encoding="utf-8")
 
 
 def _write(path: Path, value: Any) -> None:

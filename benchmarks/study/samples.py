@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cyclealign_trl import ModelUpstream
 from cyclealign_trl.evaluation.prompts import EvaluationPrompt
 from cyclealign_trl.evaluation.row_file import KEY, RowFile
 from cyclealign_trl.models.model_pool import ModelReference
 from cyclealign_trl.types import Prompt
+
+from .scales import Scale
 
 
 class PolicySamples:
@@ -19,19 +22,23 @@ class PolicySamples:
         model: Name or path of the initial policy.
         path: File of the samples.
         number: Samples per prompt.
-        max_new_tokens: Longest sample in tokens.
+        scale: Sizes and sampling settings of the study.
 
     Raises:
         ValueError: If the file has samples of another model, or with other settings.
     """
 
-    def __init__(self, model: str, path: Path, number: int, max_new_tokens: int) -> None:
+    def __init__(self, model: str, path: Path, number: int, scale: Scale) -> None:
         self._model = model
         self._number = number
-        self._max_new_tokens = max_new_tokens
+        self._settings: dict[str, Any] = {
+            "max_new_tokens": scale.max_completion_length,
+            "temperature": scale.temperature,
+            "top_p": scale.top_p,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         identity = ModelReference.find(model).identity
-        self._file = RowFile(path, {**identity, "number": number, "max_new_tokens": max_new_tokens})
+        self._file = RowFile(path, {**identity, "number": number, **self._settings})
 
     def sample(self, prompts: Sequence[Prompt]) -> list[list[str]]:
         """Return the samples of each prompt, and generate those that are missing."""
@@ -41,10 +48,15 @@ class PolicySamples:
             policy = ModelUpstream(
                 self._model,
                 batch_size=self._number,
-                max_new_tokens=self._max_new_tokens,
-                generation_kwargs={"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0,
-                                   "repetition_penalty": 1.0},
-            )  # fmt: skip
+                max_new_tokens=self._settings["max_new_tokens"],
+                generation_kwargs={
+                    "do_sample": True,
+                    "temperature": self._settings["temperature"],
+                    "top_p": self._settings["top_p"],
+                    "top_k": 0,
+                    "repetition_penalty": 1.0,
+                },
+            )
             for key, prompt in missing:
                 # The seed depends on the prompt, so that an interrupted run samples the same as an uninterrupted one.
                 samples = policy([prompt] * self._number, seed=int(key, 16) % 2**63)

@@ -15,6 +15,8 @@ class Scale:
         num_generations: Completions per judge call.
         max_prompt_length: Longest prompt in tokens. Longer ones are left out.
         max_completion_length: Longest completion in tokens, in training and in the evaluation.
+        temperature: Temperature of the initial policy's samples and of those in the cycle.
+        top_p: Nucleus of these samples.
         num_improvements: Samples of the initial policy that the judge picks its improved completion from.
         evaluation_prompts: Prompts per subset of HH-RLHF to evaluate on.
         learning_rate: Learning rate of all rows, constant.
@@ -29,9 +31,11 @@ class Scale:
     max_completion_length: int
     num_improvements: int
     evaluation_prompts: int
-    learning_rate: float = 3e-4
+    temperature: float = 0.7
+    top_p: float = 0.95
+    learning_rate: float = 2e-4
     lora_rank: int = 8
-    save_steps: int = 3
+    save_steps: int = 6
 
     @property
     def steps(self) -> int:
@@ -51,16 +55,16 @@ SCALES = {
         save_steps=1,
     ),
     "small": Scale(
-        calls=36,
+        calls=96,
         batch_size=4,
         num_generations=4,
         max_prompt_length=128,
         max_completion_length=64,
         num_improvements=8,
-        evaluation_prompts=25,
+        evaluation_prompts=50,
     ),
     "full": Scale(
-        calls=6000,
+        calls=480,
         batch_size=16,
         num_generations=4,
         max_prompt_length=512,
@@ -68,7 +72,6 @@ SCALES = {
         num_improvements=8,
         evaluation_prompts=125,
         learning_rate=1e-4,
-        save_steps=50,
     ),
 }
 """`tiny` is for the tests, `small` for a few minutes per row on a quiet CPU core, and `full` for a GPU."""

@@ -8,13 +8,18 @@ from typing import Literal, get_args
 from datasets import Dataset
 
 from cyclealign_trl import load_hh_rlhf
+from cyclealign_trl.data.hh_rlhf import SUBSETS
 
 Part = Literal["judge", "evaluator", "policy", "evaluation"]
 """Preferences for the judge to learn from, preferences for the evaluator to learn from, dialogues to train policies
 on, and dialogues to evaluate them on."""
 
+HELPFUL = tuple(subset for subset in SUBSETS if subset.startswith("helpful"))
+"""Subsets whose annotators chose the more helpful completion. In `harmless-base`, they chose the less harmful one,
+which often helps less: from a mixture of a few thousand pairs, a small reward model learns neither."""
+
 PARTS: tuple[Part, ...] = get_args(Part)
-_SHARES = (0.3, 0.3, 0.2, 0.2)
+_SHARES = (0.35, 0.35, 0.12, 0.18)
 
 
 def load_part(part: Part, hh_rlhf: str) -> Dataset:
@@ -26,7 +31,7 @@ def load_part(part: Part, hh_rlhf: str) -> Dataset:
         part: The part.
         hh_rlhf: Folder with the test files of HH-RLHF.
     """
-    dataset = load_hh_rlhf(None, "test", hh_rlhf)
+    dataset = load_hh_rlhf(HELPFUL, "test", hh_rlhf)
     return dataset.filter(lambda row: part_of(row["prompt"][0]["content"]) == part, load_from_cache_file=False)
 
 

