@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.figures import GREY, OURS, PADDED
-from cyclealign_trl.evaluation.intervals import Estimate, bootstrap_group_means
+from benchmarks.charts import BLUE, GREY, ORANGE, new_figure, save, style
+from benchmarks.estimates import mean_with_interval, to_text
+from cyclealign_trl.evaluation.intervals import Estimate
 
 from .run import CONFIGURATIONS, RESULTS
 
@@ -121,8 +122,8 @@ def _table(results: Results) -> str:
             f"`{name}`",
             f"{fmean(run['held_out_before']):.3f}",
             f"{fmean(run['held_out_after']):.3f}",
-            _signed(_estimate(_change(run))),
-            _signed(_minus_control(results, name)),
+            to_text(mean_with_interval(_change(run)), "+.3f"),
+            to_text(_minus_control(results, name), "+.3f"),
             str(run["seconds"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -133,7 +134,7 @@ def _findings(results: Results) -> list[str]:
     """Return a sentence per row, written from the intervals."""
     lines = []
     for name, run in results.items():
-        value, interval = _estimate(_change(run))
+        value, interval = mean_with_interval(_change(run))
         assert interval is not None
         moves = "raises" if interval[0] > 0 else "lowers" if interval[1] < 0 else "does not move"
         line = f"`{name}` {moves} the score ({value:+.3f})"
@@ -165,33 +166,20 @@ def _control(name: str) -> str | None:
 
 def _change(run: Mapping[str, Any]) -> np.ndarray:
     """Return the change of the score `(B,)` of each held-out question."""
-    return np.array(run["held_out_after"]) - np.array(run["held_out_before"])
+    change: np.ndarray = np.array(run["held_out_after"]) - np.array(run["held_out_before"])
+    return change
 
 
 def _minus_control(results: Results, name: str) -> Estimate:
     control = _control(name)
     if control is None or control not in results:
         return None, None
-    return _estimate(_change(results[name]) - _change(results[control]))
-
-
-def _estimate(values: np.ndarray) -> Estimate:
-    return bootstrap_group_means(values[:, None], ["all"] * len(values), None, 2000, 0.95, 0).micro[0]
-
-
-def _signed(estimate: Estimate) -> str:
-    value, interval = estimate
-    return "" if value is None or interval is None else f"{value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
+    return mean_with_interval(_change(results[name]) - _change(results[control]))
 
 
 def _draw(results: Results, path: Path) -> None:
     """Draw the score of the policy's samples, a point per window of steps on the same prompts, as an SVG."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    # Text as outlines looks the same everywhere; a fixed salt and no date keep the file the same from run to run.
-    mpl.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "cyclealign", "font.family": "DejaVu Sans"})
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = new_figure(9, 3.8)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, lora, title in zip(panels, (True, False), ("LoRA", "All weights"), strict=True):
         names = [name for name in results if CONFIGURATIONS[name].lora == lora]
@@ -200,18 +188,13 @@ def _draw(results: Results, path: Path) -> None:
             windows = scores[: len(scores) // WINDOW * WINDOW].reshape(-1, WINDOW).mean(1)
             steps = WINDOW * (np.arange(len(windows)) + 1)
             random = CONFIGURATIONS[name].random_judge
-            colour = GREY if random else (OURS, PADDED, "#3a9d6a", "#a45ac0", "#c0466a", "#8a7a2a")[index % 6]
+            colour = GREY if random else (BLUE, ORANGE, "#3a9d6a", "#a45ac0", "#c0466a", "#8a7a2a")[index % 6]
             axes.plot(steps, windows, color=colour, linestyle="--" if random else "-", linewidth=1.8, label=name)
-        axes.set_title(f"{title}: score of the policy's samples", color=GREY, loc="left", fontsize=10)
+        style(axes, f"{title}: score of the policy's samples")
         axes.set_xlabel("optimiser step", color=GREY)
         axes.set_ylim(0, 1)
-        axes.grid(color=GREY, linewidth=0.6, alpha=0.4)
-        axes.tick_params(colors=GREY, length=0)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(GREY)
         axes.legend(frameon=False, labelcolor=GREY, fontsize=7.5, loc="upper left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, transparent=True, metadata={"Date": None})
+    save(figure, path)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.figures import GREY, OURS
-from cyclealign_trl.evaluation.intervals import Estimate, bootstrap_group_means
+from benchmarks.charts import BLUE, GREY, new_figure, save, style
+from benchmarks.estimates import mean_with_interval
+from cyclealign_trl.evaluation.intervals import Estimate
 from cyclealign_trl.evaluation.metrics.reward_score import transform_rewards
 
 from .rows import ROWS
@@ -37,13 +38,13 @@ class Results:
 
     def mean(self, row: str, reward_model: str) -> Estimate:
         """Return the mean reward of a row with its interval."""
-        return _estimate(self.rewards(row, reward_model))
+        return mean_with_interval(self.rewards(row, reward_model))
 
     def difference(self, row: str, baseline: str | None, reward_model: str) -> Estimate:
         """Return the mean reward of a row minus that of another on the same prompts, with its interval."""
         if baseline is None or row == baseline or not {row, baseline} <= set(self.runs):
             return None, None
-        return _estimate(self.rewards(row, reward_model) - self.rewards(baseline, reward_model))
+        return mean_with_interval(self.rewards(row, reward_model) - self.rewards(baseline, reward_model))
 
 
 def load_results(folder: Path) -> Results:
@@ -65,31 +66,17 @@ def load_results(folder: Path) -> Results:
 
 def draw(results: Results, path: Path) -> None:
     """Draw the difference of each row from the initial policy by the evaluator, with intervals, as an SVG."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    # Text as outlines looks the same everywhere; a fixed salt and no date keep the file the same from run to run.
-    mpl.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "cyclealign", "font.family": "DejaVu Sans"})
     rows = [row for row in results.runs if row != "zero_shot"][::-1]
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    figure = new_figure(8, 1.2 + 0.4 * len(rows))
     axes = figure.add_subplot()
     for position, row in enumerate(rows):
         value, interval = results.difference(row, "zero_shot", "evaluator")
         if value is not None and interval is not None:
-            colour = GREY if ROWS[row].judge == "random" else OURS
+            colour = GREY if ROWS[row].judge == "random" else BLUE
             axes.plot(interval, [position, position], color=colour, linewidth=2)
             axes.plot([value], [position], "o", color=colour)
     axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_title("Reward of the evaluator, minus that of the initial policy", color=GREY, loc="left")
-    axes.grid(axis="x", color=GREY, linewidth=0.6, alpha=0.4)
-    axes.tick_params(colors=GREY, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GREY)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, transparent=True, metadata={"Date": None})
-
-
-def _estimate(values: np.ndarray) -> Estimate:
-    return bootstrap_group_means(values[:, None], ["all"] * len(values), None, 1000, 0.95, 0).micro[0]
+    style(axes, "Reward of the evaluator, minus that of the initial policy", grid="x")
+    save(figure, path)

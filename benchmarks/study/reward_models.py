@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--num_pairs", type=int, help="Pairs to train each on. Default: all that are short enough.")
     parser.add_argument("--num_held_out", type=int, default=400, help="Pairs to measure the accuracy on.")
     parser.add_argument("--num_layers", type=int, help="Layers to keep, the first ones. Default: all.")
-    parser.add_argument("--num_epochs", type=float, default=2)
+    parser.add_argument("--num_epochs", type=float, default=1)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--use_cpu", action="store_true", help="Train on the CPU even where there is a GPU.")
     args = parser.parse_args()

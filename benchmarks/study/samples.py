@@ -31,6 +31,7 @@ class PolicySamples:
     def __init__(self, model: str, path: Path, number: int, scale: Scale) -> None:
         self._model = model
         self._number = number
+        self._prompts_per_batch = scale.batch_size
         self._settings: dict[str, Any] = {
             "max_new_tokens": scale.max_completion_length,
             "temperature": scale.temperature,
@@ -47,7 +48,7 @@ class PolicySamples:
         if missing:
             policy = ModelUpstream(
                 self._model,
-                batch_size=self._number,
+                batch_size=self._number * self._prompts_per_batch,
                 max_new_tokens=self._settings["max_new_tokens"],
                 generation_kwargs={
                     "do_sample": True,
@@ -57,8 +58,12 @@ class PolicySamples:
                     "repetition_penalty": 1.0,
                 },
             )
-            for key, prompt in missing:
-                # The seed depends on the prompt, so that an interrupted run samples the same as an uninterrupted one.
-                samples = policy([prompt] * self._number, seed=int(key, 16) % 2**63)
-                self._file.append([{KEY: key, "samples": list(map(str, samples))}])
+            for start in range(0, len(missing), self._prompts_per_batch):
+                chunk = missing[start : start + self._prompts_per_batch]
+                repeated = [prompt for _, prompt in chunk for _ in range(self._number)]
+                # The seed depends on the prompts, so that an interrupted run samples the same as an uninterrupted one.
+                texts = iter(policy(repeated, seed=int(chunk[0][0], 16) % 2**63))
+                self._file.append(
+                    {KEY: key, "samples": [str(next(texts)) for _ in range(self._number)]} for key, _ in chunk
+                )
         return [self._file.rows[key]["samples"] for key in ids]

@@ -16,7 +16,7 @@ on, and dialogues to evaluate them on."""
 
 HELPFUL = tuple(subset for subset in SUBSETS if subset.startswith("helpful"))
 """Subsets whose annotators chose the more helpful completion. In `harmless-base`, they chose the less harmful one,
-which often helps less: from a mixture of a few thousand pairs, a small reward model learns neither."""
+which often helps less. A small reward model, trained on a few thousand pairs of all subsets, did not learn that."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 _SHARES = (0.35, 0.35, 0.12, 0.18)

@@ -20,8 +20,8 @@ from .text_rows import Groups, Places, Row, SharedRows, by_length, padded_inputs
 
 _ADDED = "_cyclealign_scoring"
 _PLAIN_ROWS = 64  # rows of logits that are reduced at a time
-_MIN_TOKENS = {True: 1024, False: 32768}
-"""Tokens of a forward pass on a CPU and elsewhere, from which more of them at once are not faster."""
+# Tokens of a forward pass, from which more of them at once are not faster.
+_MIN_TOKENS_ON_CPU, _MIN_TOKENS_ELSEWHERE = 1024, 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,8 @@ def sequence_logps(
     texts = [(prompt, completion) for prompt, completions in groups.items() for completion in completions]
 
     rows, scoring = _lay_out(groups, scoring)
-    passes = by_length(rows, _MIN_TOKENS[device.type == "cpu"]) if scoring.several_passes else [rows]
+    min_tokens = _MIN_TOKENS_ON_CPU if device.type == "cpu" else _MIN_TOKENS_ELSEWHERE
+    passes = by_length(rows, min_tokens) if scoring.several_passes else [rows]
     sums: dict[int, Tensor] = {}
     for own in passes:
         inputs = (scoring.shared.inputs if scoring.shared else padded_inputs)(own, pad_token_id, device)

@@ -236,7 +236,7 @@ class Renderer:
             rendered = maybe_apply_chat_template(
                 {"prompt": _in_parts(self._encoder.mark_messages(prompt), self._turn.parts)},
                 self.tokenizer,
-                _parse_tools(tools),
+                parse_tools(tools),
                 **self._chat_template_kwargs,
             )
         return str(rendered["prompt"])
@@ -256,7 +256,7 @@ class Renderer:
             rendered = str(
                 self.tokenizer.apply_chat_template(
                     _in_parts(messages, turn.parts),
-                    tools=_parse_tools(tools) or None,
+                    tools=parse_tools(tools) or None,
                     tokenize=False,
                     **self._chat_template_kwargs,
                 )
@@ -339,7 +339,7 @@ def _naming_roles(messages: Sequence[Mapping[str, Any]]) -> Iterator[None]:
         ) from error
 
 
-def _parse_tools(tools: Any) -> Any:
+def parse_tools(tools: Any) -> Any:
     """Return the tools of a row, as TRL reads them: JSON text is parsed, and fields that Arrow filled are removed."""
     return _without_none(json.loads(tools) if isinstance(tools, str) and tools else tools or None)
 

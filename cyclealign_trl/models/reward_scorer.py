@@ -23,6 +23,7 @@ from .batches import longest_first, pad
 from .chat_templates import read_chat_template
 from .gpt_neox_reward_model import OPEN_ASSISTANT_CHAT_TEMPLATE, GPTNeoXRewardModel
 from .loading import check_positions, check_vocabulary, load_model, load_tokenizer, max_positions, place_model
+from .renderer import parse_tools
 from .special_text import TextEncoder
 
 logger = logging.getLogger(__name__)
@@ -114,10 +115,16 @@ class RewardScorer:
         texts = [self.encode(prompt, [completion])[0] for prompt, completion in zip(prompts, completions, strict=True)]
         return self.score_ids(texts)
 
-    def encode(self, prompt: Prompt, completions: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of the text to score for each completion of a prompt. Raises as `score` does."""
+    def encode(self, prompt: Prompt, completions: Sequence[str], tools: Any = None) -> list[list[int]]:
+        """Return the token ids of the text to score for each completion of a prompt. Raises as `score` does.
+
+        Args:
+            prompt: The prompt.
+            completions: Its completions.
+            tools: Tools for the chat template, as a list of functions' schemas or as JSON text.
+        """
         with self._lock:
-            texts = [self._render(prompt, completion) for completion in completions]
+            texts = [self._render(prompt, completion, tools) for completion in completions]
             # A chat template adds the special tokens itself.
             return [self._tokenize(text, add_special_tokens=isinstance(prompt, str)) for text in texts]
 
@@ -131,7 +138,7 @@ class RewardScorer:
                 scores[index] = score
         return scores
 
-    def _render(self, prompt: Prompt, completion: str) -> str:
+    def _render(self, prompt: Prompt, completion: str, tools: Any) -> str:
         if isinstance(prompt, str):
             if self.tokenizer.chat_template is not None:
                 self._once.warning(
@@ -147,7 +154,7 @@ class RewardScorer:
                 "one that the model was trained with as `chat_template`, or use plain-text prompts."
             )
         messages = self._encoder.mark_messages(with_completion(prompt, completion))
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        return str(self.tokenizer.apply_chat_template(messages, tools=parse_tools(tools), tokenize=False))
 
     def _tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = self._encoder.encode(text)

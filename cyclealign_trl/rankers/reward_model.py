@@ -20,7 +20,8 @@ class RewardModelRanker:
 
     For a conversational prompt, the model scores the conversation with the completion, formatted by the chat template.
     For a plain-text prompt, it scores the concatenation of prompt and completion. A text that is too long is truncated
-    on the left. Demonstrations and metadata are ignored.
+    on the left. The chat template gets the tools of a row, `metadata["tools"]`. Demonstrations and other metadata are
+    ignored.
 
     A higher score is better. Completions with equal scores share a rank (0, 1, 1, 2), and `order` lists them by index.
     A request becomes `RankingFailure("no_score")` if a score is not finite, and `RankingFailure("invalid_prompt")` if
@@ -97,7 +98,7 @@ class RewardModelRanker:
     def _encode(self, request: RankingRequest) -> list[list[int]] | RankingFailure:
         """Return the token ids of the text to score for each completion."""
         try:
-            return self.scorer.encode(request.prompt, request.completions)
+            return self.scorer.encode(request.prompt, request.completions, request.metadata.get("tools"))
         except TemplateError as error:
             return RankingFailure("invalid_prompt", f"the chat template rejects the messages: {error}")
         except ValueError as error:

@@ -44,11 +44,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--upstream_base_url", metavar="URL", help="Base URL of the endpoint. Defaults to OPENAI_BASE_URL or OpenAI's."
     )
     parser.add_argument(
-        "--upstream_max_concurrency",
-        type=int,
-        default=32,
-        metavar="N",
-        help="Maximum number of concurrent calls to the endpoint. (default: %(default)s)",
+        "--upstream_kwargs",
+        metavar="JSON",
+        help="Further arguments of EndpointUpstream, such as its limits: "
+        '\'{"max_concurrency": 8, "rpm": 500, "prices": {"input": 0.25, "output": 2.0}, "max_cost": 5.0}\'.',
     )
     parser.add_argument(
         "--served_model_name", metavar="NAME", help="Name of the served model. Defaults to the last part of --aligner."
@@ -86,14 +85,16 @@ def main(argv: Sequence[str]) -> None:
     """Load both models and serve until a signal. Requests in flight are finished before the exit."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.upstream_base_url is not None and args.upstream_model is None:
-        parser.error("--upstream_base_url needs --upstream_model, the name of the model at that endpoint.")
+    for name in ("upstream_base_url", "upstream_kwargs"):
+        if getattr(args, name) is not None and args.upstream_model is None:
+            parser.error(f"--{name} needs --upstream_model, the name of the model at an endpoint.")
     with one_line_errors(parser.prog):
         from aiohttp import web
 
         from ..aligner.aligner import Aligner
         from ..aligner.serving.server import AlignedServer
         from ..aligner.upstreams import AlignedUpstream, EndpointUpstream, ModelUpstream, Upstream
+        from .inputs import parse_json_object
 
         loading_kwargs = {
             "batch_size": args.batch_size,
@@ -103,9 +104,11 @@ def main(argv: Sequence[str]) -> None:
         }
         upstream: Upstream
         if args.upstream_model is not None:
-            upstream = EndpointUpstream(
-                args.upstream_model, args.upstream_base_url, max_concurrency=args.upstream_max_concurrency
-            )
+            kwargs = parse_json_object("upstream_kwargs", args.upstream_kwargs)
+            try:
+                upstream = EndpointUpstream(args.upstream_model, args.upstream_base_url, **kwargs)
+            except TypeError as error:
+                raise ValueError(f"The upstream does not accept these upstream_kwargs: {error}") from error
         else:
             upstream = ModelUpstream(args.upstream_model_name_or_path, **loading_kwargs)
         aligner = Aligner.from_pretrained(args.aligner, template=args.aligner_template, **loading_kwargs)

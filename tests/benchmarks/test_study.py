@@ -17,7 +17,7 @@ from benchmarks.study.methods import make
 from benchmarks.study.page import DOCS, page_text, write_page
 from benchmarks.study.rows import ROWS
 from benchmarks.study.scales import SCALES
-from benchmarks.study.splits import PARTS, part_of
+from benchmarks.study.splits import HELPFUL, PARTS, part_of
 from cyclealign_trl import LLMRanker, RankingRequest
 from cyclealign_trl.data.hh_rlhf import SUBSETS
 from cyclealign_trl.demo.loopback import LoopbackEndpoint
@@ -68,7 +68,7 @@ def test_every_row_is_measured_on_the_same_prompts(results):
     assert len({tuple(row["prompt_ids"]) for row in rows}) == 1
     for row in rows:
         for reward_model in ("evaluator", "judge"):
-            assert len(row["rewards"][reward_model]) == len(row["prompt_ids"]) == len(SUBSETS)
+            assert len(row["rewards"][reward_model]) == len(row["prompt_ids"]) == len(HELPFUL)
 
 
 def test_rows_with_a_judge_ask_it_equally_often(results):
@@ -140,4 +140,4 @@ def test_random_judge_depends_on_the_seed_and_the_text_alone():
 def test_parts_get_their_shares_of_dialogues():
     parts = [part_of(f"message {number}") for number in range(2000)]
     shares = [parts.count(part) / len(parts) for part in PARTS]
-    assert shares == pytest.approx([0.3, 0.3, 0.2, 0.2], abs=0.04)
+    assert shares == pytest.approx([0.35, 0.35, 0.12, 0.18], abs=0.04)

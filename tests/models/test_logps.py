@@ -137,7 +137,7 @@ def test_several_passes_change_nothing(head, layout, monkeypatch):
     scoring = make_scoring(model, head, layout)
     expected, _ = logps(model, scoring)
     expected_gradients = gradients(model, expected)
-    monkeypatch.setattr(module, "_MIN_TOKENS", {True: 8})
+    monkeypatch.setattr(module, "_MIN_TOKENS_ON_CPU", 8)
     seen = []
     model.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
     sums, _ = logps(model, replace(scoring, several_passes=True))

@@ -1,5 +1,6 @@
 """`RewardModelRanker` with a tiny classifier: scores, batches, chat templates, truncation, loading, threads."""
 
+import json
 import logging
 import math
 import threading
@@ -162,6 +163,20 @@ def test_formats_conversations_with_the_chat_template(caplog):
     RewardModelRanker(model, with_special_tokens(make_tokenizer())).rank([CHAT])
     assert set(seen) == {f"<user>Hi</s>\n<assistant>{text}</s>\n" for text in CHAT.completions}
     assert warnings_in(caplog) == []
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_chat_template_gets_the_tools_of_the_row(as_text):
+    tools = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+    model, tokenizer = make_reward_model(), make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}"
+        "{% for message in messages %}{{ message.content }} {% endfor %}"
+    )
+    seen = record_scores(model)
+    metadata = {"tools": json.dumps(tools) if as_text else tools}
+    RewardModelRanker(model, tokenizer).rank([RankingRequest([USER], ("Yo",), metadata=metadata)])
+    assert list(seen) == ["clock Hi Yo "]
 
 
 def test_a_completion_continues_a_prefilled_assistant_message():

@@ -124,6 +124,9 @@ def test_serves_a_local_upstream(folder):
         ("--aligner ALIGNER --upstream_model_name_or_path nowhere/policy", "couldn't find them"),
         ("--aligner ALIGNER --upstream_model gpt", "No API key"),
         ("--aligner ALIGNER --upstream_model gpt --upstream_base_url http://127.0.0.1:9/v1 --batch_size 0", "got 0"),
+        ('--aligner ALIGNER --upstream_model gpt --upstream_kwargs {"rmp":5}', "no argument 'rmp'"),
+        ('--aligner ALIGNER --upstream_model gpt --upstream_kwargs {"api_key":"secret"}', "set OPENAI_API_KEY"),
+        ('--aligner ALIGNER --upstream_model gpt --upstream_kwargs ["rpm"]', "upstream_kwargs must be a JSON object"),
     ],
 )
 def test_usage_errors_are_one_line(folder, arguments, message, monkeypatch):
@@ -136,8 +139,9 @@ def test_usage_errors_are_one_line(folder, arguments, message, monkeypatch):
     assert "\n" not in stop.value.code
 
 
-def test_a_base_url_without_a_model_name_is_an_error(folder, capsys):
+@pytest.mark.parametrize("argument", ["--upstream_base_url=http://x", "--upstream_kwargs={}"])
+def test_arguments_of_an_endpoint_without_a_model_name_are_an_error(argument, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["serve", "--aligner", "a", "--upstream_model_name_or_path", "b", "--upstream_base_url", "http://x"])
+        main(["serve", "--aligner", "a", "--upstream_model_name_or_path", "b", argument])
     assert stop.value.code == 2
-    assert "--upstream_base_url needs --upstream_model" in capsys.readouterr().err
+    assert f"{argument.partition('=')[0]} needs --upstream_model" in capsys.readouterr().err

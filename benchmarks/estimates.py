@@ -1,0 +1,20 @@
+"""Means with bootstrap intervals, and their text."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cyclealign_trl.evaluation.intervals import Estimate, bootstrap_group_means
+
+
+def mean_with_interval(values: np.ndarray) -> Estimate:
+    """Return the mean of values `(B,)` with its 95 % interval."""
+    return bootstrap_group_means(values[:, None], ["all"] * len(values), None, 1000, 0.95, 0).micro[0]
+
+
+def to_text(estimate: Estimate, spec: str) -> str:
+    """Return an estimate as text, with a format such as `"+.1f"`, or nothing if there is none."""
+    value, interval = estimate
+    if value is None or interval is None:
+        return ""
+    return f"{value:{spec}} ({interval[0]:{spec}} to {interval[1]:{spec}})"
