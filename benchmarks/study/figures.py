@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.charts import BLUE, GREY, new_figure, save, style
-from benchmarks.estimates import mean_with_interval
+from benchmarks.estimates import intercept_with_interval, mean_with_interval
 from cyclealign_trl.evaluation.intervals import Estimate
 from cyclealign_trl.evaluation.metrics.reward_score import transform_rewards
 
@@ -36,15 +36,36 @@ class Results:
         values: np.ndarray = transform_rewards(table, "sigmoid").mean(0)
         return values
 
+    def words(self, row: str) -> np.ndarray:
+        """Return the number of words `(B,)` of the replies of a row, averaged over its seeds."""
+        words: np.ndarray = np.array([run["words"] for run in self.runs[row]], dtype=float).mean(0)
+        return words
+
+    def length_correlation(self, reward_model: str) -> float:
+        """Return the correlation of rewards and numbers of words, over the replies of all rows."""
+        rewards = np.concatenate([self.rewards(row, reward_model) for row in self.runs])
+        return float(np.corrcoef(rewards, np.concatenate([self.words(row) for row in self.runs]))[0, 1])
+
     def mean(self, row: str, reward_model: str) -> Estimate:
         """Return the mean reward of a row with its interval."""
         return mean_with_interval(self.rewards(row, reward_model))
 
-    def difference(self, row: str, baseline: str | None, reward_model: str) -> Estimate:
-        """Return the mean reward of a row minus that of another on the same prompts, with its interval."""
+    def difference(self, row: str, baseline: str | None, reward_model: str, *, equal_length: bool = False) -> Estimate:
+        """Return the mean reward of a row minus that of another on the same prompts, with its interval.
+
+        Args:
+            row: The row.
+            baseline: The other row.
+            reward_model: `"evaluator"` or `"judge"`.
+            equal_length: Whether to return the difference that a line through the differences of the prompts, by how
+                many words the reply of the row has more than the other, predicts for replies of the same length.
+        """
         if baseline is None or row == baseline or not {row, baseline} <= set(self.runs):
             return None, None
-        return mean_with_interval(self.rewards(row, reward_model) - self.rewards(baseline, reward_model))
+        difference = self.rewards(row, reward_model) - self.rewards(baseline, reward_model)
+        if equal_length:
+            return intercept_with_interval(difference, self.words(row) - self.words(baseline))
+        return mean_with_interval(difference)
 
 
 def load_results(folder: Path) -> Results:

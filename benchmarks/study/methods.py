@@ -26,7 +26,7 @@ from cyclealign_trl.cycle.interaction_log import InteractionLog, export_interact
 from cyclealign_trl.demo.loopback import LoopbackEndpoint
 from cyclealign_trl.types import Prompt
 
-from .endpoint import StudyJudge, best_of, random_score
+from .endpoint import Score, StudyJudge, best_of, random_score
 from .job import Job
 from .rows import Method
 
@@ -37,10 +37,10 @@ def zero_shot(job: Job) -> str:
 
 
 def best_of_4(job: Job) -> str:
-    """Write the judge's choice of four samples of the initial policy for each evaluation prompt."""
+    """Write the choice of the row's judge of four samples of the initial policy for each evaluation prompt."""
     prompts = [entry.prompt for entry in job.study.prompts.prompts]
     samples = job.study.samples(f"evaluation-{job.seed}", 4).sample(prompts)
-    score = job.study.judge_score
+    score = _judge_score(job)
     return write_replies(job, [best_of(score, prompt, group) for prompt, group in zip(prompts, samples, strict=True)])
 
 
@@ -82,7 +82,7 @@ def cyclealign(job: Job) -> str:
     samples = study.samples("training", scale.num_improvements).sample(prompts)
     questions = [prompt[-1]["content"] for prompt in prompts]
     judge = StudyJudge(
-        random_score(job.seed) if job.row.judge == "random" else study.judge_score,
+        _judge_score(job),
         dict(zip(questions, prompts, strict=True)),
         dict(zip(questions, samples, strict=True)),
     )
@@ -168,6 +168,11 @@ def make(job: Job) -> str:
     job.folder.mkdir(parents=True, exist_ok=True)
     set_seed(job.seed)
     return METHODS[job.row.method](job)
+
+
+def _judge_score(job: Job) -> Score:
+    """Return how the judge of a row scores."""
+    return random_score(job.seed) if job.row.judge == "random" else job.study.judge_score
 
 
 def judge_calls(job: Job) -> int:

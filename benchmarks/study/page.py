@@ -12,6 +12,8 @@ from statistics import fmean
 from textwrap import fill
 from typing import Any
 
+import numpy as np
+
 from benchmarks.estimates import to_text
 
 from .figures import Results, draw, load_results
@@ -45,6 +47,8 @@ evaluator. This page and its figure are written by `python -m benchmarks.study.p
 ## The two reward models
 
 {reward_models}
+
+{correlation}
 
 Both start from the encoder all-MiniLM-L6-v2 (22 million weights) with a new head, and TRL's `RewardTrainer` trains
 all weights. The helpful test files of HH-RLHF are split by the first message of a dialogue into four parts that share
@@ -81,6 +85,8 @@ by itself.
 - **Quality as people see it.** The evaluator is right about the share of pairs in the table above, and a policy can
   raise its reward without a better reply. Judge and evaluator have the same architecture and the same kind of data, so
   they can share blind spots.
+- **Data against judges.** HH-RLHF's completions are written by other models, and those that fit into 64 tokens are
+  shorter than what the policy writes. Rows that imitate them learn this, whatever the annotators preferred.
 - **Differences between methods.** With so few steps and one learning rate for all, a row without an effect says that
   these settings have none, and not that the method has none.
 
@@ -129,14 +135,16 @@ def page_text(results: Results, has_full: bool) -> str:
         progress=fill(progress, 119),
         table=_table(results),
         legend=fill(
-            f"Mean over {number} held-out prompts of 100 times the sigmoid of the reward, with 95 % intervals by "
-            "bootstrap. Differences are paired by prompt. The intervals cover the draw of the prompts, not that of "
-            "the training seed.",
+            f"Means over {number} held-out prompts, with 95 % intervals by bootstrap. The reward is 100 times the "
+            "sigmoid of the evaluator's output. Differences are paired by prompt. At equal length: where a line "
+            "through the differences in reward, by the difference in words, has none in words. The intervals cover "
+            "the draw of the prompts, not that of the training seed.",
             119,
         ),
         figure=_FIGURE if len(results.runs) > 1 else "",
         findings="\n".join([_summary(results), "", *(f"- {line}" for line in _findings(results))]).rstrip(),
         reward_models=_reward_models(results),
+        correlation=_correlation(results),
         num_improvements=scale.num_improvements,
         settings="\n".join(f"- {line}" for line in _settings()),
         calls=scale.calls,
@@ -149,21 +157,22 @@ def page_text(results: Results, has_full: bool) -> str:
 
 def _table(results: Results) -> str:
     lines = [
-        "| row | what it is | evaluator's reward | minus `zero_shot` | control | minus control | judge's reward "
-        "| words |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| row | what it is | reward | words | minus `zero_shot` | at equal length | control | minus control "
+        "| at equal length |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row, runs in results.runs.items():
+    for row in results.runs:
         control = ROWS[row].control
         cells = [
             f"`{row}`",
             ROWS[row].about,
             to_text(results.mean(row, "evaluator"), ".1f"),
+            f"{results.words(row).mean():.0f}",
             to_text(results.difference(row, "zero_shot", "evaluator"), "+.1f"),
+            to_text(results.difference(row, "zero_shot", "evaluator", equal_length=True), "+.1f"),
             "" if control is None else f"`{control}`",
             to_text(results.difference(row, control, "evaluator"), "+.1f"),
-            to_text(results.mean(row, "judge"), ".1f"),
-            f"{fmean(fmean(run['words']) for run in runs):.0f}",
+            to_text(results.difference(row, control, "evaluator", equal_length=True), "+.1f"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -174,7 +183,7 @@ def _summary(results: Results) -> str:
     if results.runs.keys() <= {"zero_shot"}:
         return "**Nothing yet: no row but the initial policy has been measured.**"
     gains = []
-    for row in results.runs:
+    for row in (row for row in results.runs if ROWS[row].judge != "random"):
         baselines = {"zero_shot", ROWS[row].control} - {None, row}
         intervals = [results.difference(row, baseline, "evaluator")[1] for baseline in baselines]
         if intervals and all(interval is not None and interval[0] > 0 for interval in intervals):
@@ -205,6 +214,15 @@ def _findings(results: Results) -> list[str]:
             lines.append(f"`{row}` is {'; '.join(parts)}.")
     if lines:
         lines.append('"Not different" means that the 95 % interval contains 0.')
+    words = {row: results.words(row).mean() for row in results.runs}
+    short = [row for row in words if words[row] < 0.7 * words.get("zero_shot", 0)]
+    if short:
+        names = ", ".join(f"`{row}` ({words[row]:.0f} words)" for row in short)
+        lines.append(
+            f"Replies are shorter than those of `zero_shot` ({words['zero_shot']:.0f} words) in {names}. Over the "
+            "replies of all rows, the correlation of the evaluator's reward with the number of words is "
+            f"{results.length_correlation('evaluator'):.2f}: compare them at equal length."
+        )
     return lines
 
 
@@ -229,6 +247,15 @@ def _reward_models(results: Results) -> str:
             119,
         )
     return text
+
+
+def _correlation(results: Results) -> str:
+    """Return how the rewards of the two go together on replies of the initial policy."""
+    if "zero_shot" not in results.runs:
+        return ""
+    evaluator, judge = (results.rewards("zero_shot", name) for name in ("evaluator", "judge"))
+    correlation = np.corrcoef(evaluator, judge)[0, 1]
+    return f"On the replies of `zero_shot`, the correlation of their rewards is {correlation:.2f}."
 
 
 def _settings() -> list[str]:

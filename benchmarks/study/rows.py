@@ -51,7 +51,10 @@ ROWS: dict[str, Row] = {
     "dpo": Row("dpo", "DPO (TRL) on HH-RLHF's pairs", "sft"),
     "sft": Row("sft", "SFT (TRL) on HH-RLHF's chosen completions"),
     "rrhf": Row("ranking", "RRHF on HH-RLHF's pairs", "sft", settings={"loss_type": "rrhf"}),
-    "best_of_4": Row("best_of_4", "the judge's choice of 4 samples of the initial policy", judge="reward model"),
+    "best_of_4": Row(
+        "best_of_4", "the judge's choice of 4 samples of the initial policy", "random_of_4", "reward model"
+    ),
+    "random_of_4": Row("best_of_4", "the random judge's choice of the same 4 samples", judge="random"),
     "dpo_on_export": Row(
         "dpo_on_export", "DPO (TRL) on what `cyclealign export` writes for `cyclealign_pro`", "dpo", "reward model",
         needs="cyclealign_pro",

@@ -4,11 +4,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from benchmarks.estimates import intercept_with_interval
 from benchmarks.study import run
 from benchmarks.study.endpoint import StudyJudge, best_of, random_score
 from benchmarks.study.figures import load_results
@@ -141,3 +143,11 @@ def test_parts_get_their_shares_of_dialogues():
     parts = [part_of(f"message {number}") for number in range(2000)]
     shares = [parts.count(part) / len(parts) for part in PARTS]
     assert shares == pytest.approx([0.35, 0.35, 0.12, 0.18], abs=0.04)
+
+
+def test_difference_at_equal_length_removes_what_length_explains():
+    words = np.array([0.0, 10, 20, 30, -5, 15])
+    noise = np.array([0.1, -0.1, 0.05, -0.05, 0.1, -0.1])
+    value, interval = intercept_with_interval(2 + 0.5 * words + noise, words)
+    assert value == pytest.approx(2, abs=0.1)
+    assert interval[0] < 2 < interval[1] < 2.3
