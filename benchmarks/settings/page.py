@@ -47,7 +47,8 @@ finished, on the topic. The score is dense: two samples seldom have the same. Th
 
 {findings}
 
-The configuration of `cyclealign init` has the LoRA settings of the first row.
+`cyclealign init cyclealign_lora` writes a configuration with the learning rate of the first row, and `cyclealign demo
+--model smollm2` runs the row itself. Its answers satisfy the rule after about 20 steps; longer runs were not measured.
 
 ## What the policies write
 
@@ -193,7 +194,8 @@ def _draw(results: Results, path: Path) -> None:
         style(axes, f"{title}: score of the policy's samples")
         axes.set_xlabel("optimiser step", color=GREY)
         axes.set_ylim(0, 1)
-        axes.legend(frameon=False, labelcolor=GREY, fontsize=7.5, loc="upper left")
+        if names:
+            axes.legend(frameon=False, labelcolor=GREY, fontsize=7.5, loc="upper left")
     save(figure, path)
 
 

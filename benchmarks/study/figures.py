@@ -32,8 +32,17 @@ class Results:
 
     def rewards(self, row: str, reward_model: str) -> np.ndarray:
         """Return 100 times the sigmoid of the rewards `(B,)` of a row, averaged over its seeds."""
-        table = np.array([run["rewards"][reward_model] for run in self.runs[row]], dtype=float)
-        values: np.ndarray = transform_rewards(table, "sigmoid").mean(0)
+        values: np.ndarray = self._by_seed(row, reward_model).mean(0)
+        return values
+
+    def means_by_seed(self, row: str, reward_model: str) -> list[float]:
+        """Return the mean reward of a row with each of its seeds."""
+        return list(self._by_seed(row, reward_model).mean(1))
+
+    def _by_seed(self, row: str, reward_model: str) -> np.ndarray:
+        """Return 100 times the sigmoid of the rewards `(seeds, B)` of a row."""
+        rewards = np.array([run["rewards"][reward_model] for run in self.runs[row]], dtype=float)
+        values: np.ndarray = transform_rewards(rewards, "sigmoid")
         return values
 
     def words(self, row: str) -> np.ndarray:
@@ -86,18 +95,22 @@ def load_results(folder: Path) -> Results:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw the difference of each row from the initial policy by the evaluator, with intervals, as an SVG."""
+    """Draw the difference of each row from the initial policy by the evaluator, with intervals, as an SVG.
+
+    A filled point is the difference, and a hollow one below it the difference at equal length. Random judges are grey.
+    """
     rows = [row for row in results.runs if row != "zero_shot"][::-1]
-    figure = new_figure(8, 1.2 + 0.4 * len(rows))
+    figure = new_figure(8, 1.2 + 0.45 * len(rows))
     axes = figure.add_subplot()
     for position, row in enumerate(rows):
-        value, interval = results.difference(row, "zero_shot", "evaluator")
-        if value is not None and interval is not None:
-            colour = GREY if ROWS[row].judge == "random" else BLUE
-            axes.plot(interval, [position, position], color=colour, linewidth=2)
-            axes.plot([value], [position], "o", color=colour)
+        colour = GREY if ROWS[row].judge == "random" else BLUE
+        for equal_length, height, fill in ((False, position + 0.13, colour), (True, position - 0.17, "none")):
+            value, interval = results.difference(row, "zero_shot", "evaluator", equal_length=equal_length)
+            if value is not None and interval is not None:
+                axes.plot(interval, [height, height], color=colour, linewidth=1 if equal_length else 2)
+                axes.plot([value], [height], "o", color=colour, markerfacecolor=fill, markersize=5)
     axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    style(axes, "Reward of the evaluator, minus that of the initial policy", grid="x")
+    style(axes, "Reward minus that of the initial policy", grid="x")
     save(figure, path)

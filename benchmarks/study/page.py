@@ -106,6 +106,8 @@ pairs per row. {full}
 _FIGURE = """\
 ![Difference of each row from the initial policy by the evaluator's reward, with intervals.](images/study.svg)
 
+A hollow point is the difference at equal length. Rows with a random judge are grey.
+
 """
 
 
@@ -126,8 +128,10 @@ def page_text(results: Results, has_full: bool) -> str:
     """Return the page."""
     scale = SCALES["small"]
     missing = [row for row in ROWS if row not in results.runs]
-    seeds = {run["seed"] for runs in results.runs.values() for run in runs}
-    progress = f"{len(results.runs)} of {len(ROWS)} rows have run, with {_count(len(seeds), 'seed')}."
+    progress = f"{len(results.runs)} of {len(ROWS)} rows have run, with one seed."
+    repeated = [f"`{row}` ({len(runs)})" for row, runs in results.runs.items() if len(runs) > 1]
+    if repeated:
+        progress = progress.removesuffix(".") + f", except for {', '.join(repeated)}."
     if missing:
         progress += f" Not run yet: {', '.join(f'`{row}`' for row in missing)}."
     number = len(next(iter(results.runs.values()))[0]["prompt_ids"])
@@ -200,8 +204,8 @@ def _findings(results: Results) -> list[str]:
         if row == "zero_shot":
             continue
         parts = []
-        for reward_model, baseline in (("judge", "zero_shot"), ("evaluator", "zero_shot"),
-                                       ("evaluator", ROWS[row].control)):  # fmt: skip
+        baselines = dict.fromkeys(("zero_shot", ROWS[row].control, ROWS[row].needs))
+        for reward_model, baseline in [("judge", "zero_shot"), *(("evaluator", baseline) for baseline in baselines)]:
             value, interval = results.difference(row, baseline, reward_model)
             if value is None or interval is None:
                 continue
@@ -211,7 +215,11 @@ def _findings(results: Results) -> list[str]:
         if control is not None and control not in results.runs:
             parts.append(f"its control `{control}` has not run yet")
         if parts:
-            lines.append(f"`{row}` is {'; '.join(parts)}.")
+            line = f"`{row}` is {'; '.join(parts)}."
+            if len(results.runs[row]) > 1:
+                means = (f"{mean:.1f}" for mean in results.means_by_seed(row, "evaluator"))
+                line += f" Its seeds have {' and '.join(means)} by the evaluator."
+            lines.append(line)
     if lines:
         lines.append('"Not different" means that the 95 % interval contains 0.')
     words = {row: results.words(row).mean() for row in results.runs}

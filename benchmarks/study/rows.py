@@ -56,8 +56,12 @@ ROWS: dict[str, Row] = {
     ),
     "random_of_4": Row("best_of_4", "the random judge's choice of the same 4 samples", judge="random"),
     "dpo_on_export": Row(
-        "dpo_on_export", "DPO (TRL) on what `cyclealign export` writes for `cyclealign_pro`", "dpo", "reward model",
-        needs="cyclealign_pro",
+        "dpo_on_export", "DPO (TRL) on what `cyclealign export` writes for `cyclealign_pro`", "dpo_on_random_export",
+        "reward model", needs="cyclealign_pro",
+    ),
+    "dpo_on_random_export": Row(
+        "dpo_on_export", "DPO (TRL) on what `cyclealign export` writes for `random_judge`", None, "random",
+        needs="random_judge",
     ),
     "cyclealign_pro_1": Row(
         "cyclealign", "CycleAlign with PRO, 1 interaction per prompt, as many calls", "cyclealign_pro",
