@@ -144,6 +144,14 @@ def _findings(results: Results) -> list[str]:
             more = "more than" if beyond_interval[0] > 0 else "less than" if beyond_interval[1] < 0 else "no more than"
             line += f", {more} its control `{_control(name)}` ({beyond:+.3f})"
         lines.append(line + ".")
+    without = results.get("lora_2e-4_no_sft")
+    if without is not None:
+        value, interval = mean_with_interval(_change(without) - _change(results["lora_2e-4"]))
+        if value is not None and interval is not None and interval[1] < 0:
+            lines.append(
+                f"Without the SFT loss, the change is {-value:.3f} smaller: in so few steps, the policy learns from the "
+                "judge's improved completions first."
+            )
     return lines
 
 
