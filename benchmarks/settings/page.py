@@ -149,8 +149,8 @@ def _findings(results: Results) -> list[str]:
         value, interval = mean_with_interval(_change(without) - _change(results["lora_2e-4"]))
         if value is not None and interval is not None and interval[1] < 0:
             lines.append(
-                f"Without the SFT loss, the change is {-value:.3f} smaller: in so few steps, the policy learns from the "
-                "judge's improved completions first."
+                f"Without the SFT loss, the change is {-value:.3f} smaller: in so few steps, the policy learns from "
+                "the judge's improved completions first."
             )
     return lines
 
@@ -203,7 +203,7 @@ def _draw(results: Results, path: Path) -> None:
         axes.set_xlabel("optimiser step", color=GREY)
         axes.set_ylim(0, 1)
         if names:
-            axes.legend(frameon=False, labelcolor=GREY, fontsize=7.5, loc="upper left")
+            axes.legend(frameon=False, labelcolor=GREY, fontsize=7, loc="lower left")
     save(figure, path)
 
 

@@ -99,9 +99,9 @@ python -m benchmarks.study.run MODEL HH_RLHF_FOLDER OUTPUT_DIR --seeds 0 1 2
 python -m benchmarks.study.page
 ```
 
-`benchmarks.study.run` stops after `--minutes 55`, and continues where it was stopped, also after a kill: finished rows are
-skipped, and trainers resume from their checkpoints. `--scale full` has sizes for a GPU: {full_calls} judge calls or
-pairs per row. {full}
+`benchmarks.study.run` stops after `--minutes 55`, and continues where it was stopped, also after a kill: finished rows
+are skipped, and trainers resume from their checkpoints. `--scale full` has sizes for a GPU: {full_calls} judge calls
+or pairs per row. {full}
 """
 
 _FIGURE = """\
