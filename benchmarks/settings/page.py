@@ -60,6 +60,7 @@ finished, on the topic. The score is dense: two samples seldom have the same. Th
   judge's improved completion as a fifth. 3 interactions per question, so 96 judge calls.
 - Temperature 0.7, nucleus 0.95, SFT weight 0.05 (times (K-1)², that is 0.8), AdamW, constant learning rate, and LoRA
   of rank 8 on all linear layers, except where the row's name says otherwise.
+- The random judge ranks at random and improves nothing, so the SFT loss is on the completion that it ranks first.
 - The score is the mean over the held-out questions, with 2 samples each, before and after training.
 - One seed. {machine}
 
@@ -144,9 +145,9 @@ def _findings(results: Results) -> list[str]:
             more = "more than" if beyond_interval[0] > 0 else "less than" if beyond_interval[1] < 0 else "no more than"
             line += f", {more} its control `{_control(name)}` ({beyond:+.3f})"
         lines.append(line + ".")
-    without = results.get("lora_2e-4_no_sft")
-    if without is not None:
-        value, interval = mean_with_interval(_change(without) - _change(results["lora_2e-4"]))
+    if {"lora_2e-4", "lora_2e-4_no_sft"} <= results.keys():
+        difference = _change(results["lora_2e-4_no_sft"]) - _change(results["lora_2e-4"])
+        value, interval = mean_with_interval(difference)
         if value is not None and interval is not None and interval[1] < 0:
             lines.append(
                 f"Without the SFT loss, the change is {-value:.3f} smaller: in so few steps, the policy learns from "
