@@ -29,8 +29,6 @@ MAX_LENGTH = 320
 CHAT_TEMPLATE = (
     "{{ cls_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}{{ sep_token }}{% endfor %}"
 )
-
-
 SEEDS: dict[Part, int] = {"evaluator": 0, "judge": 1}
 
 
